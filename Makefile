@@ -1,0 +1,77 @@
+# Every target sets up its own virtual environment in .venv when there is none; needs only Python 3.11+ and a C compiler.
+#
+#   make test PYTHON=python3.13                     another interpreter (use its own VENV: it is rebuilt when PYTHON changes)
+#   make test WITH="torch==2.13.0"                  packages to install besides, so that the tests that need them run
+#   make test ARGS="-k sampler -x"                  arguments for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+WITH ?=
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd')
+
+.PHONY: demo test test-quick test-debug sanitize lint format bench bench-quick versus clean
+
+demo: $(VENV)/built
+	$(BIN)/annbatch demo $(ARGS)
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest $(ARGS)
+
+test-quick: $(VENV)/test
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# The same tests with bounds checks on, in an environment of its own.
+test-debug:
+	ANNBATCH_CYTHON_DEBUG=1 $(MAKE) test VENV=.venv-debug
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint annbatch
+	$(BIN)/mypy
+	$(BIN)/codespell annbatch tests benchmarks docs README.md CHANGELOG.md
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/bench
+	cd benchmarks && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) $(ARGS)
+
+# Each benchmark once, on small data, to see that it still runs.
+bench-quick: $(VENV)/bench
+	cd benchmarks && ANNBATCH_BENCH_QUICK=1 ../$(BIN)/asv run --python=same --quick --show-stderr --dry-run $(ARGS)
+
+$(VENV)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or later, or pass PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; pass PYTHON=/path/to/python3.11 or later" >&2; exit 1; }
+	@command -v $${CC:-cc} >/dev/null || { echo "error: no C compiler found; install one (Debian: apt-get install build-essential; macOS: xcode-select --install)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sysconfig, pathlib, sys; sys.exit(not (pathlib.Path(sysconfig.get_paths()["include"]) / "Python.h").exists())' || { echo "error: the C headers of $(PYTHON) are missing (Debian: apt-get install python3-dev)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install "setuptools>=77" "Cython>=3.1" "numpy>=2" wheel
+	touch $@
+
+# Editable, without build isolation: what was compiled is what the checked-out sources say.
+$(VENV)/built: $(VENV)/python pyproject.toml setup.py $(SOURCES)
+	$(PIP) install --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/test: $(VENV)/built
+	$(PIP) install --no-build-isolation --editable ".[test]" $(WITH)
+	touch $@
+
+$(VENV)/dev: $(VENV)/built
+	$(PIP) install --no-build-isolation --editable ".[dev]"
+	touch $@
+
+$(VENV)/bench: $(VENV)/built
+	$(PIP) install --no-build-isolation --editable ".[bench]"
+	touch $@
+
+clean:
+	rm -rf .venv* build dist *.egg-info annbatch/*.c annbatch/*.so annbatch/*/*.c annbatch/*/*.so

@@ -172,12 +172,39 @@ class FrameReader:
         if _is_group(column.values):
             msg = f"column {name!r} of {_location(self._elem)} is not a plain column: it cannot serve as labels"
             raise TypeError(msg)
-        dtype = column.values.dtype if column.field is None else column.values.dtype[column.field]
-        if dtype.kind in "biuf":
+        if _holds_numbers(column):
             return _factorize_numbers(
                 _read_raw(column), None if column.mask is None else _read_raw(_Column(column.mask))
             )
         return _factorize_text(column)
+
+    def numbers(self, name: str) -> np.ndarray | None:
+        """Read one column of numbers.
+
+        Parameters
+        ----------
+        name
+            Name of the column.
+
+        Returns
+        -------
+        ndarray or None
+            One number or bool per row, float64 with NaN when values are missing; None for a column of any other kind.
+
+        Raises
+        ------
+        KeyError
+            If there is no such column.
+        """
+        self._check_name(name)
+        column = self._column(name)
+        if column.categories is not None or not _holds_numbers(column):
+            return None
+        values = _read_raw(column)
+        if column.mask is None:
+            return values
+        mask = _read_raw(_Column(column.mask)).astype(bool)
+        return np.where(mask, np.nan, values) if mask.any() else values
 
     def _check_name(self, name: str) -> None:
         if name not in self.columns:
@@ -309,6 +336,13 @@ def _unmasked(elem: Any) -> Any:
 
 def _code_dtype(n_categories: int) -> np.dtype[Any]:
     return np.min_scalar_type(-max(n_categories, 1))
+
+
+def _holds_numbers(column: _Column) -> bool:
+    if _is_group(column.values):
+        return False
+    dtype = column.values.dtype if column.field is None else column.values.dtype[column.field]
+    return dtype.kind in "biuf"
 
 
 def _read_raw(column: _Column, rows: slice | tuple[()] = ()) -> np.ndarray:

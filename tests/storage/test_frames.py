@@ -91,6 +91,17 @@ def test_labels_stand_for_the_values(modern, name):
         assert labels.categories.tolist() == column.cat.categories.tolist()
 
 
+def test_numbers_are_read_without_a_mask(modern):
+    reader = FrameReader(modern[0])
+    assert reader.numbers("n_counts").dtype == np.int64
+    assert reader.numbers("keep").dtype == bool
+    np.testing.assert_array_equal(reader.numbers("passage"), [1, np.nan, 3, 1, 2, np.nan])
+    np.testing.assert_array_equal(reader.numbers("treated"), [1, np.nan, 0, 1, np.nan, 0])
+    assert reader.numbers("cell_type") is None
+    assert reader.numbers("stage") is None
+    assert reader.numbers("barcode") is None
+
+
 def test_text_is_numbered_across_pieces(modern, monkeypatch):
     elem, _ = modern
     expected = FrameReader(elem).labels("barcode")

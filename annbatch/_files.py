@@ -73,35 +73,32 @@ def open_files(
     for path in paths:
         _check_path(path)
     files: list[OpenFile] = []
-    found: dict[str, set[str]] = {"layers_keys": set(), "obs_keys": set(), "obsm_keys": set(), "obs_filter": set()}
-    available: dict[str, set[str]] = {name: set() for name in found}
+    columns: set[str] = set()
     for path in tqdm(paths, desc="Opening files", unit="file", delay=1, leave=False):
         with _opened(path) as group:
             reader = FrameReader(group["obs"])
+            columns.update(reader.columns)
             file = _names_and_rows(path, group, reader, obs_filter)
             if files and file.var_names.equals(files[-1].var_names):
                 file.var_names = files[-1].var_names
-            available["obs_keys"].update(reader.columns)
-            available["obs_filter"].update(reader.columns)
-            found["obs_filter"].update(set(obs_filter) & set(reader.columns))
-            for key in obs_keys:
-                file.obs[key] = _column(reader, key, file.rows, as_labels=key in encoded)
-                if file.obs[key] is not None:
-                    found["obs_keys"].add(key)
+            file.obs = {key: _column(reader, key, file.rows, as_labels=key in encoded) for key in obs_keys}
             for kind, keys, prefix in (("layers_keys", layers_keys, ""), ("obsm_keys", obsm_keys, "obsm_")):
                 for key in keys:
                     elem = _element(group, kind, key)
                     if elem is not None:
-                        found[kind].add(key)
                         file.matrices[prefix + key] = _matrix(elem, path, key, reader.n_rows, len(file.var_names), kind)
-            available["layers_keys"].update(_layers(group))
-            available["obsm_keys"].update(group.get("obsm", []))
         files.append(file)
-    wanted = {"layers_keys": layers_keys, "obs_keys": obs_keys, "obsm_keys": obsm_keys, "obs_filter": obs_filter}
-    for name, keys in wanted.items():
+    matrices = {name for file in files for name in file.matrices}
+    for kind, keys, found in (
+        ("obs_keys", obs_keys, columns),
+        ("obs_filter", list(obs_filter), columns),
+        ("layers_keys", layers_keys, matrices),
+        ("obsm_keys", obsm_keys, {name.removeprefix("obsm_") for name in matrices - {*layers_keys}}),
+    ):
         for key in keys:
-            if key not in found[name]:
-                msg = f"{name}: no file has {key!r}; there is {', '.join(sorted(available[name])) or 'none'}"
+            if key not in found:
+                there = columns if found is columns else _stored_keys(paths, kind)
+                msg = f"{kind}: no file has {key!r}; there is {', '.join(sorted(there)) or 'none'}"
                 raise KeyError(msg)
     return files
 
@@ -157,9 +154,17 @@ def _column(reader: FrameReader, key: str, rows: np.ndarray | None, *, as_labels
     return labels if rows is None else Labels(labels.codes[rows], labels.categories)
 
 
-def _layers(group: Any) -> list[str]:
-    fixed = [key for key in ("X", "raw.X") if _element(group, "layers_keys", key) is not None]
-    return [*fixed, *(group.get("layers", []))]
+def _stored_keys(paths: Sequence[Path], kind: str) -> set[str]:
+    """What the files have of a kind; only asked for to word an error."""
+    there: set[str] = set()
+    for path in paths:
+        with _opened(path) as group:
+            if kind == "obsm_keys":
+                there.update(group.get("obsm", []))
+            else:
+                there.update(group.get("layers", []))
+                there.update(key for key in ("X", "raw.X") if _element(group, kind, key) is not None)
+    return there
 
 
 def _element(group: Any, kind: str, key: str) -> Any:

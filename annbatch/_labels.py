@@ -10,7 +10,7 @@ import pandas as pd
 from .storage.frames import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "LabelColumn",
@@ -76,16 +76,15 @@ class LabelColumn:
 
         The dtype is float64 when the column misses values anywhere, so that it is the same in every batch.
         """
-        return None if self._numbers is None else self._numbers[self.codes[rows]]
+        return None if self._numbers is None else np.take(self._numbers, self.codes[rows], mode="wrap")
 
     def labels(self) -> np.ndarray:
         """Per row the label itself, also once encoded: one reference a row, no new objects."""
-        labels = np.empty(len(self.categories) + 1, dtype=object)
-        labels[:-1] = self.categories
-        labels[-1] = np.nan
         if self.categories and not isinstance(self.categories[0], str):
             labels = _with_missing(np.asarray(self.categories), missing=self._has_missing)
-        return labels[self.codes]
+        else:
+            labels = np.array([*self.categories, np.nan], dtype=object)
+        return np.take(labels, self.codes, mode="wrap")
 
     def _set_numbers(self, numbers: np.ndarray) -> None:
         self._numbers = _with_missing(numbers, missing=self._has_missing)
@@ -103,7 +102,8 @@ class NumberColumn:
 
     def numbers(self, rows: np.ndarray) -> np.ndarray:
         """Return :meth:`values` as an array."""
-        return self.array[rows]
+        numbers: np.ndarray = self.array[rows]
+        return numbers
 
 
 def merge_labels(
@@ -172,7 +172,7 @@ def row_filter(labels: Labels, wanted: Sequence[Any]) -> np.ndarray:
     values = {value for value in wanted if not _is_missing(value)}
     keep[:-1] = [label in values for label in labels.categories.tolist()]
     keep[-1] = any(_is_missing(value) for value in wanted)
-    return keep[labels.codes]
+    return np.take(keep, labels.codes, mode="wrap")
 
 
 def _is_missing(value: Any) -> bool:
@@ -182,7 +182,7 @@ def _is_missing(value: Any) -> bool:
     )
 
 
-def label_weights(columns: Sequence[LabelColumn], scaler: float | None) -> tuple[np.ndarray, Mapping[Any, float]]:
+def label_weights(columns: Sequence[LabelColumn], scaler: float | None) -> tuple[np.ndarray, dict[Any, float]]:
     """Weigh each row by how rare its label is.
 
     Parameters

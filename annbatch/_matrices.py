@@ -87,20 +87,28 @@ class JoinedMatrix:
                 source.close()
 
     def _block(self, groups: Sequence[RowsOfFile], pool: BufferPool, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read groups that have rows of the same length; return the block and the position in the batch of each row."""
+        """Read groups that have rows of the same shape; return the block and the position in the batch of each row."""
         positions = np.sort(np.concatenate([group.positions for group in groups]))
-        n_rows = len(positions)
+        by_kind = [[g for g in groups if self._sources[g.file].is_sparse is sparse] for sparse in (True, False)]
+        if not all(by_kind):
+            return self._read(groups, positions, pool, num_threads), positions
+        # One request reads sparse or dense matrices; where files differ in that, each kind is read and put in its place.
+        shape = self._shapes[groups[0].file] or ()
+        block = pool.empty((len(positions), *shape), self._dtype)
+        for members in by_kind:
+            of_kind = np.sort(np.concatenate([group.positions for group in members]))
+            block[np.searchsorted(positions, of_kind)] = self._read(members, of_kind, pool, num_threads)
+        return block, positions
+
+    def _read(
+        self, groups: Sequence[RowsOfFile], positions: np.ndarray, pool: BufferPool, num_threads: int
+    ) -> np.ndarray:
         parts = [
-            Part(
-                self._sources[group.file],
-                group.rows,
-                np.searchsorted(positions, group.positions),
-                self._targets[group.file],
-            )
-            for group in groups
+            Part(self._sources[g.file], g.rows, np.searchsorted(positions, g.positions), self._targets[g.file])
+            for g in groups
         ]
         shape = self._shapes[groups[0].file]
         n_var = shape[0] if shape is not None and len(shape) == 1 else None
-        edges = np.array([0, n_rows], dtype=np.int64)
+        edges = np.array([0, len(positions)], dtype=np.int64)
         (block,) = read_dense(parts, edges, n_var=n_var, dtype=self._dtype, num_threads=num_threads, pool=pool)
-        return block, positions
+        return block

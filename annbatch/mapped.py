@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import sys
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from ._joins import join_genes
 from ._labels import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
 from ._matrices import JoinedMatrix, RowsOfFile
 from ._samples import Column, Sample, collate, make_samples, register_with_torch
+from ._workers import current_worker
 from .storage import BufferPool, available_cpus
 from .storage.frames import Labels
 
@@ -132,7 +132,7 @@ class MappedCollection:
         join: Literal["inner", "outer"] | None = "inner",
         encode_labels: bool | Sequence[str] = True,  # noqa: FBT001, FBT002
         unknown_label: Any | Mapping[str, Any] | None = None,
-        cache_categories: bool = True,  # noqa: FBT001, FBT002, ARG002
+        cache_categories: bool = True,  # noqa: FBT001, FBT002
         parallel: bool = False,  # noqa: FBT001, FBT002
         dtype: DTypeLike | None = None,
         *,
@@ -476,15 +476,15 @@ class MappedCollection:
     def _threads(self) -> int:
         if self.num_threads is not None:
             return self.num_threads
-        torch_data = sys.modules.get("torch.utils.data")
-        worker = None if torch_data is None else torch_data.get_worker_info()
-        return max(1, available_cpus() // (1 if worker is None else worker.num_workers))
+        worker = current_worker()
+        return max(1, available_cpus() // (1 if worker is None else worker.count))
 
     def _merged(self, key: str) -> LabelColumn | NumberColumn:
         per_file = [file.obs.pop(key) for file in self._files]
         n_rows = [file.n_rows for file in self._files]
-        if not any(isinstance(column, Labels) for column in per_file):
-            return merge_numbers(per_file, n_rows)
+        numbers = [column for column in per_file if not isinstance(column, Labels)]
+        if len(numbers) == len(per_file):
+            return merge_numbers(numbers, n_rows)
         labels = [number_labels(column) if isinstance(column, np.ndarray) else column for column in per_file]
         return merge_labels(key, labels, n_rows, [file.name for file in self._files])
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from annbatch.samplers import ClassSampler, RandomSampler
 from stopwatch import parameters, report
+
+from annbatch.samplers import ClassSampler, RandomSampler
 
 N_CLASSES = 100  # int8 codes
 

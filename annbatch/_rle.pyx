@@ -7,7 +7,7 @@ leaves it in the same state.
 Two choices that shape this file:
 
 * Bounded integers are drawn here (Lemire's method, https://doi.org/10.1145/3230636) and not through NumPy's C library:
-  that needs nothing at link time and inlines into the loop. The stream equals that of `numpy.random.Generator.integers`.
+  that needs nothing at link time and inlines into the loop. The stream is that of `numpy.random.Generator.integers`.
 * A run table is a few flat arrays (see `group_runs`), so that drawing a chunk start is one binary search in the piece
   of a prefix sum that belongs to the class.
 """

@@ -31,7 +31,7 @@ test-debug:
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint annbatch
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint annbatch
 	$(BIN)/mypy
 	$(BIN)/codespell annbatch tests benchmarks docs README.md CHANGELOG.md
 

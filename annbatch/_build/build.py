@@ -148,9 +148,8 @@ def _survey(specs: Sequence[InputSpec], options: Options, n_parallel: int) -> _S
                 msg = f"groupby: obs of {spec.label} has no column {lacking[0]!r}; it has {list(opened.obs.columns)}"
                 raise KeyError(msg)
             sort_columns.append([_categorical(opened.obs[name]) for name in options.groupby if not lacking])
-            matrices = opened.matrices.values()
-            bytes_before.append(sum((m.bytes_before() for m in matrices), np.arange(description.n_obs + 1) * 64))
-            steps.append(max((m.row_step for m in matrices), default=1))
+            bytes_before.append(opened.bytes_before())
+            steps.append(opened.row_step)
             inputs.append(description)
         finally:
             opened.close()

@@ -84,9 +84,9 @@ class InputSpec:
                 msg = f"load_adata must return an AnnData, got {type(item).__name__} for {self.label}"
                 raise TypeError(msg)
         if isinstance(item, ad.AnnData):
-            return _of_adata(self.label, item)
+            return input_of_adata(self.label, item)
         is_open = isinstance(item, (h5py.Group, zarr.Group))
-        return _of_group(self.label, item if is_open else storage.open_group(item), owned=not is_open)
+        return input_of_group(self.label, item if is_open else storage.open_group(item), owned=not is_open)
 
     def fingerprint(self) -> str:
         """Text that changes when the input does, as far as can be told without reading it."""
@@ -202,6 +202,16 @@ class Input:
         """Number of rows."""
         return len(self.obs)
 
+    @property
+    def row_step(self) -> int:
+        """Blocks of rows are best cut at multiples of this."""
+        return max((matrix.row_step for matrix in self.matrices.values()), default=1)
+
+    def bytes_before(self) -> Array:
+        """Bytes of all matrices before row ``i`` once read (int64, n_obs + 1 entries)."""
+        small = np.arange(self.n_obs + 1, dtype=np.int64) * 64
+        return sum((matrix.bytes_before() for matrix in self.matrices.values()), small)
+
     def close(self) -> None:
         """Close the files that were opened here."""
         for matrix in self.matrices.values():
@@ -210,7 +220,7 @@ class Input:
             self.file.close()
 
 
-def _of_group(label: str, group: Any, *, owned: bool) -> Input:
+def input_of_group(label: str, group: Any, *, owned: bool) -> Input:
     from annbatch import storage
 
     if "obs" not in group or "var" not in group:
@@ -244,7 +254,7 @@ def _read_varm(group: Any) -> dict[str, Any]:
     return dict(read_elem(group)) if len(group) else {}
 
 
-def _of_adata(label: str, adata: ad.AnnData) -> Input:
+def input_of_adata(label: str, adata: ad.AnnData) -> Input:
     elements: dict[str, Any] = {} if adata.X is None else {"X": adata.X}
     raw_var = None
     if adata.raw is not None:

@@ -122,17 +122,19 @@ def agree(
     inputs: Sequence[Description],
     existing: Description | None,
     *,
-    var_subset: Iterable[str] | None,
-    extra_genes: Literal["error", "ignore"],
-    merge: str | None,
-    texts_of: Callable[[str, str], pd.Index[Any]],
+    var_subset: Iterable[str] | None = None,
+    extra_genes: Literal["error", "ignore"] = "error",
+    merge: str | None = None,
+    texts_of: Callable[[str, str], pd.Index[Any]] | None = None,
+    skipped_is_fine: bool = False,
 ) -> Schema:
     """Find what all inputs, and the collection they are added to, can share.
 
-    ``texts_of(label, column)`` gives the distinct values of a text column of an input, for a column that is categorical elsewhere.
+    ``texts_of(label, column)`` gives the distinct values of a text column of an input, for a column that is categorical elsewhere;
+    ``skipped_is_fine``: say nothing of elements that a collection cannot hold.
     """
     everything = [*inputs, existing] if existing is not None else list(inputs)
-    matrices = _agree_matrices(inputs, existing)
+    matrices = _agree_matrices(inputs, existing, {} if skipped_is_fine else _skipped(inputs))
     subset = None if var_subset is None else list(dict.fromkeys(map(str, var_subset)))
     if existing is not None:
         var, varm, raw_var = existing.var, existing.varm, existing.raw_var
@@ -157,13 +159,14 @@ def agree(
 
 
 def _agree_obs(
-    inputs: Sequence[Description], texts_of: Callable[[str, str], pd.Index[Any]]
+    inputs: Sequence[Description], texts_of: Callable[[str, str], pd.Index[Any]] | None
 ) -> dict[str, Column]:
     agreed: dict[str, Column] = {}
     for name in dict.fromkeys(name for d in inputs for name in d.obs if name != SRC_PATH):
         having = [d for d in inputs if name in d.obs]
         columns = [d.obs[name] for d in having]
         if {c.kind for c in columns} == {"text", "categorical"}:
+            assert texts_of is not None  # with one input there is one kind
             columns = [
                 Column("categorical", categories=texts_of(d.label, name)) if c.kind == "text" else c
                 for d, c in zip(having, columns, strict=True)
@@ -183,11 +186,14 @@ def _agree_obs(
     return agreed
 
 
-def _agree_matrices(inputs: Sequence[Description], existing: Description | None) -> dict[str, MatrixType]:
+def _skipped(inputs: Sequence[Description]) -> dict[str, str]:
+    return {name: f"{reason} in {d.label}" for d in inputs for name, reason in d.skipped.items()}
+
+
+def _agree_matrices(
+    inputs: Sequence[Description], existing: Description | None, left_out: dict[str, str]
+) -> dict[str, MatrixType]:
     everything = [*inputs, existing] if existing is not None else list(inputs)
-    left_out: dict[str, str] = {}
-    for d in inputs:
-        left_out |= {name: f"{reason} in {d.label}" for name, reason in d.skipped.items()}
     agreed: dict[str, MatrixType] = {}
     for name in dict.fromkeys(name for d in everything for name in d.matrices):
         having = [d for d in everything if name in d.matrices]

@@ -46,7 +46,12 @@ class Layout:
     shard_bytes: int | None
     compressors: tuple[Any, ...] | None
     h5ad_compression: str | None
-    num_threads: int = 1
+
+    def threads(self) -> int:
+        """Threads that compress; counted where the work is done."""
+        from annbatch.storage import available_cpus
+
+        return available_cpus()
 
     def cut(self, n_items: int, n_obs: int, item_bytes: int) -> tuple[int, int]:
         """(items a chunk, items a shard) of an array that holds ``n_items`` items for ``n_obs`` rows."""
@@ -59,6 +64,16 @@ class Layout:
             shard = self.shard_bytes / max(item_bytes, 1)
         most = -(-max(n_items, 1) // chunk)
         return chunk, chunk * max(1, min(round(shard / chunk), most))
+
+
+def write_element(root: Any, name: str, value: Any) -> None:
+    """Write anything that is small, the way anndata writes it."""
+    import anndata as ad
+
+    # Whatever the user or the version of anndata prefers: one file each is right for small things, and text with missing values is text.
+    chosen = {"auto_shard_zarr_v3": False, "allow_write_nullable_strings": True}
+    with ad.settings.override(**{key: value for key, value in chosen.items() if key in dir(ad.settings)}):
+        ad.io.write_elem(root, name, value)
 
 
 class Sink(ABC):
@@ -74,9 +89,7 @@ class Sink(ABC):
 
     def element(self, name: str, value: Any) -> None:
         """Write anything that is small, the way anndata writes it."""
-        from anndata.io import write_elem
-
-        write_elem(self.root, name, value)
+        write_element(self.root, name, value)
 
     @abstractmethod
     def matrix(
@@ -102,7 +115,7 @@ class ZarrSink(Sink):
         super().__init__(zarr.open_group(path, mode="a", zarr_format=3, use_consolidated=False))
         self._path = path
         self._layout = layout
-        self._pool = ThreadPoolExecutor(layout.num_threads, thread_name_prefix="annbatch-encode")
+        self._pool = ThreadPoolExecutor(layout.threads(), thread_name_prefix="annbatch-encode")
 
     def __enter__(self) -> Self:
         return self

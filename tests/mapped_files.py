@@ -34,9 +34,7 @@ def write(adata: ad.AnnData, folder: Path, name: str, fmt: str = "h5ad") -> Path
             for key, part in parts.items():
                 ad.io.write_elem(group, key, part)
         else:
-            adata.write_h5ad(
-                path, compression="gzip" if fmt == "gzip" else None, convert_strings_to_categoricals=False
-            )
+            adata.write_h5ad(path, compression="gzip" if fmt == "gzip" else None, convert_strings_to_categoricals=False)
     return path
 
 

@@ -76,6 +76,10 @@ def open_files(
     columns: set[str] = set()
     for path in tqdm(paths, desc="Opening files", unit="file", delay=1, leave=False):
         with _opened(path) as group:
+            for name in ("obs", "var"):
+                if name not in group:
+                    msg = f"path_list: {path} is no AnnData file: it has no {name}"
+                    raise ValueError(msg)
             reader = FrameReader(group["obs"])
             columns.update(reader.columns)
             file = _names_and_rows(path, group, reader, obs_filter)

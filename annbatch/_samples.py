@@ -70,17 +70,18 @@ def make_samples(columns: dict[str, Column], n_samples: int) -> list[Sample]:
         Number of samples.
     """
     batch = _Batch(columns, n_samples)
-    full = {key: column.values for key, column in columns.items() if column.rows is None}
-    keys = tuple(full)
-    # A key without rows of its own needs no entry in any sample, but zip must still count to n_samples.
-    rows = zip(*full.values(), strict=True) if full else iter([()] * n_samples)
-    samples = [Sample(zip(keys, row, strict=True)) for row in rows]
+    if all(column.rows is None for column in columns.values()):
+        keys = tuple(columns)
+        rows = zip(*(column.values for column in columns.values()), strict=True)
+        samples = [Sample(zip(keys, row, strict=True)) for row in rows]
+    else:
+        samples = [Sample() for _ in range(n_samples)]
+        for key, column in columns.items():
+            owners = samples if column.rows is None else [samples[row] for row in column.rows.tolist()]
+            for sample, value in zip(owners, column.values, strict=True):
+                sample[key] = value
     for position, sample in enumerate(samples):
         sample.batch, sample.position = batch, position
-    for key, column in columns.items():
-        if column.rows is not None:
-            for row, value in zip(column.rows.tolist(), column.values, strict=True):
-                samples[row][key] = value
     return samples
 
 

@@ -188,6 +188,7 @@ class MappedCollection:
             key: self._label_column(key).encode(self.unknown_label.get(key)) for key in self.encode_labels
         }
         self._pool = BufferPool()
+        self._threads_of = (-1, 1)
         self.closed = False
 
     @property
@@ -476,8 +477,12 @@ class MappedCollection:
     def _threads(self) -> int:
         if self.num_threads is not None:
             return self.num_threads
-        worker = current_worker()
-        return max(1, available_cpus() // (1 if worker is None else worker.count))
+        # Asked for once in each process: in a DataLoader worker the answer is another one.
+        pid = os.getpid()
+        if self._threads_of[0] != pid:
+            worker = current_worker()
+            self._threads_of = (pid, max(1, available_cpus() // (1 if worker is None else worker.count)))
+        return self._threads_of[1]
 
     def _merged(self, key: str) -> LabelColumn | NumberColumn:
         per_file = [file.obs.pop(key) for file in self._files]

@@ -32,7 +32,7 @@ class _ClassWindow:
     """What can be drawn inside one range of rows: the run table, and the classes with their chances."""
 
     def __init__(self, sampler: _ClassBasedSampler, start: int, stop: int) -> None:
-        categories = sampler.classes.categories
+        categories = self._categories = sampler.classes.categories
         self.start, self.stop = start, stop
         self.table = RunTable.build(
             sampler.classes.codes, start, stop, n_classes=len(categories), chunk_size=sampler.chunk_size
@@ -77,8 +77,9 @@ class _ClassWindow:
 
     @cached_property
     def digest(self) -> int:
-        """Checksum of the runs: tells data sets apart without keeping the codes."""
-        return zlib.crc32(self.table.run_start, zlib.crc32(self.table.class_offset))
+        """Checksum of labels and runs: tells data apart without looking at every row."""
+        labels = "\x1f".join(map(str, self._categories)).encode()
+        return zlib.crc32(labels, zlib.crc32(self.table.run_start, zlib.crc32(self.table.class_offset)))
 
 
 class _ClassBasedSampler(SeekableSampler):
@@ -210,8 +211,8 @@ class _ClassBasedSampler(SeekableSampler):
             "num_samples": self._num_samples,
             "n_obs": len(self._classes),
             "n_classes": len(self._classes.categories),
-            "class_weights": zlib.crc32(self._class_weights.tobytes()),
-            "classes": zlib.crc32("\x1f".join(map(str, self._classes.categories)).encode(), window.digest),
+            "class_weights": zlib.crc32(self._class_weights),
+            "classes": window.digest,
         }
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import _rows
+from annbatch import _rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ._dtypes import native
+from ._dtypes import as_bytes, native
 from .errors import CorruptDataError
+from .tables import ChunkTable
 
 if TYPE_CHECKING:
     import h5py
@@ -20,6 +21,7 @@ __all__ = ["Hdf5Array", "MemoryArray", "StoredArray", "ZarrArray", "stored_array
 
 # Items that one task of the fallback covers where the store itself has no chunks.
 _VIRTUAL_CHUNK = 1 << 16
+_UNKNOWN: Any = object()
 
 
 class StoredArray(ABC):
@@ -42,20 +44,58 @@ class StoredArray(ABC):
     location: str
     direct: bool = True
     n_concurrent: ClassVar[int | None] = None
+    _table: Any = _UNKNOWN
 
     @property
     @abstractmethod
-    def chunk_rows(self) -> int:
-        """Length along the first axis of what is best read at once."""
+    def read_rows(self) -> int:
+        """Length along the first axis of what :meth:`read` is best asked for."""
+
+    @abstractmethod
+    def _make_table(self) -> ChunkTable | None:
+        """Return the chunk table, or None when there is none."""
+
+    @property
+    def table(self) -> ChunkTable | None:
+        """The chunk table, made at first use; None when the array can only be read through its library."""
+        if not self.direct:
+            return None
+        if self._table is _UNKNOWN:
+            self._table = self._make_table()
+        return self._table
 
     @property
     def is_direct(self) -> bool:
         """Whether the compiled engine reads this array."""
-        return False
+        return self.table is not None
 
     @abstractmethod
     def _read(self, start: int, stop: int) -> np.ndarray:
         """Read without checks."""
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of what one task covers: the stored chunk, or whole rows in the fallback."""
+        return (self.read_rows, *self.shape[1:]) if self.table is None else self.table.chunk_shape
+
+    def row_spans(self) -> np.ndarray:
+        """Return the stretches of a row that are contiguous in a chunk, as ``_rows.plan_rows`` wants them."""
+        whole, inside = self.shape[1:], self.chunk_shape[1:]
+        if whole == inside:
+            return np.array([[0, 0, 0, prod(whole)]], np.int64)
+        whole_strides = [prod(whole[axis + 1 :]) for axis in range(len(whole))]
+        inside_strides = [prod(inside[axis + 1 :]) for axis in range(len(inside))]
+        grid = [-(-n // c) for n, c in zip(whole, inside, strict=True)]
+        spans = []
+        for cell, position in enumerate(np.ndindex(*grid)):
+            first = [p * c for p, c in zip(position, inside, strict=True)]
+            extent = [min(c, n - f) for c, n, f in zip(inside, whole, first, strict=True)]
+            for line in np.ndindex(*extent[:-1]):
+                at = (*line, 0)
+                source = sum(i * stride for i, stride in zip(at, inside_strides, strict=True))
+                target = sum((f + i) * stride for f, i, stride in zip(first, at, whole_strides, strict=True))
+                spans.append([cell, source, target, extent[-1]])
+        return np.array(spans, np.int64).reshape(-1, 4)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return start <= row < stop along the first axis, C-contiguous and in native byte order.
@@ -89,13 +129,17 @@ class MemoryArray(StoredArray):
         self.array = np.ascontiguousarray(array, native(array.dtype))
         self.shape, self.dtype, self.location = array.shape, self.array.dtype, location
 
-    @property
-    def is_direct(self) -> bool:
-        return self.direct
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_table"}
 
     @property
-    def chunk_rows(self) -> int:
+    def read_rows(self) -> int:
         return max(1, _VIRTUAL_CHUNK // max(1, prod(self.shape[1:])))
+
+    def _make_table(self) -> ChunkTable | None:
+        shape = (self.read_rows, *self.shape[1:])
+        grid = (-(-self.shape[0] // self.read_rows),) + (1,) * (len(shape) - 1)
+        return ChunkTable(shape, grid, self.dtype.itemsize, memory=as_bytes(self.array))
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         view: np.ndarray = self.array[start:stop]
@@ -121,7 +165,7 @@ class Hdf5Array(StoredArray):
         self._pid = os.getpid()
 
     @property
-    def chunk_rows(self) -> int:
+    def read_rows(self) -> int:
         if self._chunks:
             return int(self._chunks[0])
         return max(1, _VIRTUAL_CHUNK // max(1, prod(self.shape[1:])))
@@ -141,6 +185,11 @@ class Hdf5Array(StoredArray):
             self._pid = os.getpid()
         return self._dataset
 
+    def _make_table(self) -> ChunkTable | None:
+        from .hdf5_table import hdf5_table
+
+        return hdf5_table(self.dataset)
+
     def _read(self, start: int, stop: int) -> np.ndarray:
         values: np.ndarray = self.dataset[start:stop]
         return values
@@ -152,7 +201,8 @@ class Hdf5Array(StoredArray):
         self._own_file = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_dataset": None, "_own_file": None}
+        state = {key: value for key, value in self.__dict__.items() if key != "_table"}
+        return {**state, "_dataset": None, "_own_file": None}
 
 
 class ZarrArray(StoredArray):
@@ -164,7 +214,7 @@ class ZarrArray(StoredArray):
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
 
     @property
-    def chunk_rows(self) -> int:
+    def read_rows(self) -> int:
         return int(self.array.chunks[0]) if self.array.chunks else 1
 
     @property
@@ -178,6 +228,14 @@ class ZarrArray(StoredArray):
     def n_concurrent(self) -> int | None:  # type: ignore[override]
         # A remote store answers slowly but many at a time.
         return None if self.is_local else 16
+
+    def _make_table(self) -> ChunkTable | None:
+        from .zarr_table import zarr_table
+
+        return zarr_table(self.array)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_table"}
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         return np.asarray(self.array[start:stop])

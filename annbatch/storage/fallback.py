@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from .jobs import Job
 
-__all__ = ["run"]
+__all__ = ["run_fallback"]
 
 # Neighbouring chunks are asked for in one call up to this many bytes.
 _MAX_READ = 1 << 25
 
 
-def run(jobs: list[Job], num_threads: int) -> None:
+def run_fallback(jobs: list[Job], num_threads: int) -> None:
     """Read and place everything in ``jobs``; several calls at a time where the store can use them."""
     for job in jobs:
         reads = list(_reads(job))

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import _rows
-from . import fallback
+from annbatch import _rows
 from ._dtypes import common_dtype, native, type_code
 from .cpus import available_cpus
-from .jobs import Job
+from .jobs import Job, run
 from .sources import DenseSource, SparseSource
 
 if TYPE_CHECKING:
@@ -294,10 +293,11 @@ class _Request:
                 (source.data, value_address, self.dtype, None),
                 (source.indices, index_address, index_dtype, source.shape[1]),
             ):
-                tasks, pieces = _rows.plan_ranges(source.indptr, rows, address[dest], target.itemsize, array.chunk_rows)
+                chunk_size = array.chunk_shape[0]
+                tasks, pieces = _rows.plan_ranges(source.indptr, rows, address[dest], target.itemsize, chunk_size)
                 columns = None if n_columns is None else part.columns
-                jobs.append(Job(array, tasks, pieces, array.chunk_rows, target, n_columns, columns))
-        fallback.run(jobs, self.num_threads)
+                jobs.append(Job(array, tasks, pieces, chunk_size, target, n_columns, columns))
+        run(jobs, self.num_threads)
 
     # -- dense
 
@@ -311,14 +311,18 @@ class _Request:
         for part in self.parts:
             array = part.source.array
             rows, dest = _ascending(part)
-            n_items = prod(array.shape[1:])
-            spans = np.array([[0, 0, 0, n_items]] if n_items else np.empty((0, 4)), np.int64)
-            mapped = part.columns is not None
+            chunk_rows, row_stride = array.chunk_shape[0], prod(array.chunk_shape[1:])
             tasks, pieces = _rows.plan_rows(
-                rows, address[dest], self.dtype.itemsize, array.chunk_rows, n_items, spans, mapped=mapped
+                rows,
+                address[dest],
+                self.dtype.itemsize,
+                chunk_rows,
+                row_stride,
+                array.row_spans(),
+                mapped=part.columns is not None,
             )
-            jobs.append(Job(array, tasks, pieces, array.chunk_rows * n_items, self.dtype, None, part.columns))
-        fallback.run(jobs, self.num_threads)
+            jobs.append(Job(array, tasks, pieces, chunk_rows * row_stride, self.dtype, None, part.columns))
+        run(jobs, self.num_threads)
         return batches
 
     def _new_dense(self) -> tuple[list[np.ndarray], np.ndarray]:

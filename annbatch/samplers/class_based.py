@@ -32,7 +32,7 @@ class _ClassWindow:
     """What can be drawn inside one range of rows: the run table, and the classes with their chances."""
 
     def __init__(self, sampler: _ClassBasedSampler, start: int, stop: int) -> None:
-        categories = sampler.classes.categories
+        categories = self._categories = sampler.classes.categories
         self.start, self.stop = start, stop
         self.table = RunTable.build(
             sampler.classes.codes, start, stop, n_classes=len(categories), chunk_size=sampler.chunk_size
@@ -77,14 +77,16 @@ class _ClassWindow:
 
     @cached_property
     def digest(self) -> int:
-        """Checksum of the runs: tells data sets apart without keeping the codes."""
-        return zlib.crc32(self.table.run_start, zlib.crc32(self.table.class_offset))
+        """Checksum of labels and runs: tells data apart without looking at every row."""
+        labels = "\x1f".join(map(str, self._categories)).encode()
+        return zlib.crc32(labels, zlib.crc32(self.table.run_start, zlib.crc32(self.table.class_offset)))
 
 
 class _ClassBasedSampler(SeekableSampler):
     """Arguments, mask and requests of the samplers that draw by class."""
 
     shared_out_by: ClassVar[str] = "samples"
+    worker_aware = False
 
     def __init__(
         self,
@@ -180,15 +182,6 @@ class _ClassBasedSampler(SeekableSampler):
         """Neighbouring rows that are shuffled among themselves."""
         raise NotImplementedError
 
-    def _sample_from(self, n_obs: int, first_request: int, worker: Worker | None) -> Iterator[LoadRequest]:
-        if worker is not None and worker.count > 1:
-            msg = (
-                f"{type(self).__name__} does not work with several DataLoader workers, got num_workers={worker.count}; use "
-                "num_workers=0 (the loader reads ahead in threads by itself) or 1"
-            )
-            raise NotImplementedError(msg)
-        return super()._sample_from(n_obs, first_request, worker)
-
     def _requests(
         self,
         n_obs: int,
@@ -218,8 +211,8 @@ class _ClassBasedSampler(SeekableSampler):
             "num_samples": self._num_samples,
             "n_obs": len(self._classes),
             "n_classes": len(self._classes.categories),
-            "class_weights": zlib.crc32(self._class_weights.tobytes()),
-            "classes": zlib.crc32("\x1f".join(map(str, self._classes.categories)).encode(), window.digest),
+            "class_weights": zlib.crc32(self._class_weights),
+            "classes": window.digest,
         }
 
     def __repr__(self) -> str:

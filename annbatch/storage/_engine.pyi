@@ -1,0 +1,13 @@
+from typing import Any
+
+import numpy as np
+
+CODECS: dict[str, int]
+can_read_files: bool
+has_blosc2: bool
+counts: dict[str, int]
+
+def crc32c(data: np.ndarray) -> int: ...
+def decodes(kind: str) -> bool: ...
+def use_libdeflate(create: int, destroy: int, zlib: int, gzip: int) -> None: ...
+def run(jobs: list[tuple[Any, ...]], num_threads: int) -> tuple[tuple[Any, ...], int, str, Any] | None: ...

@@ -93,4 +93,4 @@ def _levels_to_user() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("annbatch."):
         frame = frame.f_back
         level += 1
-    return level - 1
+    return level

@@ -6,8 +6,8 @@ leaves it in the same state.
 
 Two choices that shape this file:
 
-* Bounded integers are drawn here (Lemire's method, https://doi.org/10.1145/3230636) and not through NumPy's C library: it
-  needs nothing at link time and inlines into the loop. The stream equals that of `numpy.random.Generator.integers`.
+* Bounded integers are drawn here (Lemire's method, https://doi.org/10.1145/3230636) and not through NumPy's C library:
+  that needs nothing at link time and inlines into the loop. The stream equals that of `numpy.random.Generator.integers`.
 * A run table is a few flat arrays (see `group_runs`), so that drawing a chunk start is one binary search in the piece
   of a prefix sum that belongs to the class.
 """
@@ -221,7 +221,8 @@ def draw_class_chunks(
     """Draw the first row of `len(starts)` chunks: one class per group of `group_chunks`, one chunk start per chunk.
 
     `drawable` holds the codes of the classes that may be drawn, `cumulative_weights` their weights, summed up, the last
-    one exactly 1. The start is uniform among all chunk starts of the class. O(log classes) a group, O(log runs) a chunk.
+    one exactly 1. The start is uniform among all chunk starts of the class. O(log classes) a group, O(log runs) a
+    chunk.
     """
     cdef bitgen_t* bits = bitgen_of(bit_generator)
     cdef Py_ssize_t n_chunks = starts.shape[0], i = 0, group_stop, code, first_run, n_runs

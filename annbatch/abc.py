@@ -55,6 +55,10 @@ class Sampler(ABC):
     therefore be resumed when all its randomness comes from :attr:`rng`.
     """
 
+    #: Whether the sampler yields only this worker's part of a pass in each of several torch DataLoader workers. One that does
+    #: not is refused there, since every worker would yield all of it.
+    worker_aware: bool = False
+
     # Defaults live on the class, so that a subclass need not call super().__init__().
     _mask: slice = slice(0, None)
     _rng: np.random.Generator | None = None
@@ -139,9 +143,18 @@ class Sampler(ABC):
         ------
         ValueError
             When the configuration does not fit `n_obs`, or a restored state belongs to data of another size.
+        NotImplementedError
+            In one of several torch DataLoader workers, when the sampler is not :attr:`worker_aware`.
         """
         self.validate(n_obs)
         worker, first_request = current_worker(), 0
+        if worker is not None and worker.count > 1 and not self.worker_aware:
+            msg = (
+                f"{type(self).__name__} cannot share a pass out among several DataLoader workers, got "
+                f"num_workers={worker.count}; use num_workers=0 (the loader reads ahead in threads by itself) or 1, or, in a "
+                "sampler of your own that yields only the worker's part, set worker_aware = True"
+            )
+            raise NotImplementedError(msg)
         if self._resume is not None:
             worker, first_request = self._resume.fit(n_obs, worker), self._resume.request
         rng = self._required_rng() if self.shuffle else self.rng
@@ -247,7 +260,9 @@ class Sampler(ABC):
     def _required_rng(self) -> np.random.Generator:
         """The generator; a sampler that was given none gets one with a fresh seed, and keeps it."""
         if self.rng is None:
-            self.rng = np.random.default_rng()
+            worker = current_worker()
+            # The workers of an epoch must agree on the pass that they share.
+            self.rng = np.random.default_rng(None if worker is None else worker.epoch_seed)
         assert self.rng is not None
         return self.rng
 

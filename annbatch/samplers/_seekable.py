@@ -31,6 +31,8 @@ class SeekableSampler(Sampler):
     #: and draws a part of the samples.
     shared_out_by: ClassVar[str] = "rows"
 
+    worker_aware = True
+
     def __init__(self, chunk_size: int, preload_nchunks: int, batch_size: int, *, drop_last: bool) -> None:
         self._chunk_size = as_count("chunk_size", chunk_size)
         self._preload_nchunks = as_count("preload_nchunks", preload_nchunks)

@@ -85,6 +85,7 @@ class _ClassBasedSampler(SeekableSampler):
     """Arguments, mask and requests of the samplers that draw by class."""
 
     shared_out_by: ClassVar[str] = "samples"
+    worker_aware = False
 
     def __init__(
         self,
@@ -179,15 +180,6 @@ class _ClassBasedSampler(SeekableSampler):
     def _shuffled_rows(self) -> int:
         """Neighbouring rows that are shuffled among themselves."""
         raise NotImplementedError
-
-    def _sample_from(self, n_obs: int, first_request: int, worker: Worker | None) -> Iterator[LoadRequest]:
-        if worker is not None and worker.count > 1:
-            msg = (
-                f"{type(self).__name__} does not work with several DataLoader workers, got num_workers={worker.count}; use "
-                "num_workers=0 (the loader reads ahead in threads by itself) or 1"
-            )
-            raise NotImplementedError(msg)
-        return super()._sample_from(n_obs, first_request, worker)
 
     def _requests(
         self,

@@ -73,6 +73,7 @@ class DistributedSampler(Sampler):
         self._enforce_equal_batches = as_bool("enforce_equal_batches", enforce_equal_batches)
         self._rank, self._world_size = _rank_and_world_size(dist_info)
         self._sampler = copy.deepcopy(sampler)
+        self.worker_aware = sampler.worker_aware
         if isinstance(self._sampler, SeekableSampler):
             self._sampler._rank_key = (self._rank,)  # noqa: SLF001
             self._share_samples(self._sampler)

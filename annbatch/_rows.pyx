@@ -1,0 +1,396 @@
+"""Row kernels: plan which stored values go where, then move, renumber, densify and compact them.
+
+Input is checked by the Python face (annbatch/storage). Destinations are plain addresses, because one request fills the
+arrays of many batches; the face keeps those arrays alive. Two tables describe the work, both int64 and C-contiguous:
+
+piece  [source, address, n, column]: n neighbouring items, from item ``source`` of a chunk to ``address``; ``column`` is the
+       column of the first item (dense rows only).
+task   [chunk, first_piece, stop_piece, low, high]: the pieces of one chunk; they lie in its items low <= item < high.
+"""
+
+import numpy as np
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+cdef extern from "_convert.h" nogil:
+    enum: N_TYPES
+    ctypedef int (*convert_fn)(const char *, char *, int64_t)
+    ctypedef int64_t (*index_fn)(const char *, char *, int64_t, int64_t, const int64_t *)
+    ctypedef void (*densify_fn)(const char *, const char *, int64_t, char *)
+    convert_fn CONVERT[N_TYPES][N_TYPES]
+    index_fn RENUMBER[2][8]
+    densify_fn DENSIFY[2][N_TYPES]
+    void scatter_items(const char *, char *, int64_t, int, const int64_t *)
+
+ctypedef fused index_t:
+    int32_t
+    int64_t
+
+
+# --- planning -------------------------------------------------------------------------------------------------------
+
+cdef class _Plan:
+    """Growing task and piece tables. Counting first would walk everything twice; growing doubles instead."""
+
+    cdef object tasks, pieces
+    cdef int64_t[:, ::1] task, piece
+    cdef Py_ssize_t n_tasks, n_pieces
+
+    def __init__(self, Py_ssize_t expected):
+        self.tasks = np.empty((max(16, expected), 5), np.int64)
+        self.pieces = np.empty((max(16, expected), 4), np.int64)
+        self.task, self.piece = self.tasks, self.pieces
+
+    cdef int room(self, Py_ssize_t more) except -1:
+        """Make room for this many more tasks and pieces."""
+        if self.n_tasks + more > self.task.shape[0]:
+            self.tasks = _grown(self.tasks, self.n_tasks + more)
+            self.task = self.tasks
+        if self.n_pieces + more > self.piece.shape[0]:
+            self.pieces = _grown(self.pieces, self.n_pieces + more)
+            self.piece = self.pieces
+        return 0
+
+    cdef void add(self, int64_t chunk, int64_t source, int64_t address, int64_t n, int64_t column, int itemsize) noexcept nogil:
+        cdef Py_ssize_t t = self.n_tasks - 1, p = self.n_pieces - 1
+        if t < 0 or self.task[t, 0] != chunk:
+            t += 1
+            self.n_tasks += 1
+            self.task[t, 0] = chunk
+            self.task[t, 1] = self.n_pieces
+            self.task[t, 3] = source
+            self.task[t, 4] = source + n
+        elif (
+            column < 0
+            and self.piece[p, 0] + self.piece[p, 2] == source
+            and self.piece[p, 1] + self.piece[p, 2] * itemsize == address
+        ):
+            self.piece[p, 2] += n
+            self.task[t, 4] = max(self.task[t, 4], source + n)
+            return
+        p += 1
+        self.n_pieces += 1
+        self.piece[p, 0] = source
+        self.piece[p, 1] = address
+        self.piece[p, 2] = n
+        self.piece[p, 3] = column
+        self.task[t, 2] = self.n_pieces
+        self.task[t, 3] = min(self.task[t, 3], source)
+        self.task[t, 4] = max(self.task[t, 4], source + n)
+
+    def result(self):
+        return self.tasks[: self.n_tasks], self.pieces[: self.n_pieces]
+
+
+def _grown(table, needed):
+    bigger = np.empty((max(needed, 2 * len(table)), table.shape[1]), np.int64)
+    bigger[: len(table)] = table
+    return bigger
+
+
+def row_lengths(const int64_t[::1] indptr not None, const int64_t[::1] rows not None, const int64_t[::1] dest not None,
+                int64_t[::1] length not None):
+    """Fill ``length[dest] = indptr[rows + 1] - indptr[rows]``; rows and dest are in range. O(len(rows))."""
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(rows.shape[0]):
+            length[dest[i]] = indptr[rows[i] + 1] - indptr[rows[i]]
+
+
+def plan_ranges(const int64_t[::1] indptr not None, const int64_t[::1] rows not None, const int64_t[::1] address not None,
+                int itemsize, int64_t chunk_size):
+    """Cut the values of CSR rows at chunk borders.
+
+    Parameters
+    ----------
+    indptr
+        Row pointer, not decreasing.
+    rows
+        Rows in ascending order; the same row may occur several times.
+    address
+        Where the values of each of ``rows`` go.
+    itemsize
+        Bytes of a value at its destination.
+    chunk_size
+        Values per chunk.
+
+    Returns
+    -------
+    tasks, pieces
+        Every chunk has one task; tasks are in chunk order. Ranges that are neighbours at both ends are one piece.
+    """
+    cdef Py_ssize_t n_rows = rows.shape[0], i = 0, j, r
+    cdef int64_t low, high, chunk, first, last, start, stop
+    cdef _Plan plan = _Plan(n_rows + 16)
+    while i < n_rows:
+        low, high = indptr[rows[i]], indptr[rows[i] + 1]
+        j = i + 1
+        while j < n_rows and rows[j] == rows[i]:
+            j += 1
+        if low < high:
+            first, last = low // chunk_size, (high - 1) // chunk_size
+            plan.room((last - first + 1) * (j - i))
+            with nogil:
+                for chunk in range(first, last + 1):
+                    start, stop = max(low, chunk * chunk_size), min(high, (chunk + 1) * chunk_size)
+                    # Copies of one row stand together, so that no chunk is left and entered again.
+                    for r in range(i, j):
+                        plan.add(chunk, start - chunk * chunk_size, address[r] + (start - low) * itemsize, stop - start,
+                                 -1, itemsize)
+        i = j
+    return plan.result()
+
+
+def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not None, int itemsize, int64_t chunk_rows,
+              int64_t row_stride, const int64_t[:, ::1] spans not None, *, bint mapped):
+    """Cut dense rows at chunk borders.
+
+    Parameters
+    ----------
+    rows, address, itemsize
+        As in :func:`plan_ranges`.
+    chunk_rows
+        Rows per chunk.
+    row_stride
+        Items from one row to the next inside a chunk.
+    spans
+        One line per stretch of a row that is contiguous in a chunk: [chunk beside the first one, first item in the
+        chunk's row, first item in the whole row, items], in order of the first column.
+    mapped
+        True: the address of each piece is that of its row, for columns that are renumbered later.
+
+    Returns
+    -------
+    tasks, pieces
+    """
+    cdef Py_ssize_t n_rows = rows.shape[0], n_spans = spans.shape[0], i = 0, j, k, m, r
+    cdef int64_t block, chunk, n_cells = spans[n_spans - 1, 0] + 1 if n_spans else 0
+    cdef _Plan plan = _Plan(n_rows * n_spans)
+    while i < n_rows:
+        block = rows[i] // chunk_rows
+        j = i + 1
+        while j < n_rows and rows[j] // chunk_rows == block:
+            j += 1
+        plan.room((j - i) * n_spans)
+        with nogil:
+            k = 0
+            while k < n_spans:
+                m = k
+                chunk = block * n_cells + spans[k, 0]
+                while m < n_spans and spans[m, 0] == spans[k, 0]:
+                    m += 1
+                for r in range(i, j):
+                    _add_row(plan, chunk, (rows[r] - block * chunk_rows) * row_stride, address[r], itemsize, spans, k, m, mapped)
+                k = m
+        i = j
+    return plan.result()
+
+
+cdef void _add_row(_Plan plan, int64_t chunk, int64_t source, int64_t address, int itemsize, const int64_t[:, ::1] spans,
+                   Py_ssize_t k, Py_ssize_t m, bint mapped) noexcept nogil:
+    cdef Py_ssize_t s
+    for s in range(k, m):
+        if mapped:
+            plan.add(chunk, source + spans[s, 1], address, spans[s, 3], spans[s, 2], itemsize)
+        else:
+            plan.add(chunk, source + spans[s, 1], address + spans[s, 2] * itemsize, spans[s, 3], -1, itemsize)
+
+
+# --- placing pieces of a chunk --------------------------------------------------------------------------------------
+
+def place_values(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None, int source_type,
+                 int target_type, int itemsize):
+    """Copy pieces to their addresses, converting between dtype codes.
+
+    Parameters
+    ----------
+    items
+        Bytes of the items ``offset``, ``offset + 1``, ... of the chunk.
+    source_type, target_type
+        Dtype codes; equal codes copy, and then only ``itemsize`` counts (the codes may be -1).
+
+    Returns
+    -------
+    int
+        -1, or the number of the first piece of which a value would change in the conversion.
+    """
+    cdef Py_ssize_t p
+    cdef const char *base
+    if not pieces.shape[0]:
+        return -1
+    base = <const char *>&items[0] - offset * itemsize
+    with nogil:
+        for p in range(pieces.shape[0]):
+            if source_type == target_type:
+                memcpy(<char *><uintptr_t>pieces[p, 1], base + pieces[p, 0] * itemsize, <size_t>(pieces[p, 2] * itemsize))
+            elif CONVERT[target_type][source_type](
+                base + pieces[p, 0] * itemsize, <char *><uintptr_t>pieces[p, 1], pieces[p, 2]
+            ):
+                with gil:
+                    return p
+    return -1
+
+
+def place_indices(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None, int source_type,
+                  bint wide, int64_t n_columns, const int64_t[::1] new_column, int itemsize):
+    """Copy column numbers to their addresses as int32 (int64 if ``wide``), checked against ``n_columns`` and renumbered.
+
+    Returns
+    -------
+    int
+        -1, or the number of the first piece with a column number outside 0 <= column < n_columns.
+    """
+    cdef Py_ssize_t p
+    cdef const char *base
+    cdef const int64_t *renumber = NULL
+    if not pieces.shape[0]:
+        return -1
+    base = <const char *>&items[0] - offset * itemsize
+    if new_column is not None and new_column.shape[0]:
+        renumber = &new_column[0]
+    with nogil:
+        for p in range(pieces.shape[0]):
+            if RENUMBER[wide][source_type](
+                base + pieces[p, 0] * itemsize, <char *><uintptr_t>pieces[p, 1], pieces[p, 2], n_columns, renumber
+            ) >= 0:
+                with gil:
+                    return p
+    return -1
+
+
+def place_columns(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None, int itemsize,
+                  const int64_t[::1] new_column not None):
+    """Copy pieces of dense rows: item i of a piece goes to column ``new_column[column + i]`` of its row; -1 drops it."""
+    cdef Py_ssize_t p
+    cdef const char *base
+    if not pieces.shape[0] or not new_column.shape[0]:
+        return
+    base = <const char *>&items[0] - offset * itemsize
+    with nogil:
+        for p in range(pieces.shape[0]):
+            scatter_items(base + pieces[p, 0] * itemsize, <char *><uintptr_t>pieces[p, 1], pieces[p, 2], itemsize,
+                          &new_column[pieces[p, 3]])
+
+
+# --- whole rows -----------------------------------------------------------------------------------------------------
+
+def densify(const int64_t[::1] start not None, uintptr_t values, uintptr_t columns, int value_type, bint wide, int itemsize,
+            const int64_t[::1] address not None, int64_t row_bytes, Py_ssize_t low, Py_ssize_t high):
+    """Write the CSR rows low <= row < high as dense rows of ``row_bytes`` bytes at their addresses.
+
+    Values ``start[row] <= i < start[row + 1]`` belong to a row; repeated columns add up, negative ones are dropped.
+    """
+    cdef Py_ssize_t r
+    cdef int index_size = 8 if wide else 4
+    cdef char *row
+    with nogil:
+        for r in range(low, high):
+            row = <char *><uintptr_t>address[r]
+            memset(row, 0, <size_t>row_bytes)
+            DENSIFY[wide][value_type](
+                <const char *>values + start[r] * itemsize, <const char *>columns + start[r] * index_size,
+                start[r + 1] - start[r], row
+            )
+
+
+def count_kept(index_t[::1] columns not None, const int64_t[::1] start not None, int64_t[::1] kept not None,
+               Py_ssize_t low, Py_ssize_t high):
+    """Fill ``kept[row]`` with how many of a row's columns are not negative, for low <= row < high."""
+    cdef Py_ssize_t r, i
+    cdef int64_t n
+    with nogil:
+        for r in range(low, high):
+            n = 0
+            for i in range(start[r], start[r + 1]):
+                n += columns[i] >= 0
+            kept[r] = n
+
+
+cdef void _compact_row(const index_t *columns, const char *values, int64_t n, int itemsize, index_t *new_columns,
+                       char *new_values) noexcept nogil:
+    cdef int64_t i, k = 0
+    for i in range(n):
+        if columns[i] >= 0:
+            new_columns[k] = columns[i]
+            memcpy(new_values + k * itemsize, values + i * itemsize, itemsize)
+            k += 1
+
+
+cdef bint _sort_row(const index_t *columns, const char *values, int64_t n, int itemsize, index_t *new_columns,
+                    char *new_values, uint8_t *seen, int64_t *position, int64_t n_columns) noexcept nogil:
+    """Write the kept values in column order; False (and nothing usable written) when a column occurs twice."""
+    cdef int64_t i, c, k = 0, word
+    cdef bint unique = True
+    for i in range(n):
+        if columns[i] >= 0:
+            if seen[columns[i]]:
+                unique = False
+            seen[columns[i]] = 1
+            position[columns[i]] = i
+    for word in range((n_columns + 7) // 8):
+        # Eight columns at a time: most of them are empty.
+        if (<int64_t *>seen)[word]:
+            for c in range(8 * word, 8 * word + 8):
+                if seen[c]:
+                    new_columns[k] = <index_t>c
+                    memcpy(new_values + k * itemsize, values + position[c] * itemsize, itemsize)
+                    k += 1
+            (<int64_t *>seen)[word] = 0
+    return unique
+
+
+cdef void _insert_row(const index_t *columns, const char *values, int64_t n, int itemsize, index_t *new_columns,
+                      char *new_values) noexcept nogil:
+    """Sort with repeated columns: stable insertion. Slow for long rows, but only seen in data that is not canonical."""
+    cdef int64_t i, j, k = 0
+    for i in range(n):
+        if columns[i] < 0:
+            continue
+        j = k
+        while j > 0 and new_columns[j - 1] > columns[i]:
+            new_columns[j] = new_columns[j - 1]
+            memcpy(new_values + j * itemsize, new_values + (j - 1) * itemsize, itemsize)
+            j -= 1
+        new_columns[j] = columns[i]
+        memcpy(new_values + j * itemsize, values + i * itemsize, itemsize)
+        k += 1
+
+
+def compact(index_t[::1] columns not None, uintptr_t values, int itemsize, const int64_t[::1] start not None,
+            const int64_t[::1] column_address not None, const int64_t[::1] value_address not None, *, bint sort,
+            int64_t n_columns, Py_ssize_t low, Py_ssize_t high):
+    """Copy the values with a column that is not negative to their row's addresses, for the rows low <= row < high.
+
+    With ``sort`` each row is put in column order; otherwise the order stays.
+    """
+    cdef Py_ssize_t r
+    cdef int64_t n
+    cdef const index_t *row_columns
+    cdef const char *row_values
+    cdef uint8_t *seen = NULL
+    cdef int64_t *position = NULL
+    if not columns.shape[0]:
+        return
+    if sort:
+        seen = <uint8_t *>calloc(<size_t>(n_columns + 8), 1)
+        position = <int64_t *>calloc(<size_t>(n_columns + 1), sizeof(int64_t))
+        if seen == NULL or position == NULL:
+            free(seen)
+            free(position)
+            raise MemoryError
+    with nogil:
+        for r in range(low, high):
+            row_columns = &columns[0] + start[r]
+            row_values = <const char *>values + start[r] * itemsize
+            n = start[r + 1] - start[r]
+            if not sort:
+                _compact_row(row_columns, row_values, n, itemsize, <index_t *><uintptr_t>column_address[r],
+                             <char *><uintptr_t>value_address[r])
+            elif not _sort_row(row_columns, row_values, n, itemsize, <index_t *><uintptr_t>column_address[r],
+                               <char *><uintptr_t>value_address[r], seen, position, n_columns):
+                _insert_row(row_columns, row_values, n, itemsize, <index_t *><uintptr_t>column_address[r],
+                            <char *><uintptr_t>value_address[r])
+    free(seen)
+    free(position)

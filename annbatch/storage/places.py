@@ -1,0 +1,71 @@
+"""Opening what a path leads to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import CorruptDataError
+
+if TYPE_CHECKING:
+    import os
+
+    import h5py
+    import zarr
+
+__all__ = ["is_store", "open_group"]
+
+_ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
+
+
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Say whether a path is an HDF5 file or the folder of a Zarr group.
+
+    Looks at the content, not at the name. False for a path that does not exist.
+    """
+    import h5py
+
+    path = Path(path)
+    if path.is_dir():
+        return any((path / mark).is_file() for mark in _ZARR_MARKS)
+    return path.is_file() and bool(h5py.is_hdf5(path))
+
+
+def open_group(path: str | os.PathLike[str]) -> h5py.Group | zarr.Group:
+    """Open an ``.h5ad`` or ``.zarr`` path for reading.
+
+    Parameters
+    ----------
+    path
+        An HDF5 file, the folder of a Zarr group (format 2 or 3), or a URL that zarr can open.
+
+    Returns
+    -------
+    The root group: ``h5py.File`` or ``zarr.Group``.
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing is there.
+    CorruptDataError
+        Something is there, but it is neither of the two, or it is damaged.
+    """
+    import h5py
+    import zarr
+
+    if "://" in str(path):
+        return zarr.open_group(str(path), mode="r")
+    path = Path(path)
+    if not path.exists():
+        msg = f"no such file or folder: {path}"
+        raise FileNotFoundError(msg)
+    if not is_store(path):
+        msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
+        raise CorruptDataError(msg)
+    try:
+        return zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"{path} cannot be opened, it seems to be damaged: {error}"
+        raise CorruptDataError(msg) from error

@@ -1,0 +1,253 @@
+"""A matrix as rows: what the loaders open, and what a load request reads from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .arrays import MemoryArray, StoredArray, stored_array
+from .errors import CorruptDataError
+
+__all__ = ["DenseSource", "MatrixSource", "SparseSource", "open_matrix"]
+
+
+class MatrixSource:
+    """A matrix whose rows can be read.
+
+    Attributes
+    ----------
+    shape, dtype
+        As stored.
+    is_sparse
+        True for CSR.
+    location
+        File and array, for error texts.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    is_sparse: bool
+    location: str
+
+    @property
+    def n_obs(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    @property
+    def is_direct(self) -> bool:
+        """True when all of it is read by the compiled engine, False when zarr-python or h5py is asked."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close what is open. A later read opens it again."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        kind = "CSR" if self.is_sparse else "dense"
+        way = "direct" if self.is_direct else "fallback"
+        return f"<{kind} {'x'.join(map(str, self.shape))} {self.dtype}, {way}: {self.location}>"
+
+
+class SparseSource(MatrixSource):
+    """A CSR matrix: three one-dimensional arrays."""
+
+    is_sparse = True
+
+    def __init__(
+        self, data: StoredArray, indices: StoredArray, indptr: StoredArray, shape: tuple[int, ...], location: str
+    ) -> None:
+        self.data, self.indices = data, indices
+        self.shape, self.dtype, self.location = shape, data.dtype, location
+        self._stored_indptr = indptr
+        self._indptr: np.ndarray | None = None
+        self._check_shapes()
+
+    @property
+    def indices_dtype(self) -> np.dtype:
+        """Dtype of the stored column numbers."""
+        return self.indices.dtype
+
+    @property
+    def is_direct(self) -> bool:
+        return self.data.is_direct and self.indices.is_direct
+
+    @property
+    def indptr(self) -> np.ndarray:
+        """Row pointer, int64, n_obs + 1 entries; read at first use and checked.
+
+        Raises
+        ------
+        CorruptDataError
+            It does not start at 0, decreases, or leads beyond the stored values.
+        """
+        if self._indptr is None:
+            stored = self._stored_indptr
+            indptr = np.ascontiguousarray(stored.read(0, stored.shape[0]), np.int64)
+            self._check_indptr(indptr)
+            indptr.flags.writeable = False
+            self._indptr = indptr
+        return self._indptr
+
+    def close(self) -> None:
+        for array in (self.data, self.indices, self._stored_indptr):
+            array.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads it again: that is quicker than sending it.
+        memory = isinstance(self._stored_indptr, MemoryArray)
+        return self.__dict__ if memory else {**self.__dict__, "_indptr": None}
+
+    def _check_shapes(self) -> None:
+        for array in (self.data, self.indices, self._stored_indptr):
+            if len(array.shape) != 1:
+                msg = f"{array.location} must be one-dimensional, got shape {array.shape}"
+                raise CorruptDataError(msg)
+        for array in (self.indices, self._stored_indptr):
+            if array.dtype.kind not in "iu":
+                msg = f"{array.location} must hold integers, got {array.dtype}"
+                raise CorruptDataError(msg)
+        if len(self.shape) != 2 or min(self.shape) < 0:
+            msg = f"{self.location}: shape must be two numbers >= 0, got {self.shape}"
+            raise CorruptDataError(msg)
+        if self.data.shape != self.indices.shape:
+            msg = f"{self.data.location} has {self.data.shape[0]} values, but indices has {self.indices.shape[0]}"
+            raise CorruptDataError(msg)
+        if self._stored_indptr.shape[0] != self.shape[0] + 1:
+            msg = (
+                f"{self._stored_indptr.location} must have n_obs + 1 = {self.shape[0] + 1} entries, "
+                f"got {self._stored_indptr.shape[0]}"
+            )
+            raise CorruptDataError(msg)
+
+    def _check_indptr(self, indptr: np.ndarray) -> None:
+        location = self._stored_indptr.location
+        if indptr[0] != 0:
+            msg = f"{location} must start with 0, got {indptr[0]}"
+            raise CorruptDataError(msg)
+        falls = np.flatnonzero(indptr[1:] < indptr[:-1])
+        if len(falls):
+            row = int(falls[0])
+            msg = f"{location} must not decrease, but goes from {indptr[row]} to {indptr[row + 1]} at row {row}"
+            raise CorruptDataError(msg)
+        if indptr[-1] > self.data.shape[0]:
+            msg = f"{location} ends at {indptr[-1]}, but only {self.data.shape[0]} values are stored"
+            raise CorruptDataError(msg)
+
+
+class DenseSource(MatrixSource):
+    """A dense array whose first axis are the rows."""
+
+    is_sparse = False
+
+    def __init__(self, array: StoredArray) -> None:
+        if not array.shape:
+            msg = f"{array.location} must have at least one dimension, got a scalar"
+            raise ValueError(msg)
+        if array.dtype.hasobject or array.dtype.kind not in "biufc":
+            msg = f"{array.location} must hold numbers, got {array.dtype}"
+            raise TypeError(msg)
+        self.array = array
+        self.shape, self.dtype, self.location = array.shape, array.dtype, array.location
+
+    @property
+    def is_direct(self) -> bool:
+        return self.array.is_direct
+
+    def close(self) -> None:
+        self.array.close()
+
+
+def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource:
+    """Open a matrix to read rows from.
+
+    Parameters
+    ----------
+    elem
+        ``anndata.abc.CSRDataset`` (Zarr or HDF5), ``zarr.Array``, ``h5py.Dataset``, a ``zarr.Group`` or ``h5py.Group`` that
+        holds an encoded CSR matrix, ``scipy.sparse.csr_matrix`` or ``csr_array``, ``numpy.ndarray``.
+    direct
+        False: read through zarr-python or h5py even where the compiled engine could read.
+
+    Returns
+    -------
+    A :class:`SparseSource` or :class:`DenseSource`. It can be pickled and survives a fork; arrays in memory travel with it,
+    files are opened again by their path. Nothing but shapes and dtypes is read here.
+
+    Raises
+    ------
+    TypeError
+        A CSC matrix, or something that is no matrix.
+    CorruptDataError
+        The parts of a CSR matrix contradict each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from annbatch import storage
+    >>> storage.open_matrix(np.zeros((3, 2), "float32")).shape
+    (3, 2)
+    """
+    import scipy.sparse as sp
+
+    if sp.issparse(elem):
+        if elem.format != "csr":
+            raise TypeError(_not_csr(f"a scipy {elem.format} matrix", elem.format))
+        parts = [
+            stored_array(getattr(elem, key), f"matrix in memory :: {key}") for key in ("data", "indices", "indptr")
+        ]
+        return SparseSource(*parts, elem.shape, "matrix in memory")  # type: ignore[arg-type]
+    group = _encoded_group(elem)
+    if group is None:
+        array = stored_array(elem)
+        array.direct = direct
+        return DenseSource(array)
+    missing = [key for key in ("data", "indices", "indptr") if key not in group]
+    location = _group_location(group)
+    if missing:
+        msg = f"{location} holds no CSR matrix: {', '.join(missing)} missing"
+        raise CorruptDataError(msg)
+    arrays = [stored_array(group[key]) for key in ("data", "indices", "indptr")]
+    for array in arrays:
+        array.direct = direct
+    return SparseSource(*arrays, _csr_shape(group, location), location)  # type: ignore[arg-type]
+
+
+def _encoded_group(elem: Any) -> Any:
+    """Return the group that holds an encoded sparse matrix, or None for anything else."""
+    module = type(elem).__module__.partition(".")[0]
+    if module == "anndata" and hasattr(elem, "group"):
+        return elem.group
+    return elem if module in ("h5py", "zarr") and hasattr(elem, "keys") else None
+
+
+def _csr_shape(group: Any, location: str) -> tuple[int, ...]:
+    attrs = dict(group.attrs)
+    # AnnData 0.7 and later, and the names before that.
+    kind = attrs.get("encoding-type", attrs.get("h5sparse_format"))
+    kind = kind.decode() if isinstance(kind, bytes) else kind
+    if kind in ("csc_matrix", "csc"):
+        raise TypeError(_not_csr(location, "csc"))
+    if kind not in ("csr_matrix", "csr"):
+        msg = f"{location} must be an encoded csr_matrix, got a group of encoding-type {kind!r}"
+        raise TypeError(msg)
+    shape = attrs.get("shape", attrs.get("h5sparse_shape"))
+    if shape is None:
+        msg = f"{location} has no shape attribute"
+        raise CorruptDataError(msg)
+    return tuple(int(n) for n in shape)
+
+
+def _not_csr(what: str, kind: str) -> str:
+    return (
+        f"{what} must be stored by rows (CSR), got {kind}; convert it first, "
+        "e.g. adata.X = adata.X.tocsr() and write the file again"
+    )
+
+
+def _group_location(group: Any) -> str:
+    if hasattr(group, "file"):
+        return f"{group.file.filename} :: {group.name}"
+    root = getattr(group.store, "root", group.store)
+    return f"{root} :: {group.path or '/'}"

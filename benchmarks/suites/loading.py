@@ -10,7 +10,7 @@ import numpy as np
 from annbatch import DatasetCollection, Loader
 
 from .files import write_collection, write_h5ad
-from .sizes import size
+from .sizes import levels, size
 
 LAYOUTS = {"32 x 256": (32, 256), "512 x 32": (512, 32), "1 x 8192": (1, 8192)}
 BATCH_SIZE = size(4096, 64)
@@ -39,7 +39,7 @@ class Sources:
     """CSR batches from every kind of source."""
 
     param_names = ("source", "layout")
-    params = (["memory", "collection", "h5ad", "gzip h5ad"], list(LAYOUTS))
+    params = (["memory", "collection", "h5ad", "gzip h5ad"], levels(list(LAYOUTS)))
 
     def setup_cache(self) -> dict[str, list[str]]:
         plain = write_h5ad()

@@ -7,6 +7,7 @@ import numpy as np
 from annbatch import MappedCollection
 
 from .files import write_h5ad
+from .sizes import levels
 
 BATCH_SIZE = 128
 N_CHOSEN_GENES = 2_000
@@ -16,7 +17,7 @@ class Samples:
     """Random rows, one by one and as a batch, with and without a choice of genes."""
 
     param_names = ("file", "genes")
-    params = (["h5ad", "gzip h5ad"], ["all", "2000"])
+    params = (levels(["h5ad", "gzip h5ad"]), ["all", "2000"])
 
     def setup_cache(self) -> dict[str, list[str]]:
         return {"h5ad": write_h5ad(), "gzip h5ad": write_h5ad("gzip")}

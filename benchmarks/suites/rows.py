@@ -12,12 +12,12 @@ from annbatch import storage
 
 from .counts import thinned_cells
 from .files import N_CELLS, write_collection, write_h5ad
-from .sizes import size
+from .sizes import levels, size
 
 N_ROWS = size(8_192, 256)
 BATCH_SIZE = N_ROWS // 2
 N_CHOSEN_GENES = 2_000
-ORDERS = ["one range", "chunks", "single rows"]
+ORDERS = levels(["chunks", "one range", "single rows"])
 
 
 def rows_in(order: str, n_obs: int) -> np.ndarray:
@@ -75,7 +75,7 @@ class Decode:
     """Rows of a stored matrix: planning, reading, decoding and the copies."""
 
     param_names = ("order", "store", "threads")
-    params = (ORDERS, ["collection", "h5ad", "gzip h5ad"], [1, 2])
+    params = (ORDERS, ["collection", "h5ad", "gzip h5ad"], levels([2, 1]))
 
     def setup_cache(self) -> dict[str, str]:
         plain = write_h5ad()

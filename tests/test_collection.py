@@ -14,8 +14,7 @@ import scipy.sparse as sp
 import zarr
 
 from annbatch import DatasetCollection, write_sharded
-
-from .collection_data import cells, dense, read_all, snapshot, write
+from tests.collection_data import cells, dense, read_all, snapshot, write
 
 QUIET = {"progress": False}
 
@@ -101,7 +100,9 @@ class TestBuild:
         adata = cells(40)
         adata.obs.loc[adata.obs_names[::4], "cell_type"] = np.nan
         path = write(tmp_path, "a.h5ad", adata)
-        column = DatasetCollection(tmp_path / "c.zarr").add_adatas([path], groupby="cell_type", **QUIET).obs()["cell_type"]
+        column = (
+            DatasetCollection(tmp_path / "c.zarr").add_adatas([path], groupby="cell_type", **QUIET).obs()["cell_type"]
+        )
         assert column.isna().to_numpy()[-10:].all()
         assert column.notna().to_numpy()[:-10].all()
 
@@ -223,7 +224,9 @@ class TestCompact:
     def test_smallest_type_that_is_exact(self, tmp_path, values, stored, is_dense):
         matrix = np.zeros((4, 5), np.float32)
         matrix.ravel()[1 : 1 + len(values)] = values
-        sparse = sp.csr_matrix((np.array(values, np.float32), np.arange(len(values)), [0, len(values), len(values)]), (2, 5))
+        sparse = sp.csr_matrix(
+            (np.array(values, np.float32), np.arange(len(values)), [0, len(values), len(values)]), (2, 5)
+        )
         adata = ad.AnnData(matrix if is_dense else sparse)
         group = next(iter(DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], shuffle=False, **QUIET)))
         elem = group["X"]
@@ -237,7 +240,9 @@ class TestCompact:
     @pytest.mark.parametrize("dtype", ["float64", "int64", "uint64", "int32", "float16", "bool"])
     def test_other_source_types(self, tmp_path, dtype):
         matrix = (np.arange(12).reshape(4, 3) % 2).astype(dtype)
-        group = next(iter(DatasetCollection(tmp_path / "c.zarr").add_adatas([ad.AnnData(matrix)], shuffle=False, **QUIET)))
+        group = next(
+            iter(DatasetCollection(tmp_path / "c.zarr").add_adatas([ad.AnnData(matrix)], shuffle=False, **QUIET))
+        )
         assert group["X"].dtype == ("bool" if dtype == "bool" else "uint8")
         np.testing.assert_array_equal(group["X"][:], matrix)
         if dtype != "bool":
@@ -245,7 +250,9 @@ class TestCompact:
 
     def test_large_whole_numbers(self, tmp_path):
         matrix = np.array([[2**53, -(2**53)], [0, 2.0**62]])
-        group = next(iter(DatasetCollection(tmp_path / "c.zarr").add_adatas([ad.AnnData(matrix)], shuffle=False, **QUIET)))
+        group = next(
+            iter(DatasetCollection(tmp_path / "c.zarr").add_adatas([ad.AnnData(matrix)], shuffle=False, **QUIET))
+        )
         assert group["X"].dtype == np.int64
         np.testing.assert_array_equal(group["X"][:].astype(float), matrix)
 
@@ -587,7 +594,9 @@ BAD = [
 
 
 class TestBadArguments:
-    @pytest.mark.parametrize(("options", "error", "text"), BAD, ids=[next(iter(b[0])) + str(i) for i, b in enumerate(BAD)])
+    @pytest.mark.parametrize(
+        ("options", "error", "text"), BAD, ids=[next(iter(b[0])) + str(i) for i, b in enumerate(BAD)]
+    )
     def test_clear_error_before_any_work(self, tmp_path, two, options, error, text):
         with pytest.raises(error, match=text):
             DatasetCollection(tmp_path / "c.zarr").add_adatas(two[1], **options, **QUIET)
@@ -682,7 +691,9 @@ class TestWriteSharded:
 
 
 class TestCodecs:
-    @pytest.mark.parametrize("name", ["default", "zstd", "gzip", "none", "blosc-zstd", "bitshuffle", "crc", "numcodecs"])
+    @pytest.mark.parametrize(
+        "name", ["default", "zstd", "gzip", "none", "blosc-zstd", "bitshuffle", "crc", "numcodecs"]
+    )
     def test_zarr_python_reads_what_we_wrote(self, tmp_path, two, name):
         from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 

@@ -14,8 +14,7 @@ import pytest
 
 from annbatch import DatasetCollection
 from annbatch._build.journal import BusyError, WorkFolder
-
-from ..collection_data import cells, snapshot, write
+from tests.collection_data import cells, snapshot, write
 
 QUIET = {"progress": False}
 CHILD = Path(__file__).with_name("crash_child.py")
@@ -33,10 +32,9 @@ def folder(tmp_path):
 def kills(folder, *arguments):
     done = subprocess.run(
         [sys.executable, str(CHILD), str(folder), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        timeout=280,
+        timeout=290,
         check=False,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -60,6 +58,8 @@ def check(found):
 
 
 @needs_fork
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_killed_before_every_change_of_a_name(folder):
     results = kills(folder, "step")
     assert len(results) > 20
@@ -105,7 +105,9 @@ def test_blocks_are_read_again_after_a_restart_of_the_machine(folder, monkeypatc
             DatasetCollection(place).add_adatas([folder / "a.h5ad"], **QUIET)
     for block in (place / ".annbatch" / "blocks").iterdir():
         if block.suffix != ".json":
-            block.write_bytes(b"\0" * block.stat().st_size)  # what a file system may make of what it had not written yet
+            block.write_bytes(
+                b"\0" * block.stat().st_size
+            )  # what a file system may make of what it had not written yet
     monkeypatch.setattr("annbatch._build.journal.boot_id", lambda: "another boot")
     with pytest.warns(UserWarning, match="continuing an interrupted call; 0 blocks"):
         DatasetCollection(place).add_adatas([folder / "a.h5ad"], **QUIET)
@@ -143,9 +145,12 @@ def test_full_disk(folder, tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
     tool = shutil.which("mount")
-    if tool is None or subprocess.run(
-        [tool, "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(mount)], capture_output=True, check=False
-    ).returncode:
+    if (
+        tool is None
+        or subprocess.run(
+            [tool, "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(mount)], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("mounting a small tmpfs needs root")
     try:
         place = DatasetCollection(mount / "c.zarr")

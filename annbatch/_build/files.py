@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Give a file new content: after a crash it has the old one or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
+def replace_text(path: Path, text: str, scratch: Path) -> None:
+    """Give a file new content: after a crash it has the old one or the new one, never a part.
+
+    ``scratch``: a folder on the same file system that may be left with half a file in it.
+    """
+    part = scratch / f"{path.name}.part"
     part.write_text(text)
     sync(part)
     part.replace(path)

@@ -112,10 +112,10 @@ class WorkFolder:
 
     def discard(self) -> None:
         """Remove all that a call left, except the lock."""
-        for path in (self._journal, self.blocks, self.ready):
-            remove(path)
-        for path in self.path.glob("*.pickle"):
-            remove(path)
+        remove(self._journal)
+        for path in self.path.iterdir():
+            if path.name != "lock":
+                remove(path)
 
     def drop_unfinished(self, journal: dict[str, Any]) -> None:
         """Remove what an interrupted call has not finished, or may not have finished.
@@ -133,7 +133,7 @@ class WorkFolder:
             remove(path)
 
     def _write(self, journal: dict[str, Any]) -> None:
-        replace_text(self._journal, json.dumps(journal, indent=1))
+        replace_text(self._journal, json.dumps(journal, indent=1), self.path)
 
 
 def read_journal(root: Path) -> dict[str, Any] | None:

@@ -137,7 +137,7 @@ class _Folder(Place):
         return [p.name for p in self.root.iterdir() if p.name not in hidden and self._is_member(p)]
 
     def _is_member(self, path: Path) -> bool:
-        return path.name != WORK_FOLDER
+        return not path.name.startswith(".")  # our own work folder, and what systems leave behind
 
     @contextmanager
     def target(self) -> Iterator[Target]:
@@ -187,7 +187,7 @@ class LocalZarr(_Folder):
         for path in dataset.iterdir():
             if path.name != "zarr.json":
                 path.rename(self.root / path.name)
-        replace_text(self.root / "zarr.json", marker)
+        replace_text(self.root / "zarr.json", marker, dataset)
 
     def scratch_parent(self) -> Path:
         """Folder on the same file system."""
@@ -195,7 +195,8 @@ class LocalZarr(_Folder):
         return self.root
 
     def _is_member(self, path: Path) -> bool:
-        return path.name not in (WORK_FOLDER, "zarr.json")
+        """Whether a name is one of a Zarr hierarchy; of format 2 too, so that such a group is not taken for an empty folder."""
+        return path.name in (".zgroup", ".zarray") or not (path.name.startswith(".") or path.name == "zarr.json")
 
     def _metadata(self) -> dict[str, Any]:
         path = self.root / "zarr.json"
@@ -213,7 +214,7 @@ class LocalZarr(_Folder):
         # Consolidated metadata would hide the new datasets; without it readers look at what is there.
         changed = {k: v for k, v in metadata.items() if k != "consolidated_metadata"} | {"attributes": attributes}
         if changed != metadata:
-            replace_text(self.root / "zarr.json", json.dumps(changed, indent=2))
+            replace_text(self.root / "zarr.json", json.dumps(changed, indent=2), self.root / WORK_FOLDER)
 
 
 class OtherZarr(Place):

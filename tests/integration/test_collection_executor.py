@@ -55,7 +55,7 @@ def test_dask(tmp_path, inputs):
 
 def test_error_in_a_worker(tmp_path, inputs):
     inputs[0].unlink()
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        with pytest.raises(FileNotFoundError, match="does not exist"):
-            build(tmp_path, "there", inputs, executor)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as executor, pytest.raises(FileNotFoundError, match="does not exist"):
+        build(tmp_path, "there", inputs, executor)
     assert not (tmp_path / "there.zarr").exists()

@@ -196,10 +196,8 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
     if sp.issparse(elem):
         if elem.format != "csr":
             raise TypeError(_not_csr(f"a scipy {elem.format} matrix", elem.format))
-        parts = [
-            stored_array(getattr(elem, key), f"matrix in memory :: {key}") for key in ("data", "indices", "indptr")
-        ]
-        return SparseSource(*parts, elem.shape, "matrix in memory")  # type: ignore[arg-type]
+        arrays = {key: stored_array(getattr(elem, key), f"matrix in memory :: {key}") for key in _CSR_KEYS}
+        return _sparse_source(arrays, elem.shape, "matrix in memory", direct=direct)
     group = _encoded_group(elem)
     if group is None:
         array = stored_array(elem)

@@ -54,6 +54,9 @@ def options_of(kind, chunks, per_shard):
     if kind in H5_KINDS:
         return "h5", {} if H5_KINDS[kind] is None else {**H5_KINDS[kind], "chunks": chunks}
     if kind in ZARR_2_KINDS:
+        if "shuffle" in kind:
+            # numcodecs shuffles whole items of four bytes only.
+            chunks = (4 * chunks[0], *chunks[1:])
         return "zarr2", {**ZARR_2_KINDS[kind], "chunks": chunks}
     options = dict(ZARR_3_KINDS[kind])
     if options.pop("sharded", False):

@@ -20,7 +20,7 @@ from .kinds import KINDS, options_of
 from .stores import csr_attrs, csr_parts, random_csr, read_only, write_h5, write_zarr
 from .test_reading import check_csr, check_dense, requests
 
-FEW = settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
 
 class Stored:

@@ -17,7 +17,7 @@ from . import storage
 from ._batches import BatchReader
 from ._checks import as_bool, as_count
 from ._datasets import Dataset, Table, Wanted, collection_groups
-from ._formats import check_installed, gpu_is_there, makers
+from ._formats import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from ._genes import Genes
 from ._passes import Pass, Position, loads
 from ._workers import current_worker
@@ -519,6 +519,8 @@ class Loader:
         torch_data = sys.modules.get("torch.utils.data")
         if torch_data is not None and hasattr(torch_data, "IterableDataset"):
             torch_data.IterableDataset.register(Loader)
+            if self.__dict__.get("_to") == "torch":
+                let_torch_warn_unheard()
         return type(self)
 
 

@@ -135,9 +135,12 @@ def test_jax_that_would_cut_values_to_32_bits_is_refused(jax):
     loader = Loader(to="jax", batch_size=2, chunk_size=2).add_dataset(np.full((2, 2), 1e300))
     with pytest.raises(ValueError, match="to='jax' would cut float64 to 32 bits; pass dtype='float32'"):
         iter(loader)
-    with jax.experimental.enable_x64():
+    jax.config.update("jax_enable_x64", True)
+    try:
         (batch,) = loader
         assert np.asarray(batch["X"]).tolist() == [[1e300] * 2] * 2
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 needs_gpu = pytest.mark.skipif(not gpu_is_there(), reason="needs cupy and a GPU")

@@ -7,8 +7,10 @@ of a block, unchanged and in order, hands out the block itself.
 
 from __future__ import annotations
 
+import operator
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,9 +53,8 @@ class _Batch:
 class Sample(dict[str, Any]):
     """A sample: a plain dict that knows its batch. Copies and pickles of it are plain dicts."""
 
-    __slots__ = ("batch", "position")
+    __slots__ = ("batch",)
     batch: _Batch
-    position: int
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
@@ -80,8 +81,8 @@ def make_samples(columns: dict[str, Column], n_samples: int) -> list[Sample]:
             owners = samples if column.rows is None else [samples[row] for row in column.rows.tolist()]
             for sample, value in zip(owners, column.values, strict=True):
                 sample[key] = value
-    for position, sample in enumerate(samples):
-        sample.batch, sample.position = batch, position
+    for sample in samples:
+        sample.batch = batch
     return samples
 
 
@@ -95,6 +96,8 @@ def collate(samples: Sequence[Any]) -> Any:
     ------
     ImportError
         If torch is not installed.
+    KeyError
+        If a key is only in some of the samples, because not every file has it.
     """
     try:
         import torch
@@ -104,6 +107,7 @@ def collate(samples: Sequence[Any]) -> Any:
         raise ImportError(msg) from error
     batch = _unchanged_batch(samples)
     if batch is None:
+        _check_keys(samples)
         return default_collate([dict(sample) if isinstance(sample, Sample) else sample for sample in samples])
     out: dict[str, Any] = {}
     for key, column in batch.columns.items():
@@ -133,24 +137,28 @@ def _collate_for_torch(samples: Sequence[Any], *, collate_fn_map: Any = None) ->
     return collate(samples)
 
 
+def _check_keys(samples: Sequence[Any]) -> None:
+    keys = [set(sample) for sample in samples if isinstance(sample, Sample)]
+    partial = sorted(set().union(*keys) - set.intersection(*keys)) if keys else []
+    if partial:
+        msg = f"{partial} is only in some samples of the batch, because not every file has it: leave it out, or batch by file"
+        raise KeyError(msg)
+
+
 def _unchanged_batch(samples: Sequence[Any]) -> _Batch | None:
     """Return the batch that these are all samples of, in order and as they were made; else None."""
     first = samples[0] if len(samples) else None
     if not isinstance(first, Sample):
         return None
     batch = first.batch
-    if len(samples) != batch.n_samples or any(column.rows is not None for column in batch.columns.values()):
+    columns = batch.columns
+    if len(samples) != batch.n_samples or any(column.rows is not None for column in columns.values()):
         return None
-    n_keys = len(batch.columns)
-    for position, sample in enumerate(samples):
-        if (
-            type(sample) is not Sample
-            or sample.batch is not batch
-            or sample.position != position
-            or len(sample) != n_keys
-        ):
-            return None
-    for key, column in batch.columns.items():
-        if not all(sample.get(key) is value for sample, value in zip(samples, column.values, strict=True)):
-            return None
-    return batch
+    if any(type(sample) is not Sample or sample.batch is not batch for sample in samples):
+        return None
+    # All at once, because this runs for every batch. A value that was put in place of another is another object.
+    if [key for sample in samples for key in sample] != list(columns) * len(samples):
+        return None
+    now = (value for sample in samples for value in sample.values())
+    made = chain.from_iterable(zip(*(column.values for column in columns.values()), strict=True))
+    return batch if all(map(operator.is_, now, made)) else None

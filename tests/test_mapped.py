@@ -507,7 +507,7 @@ def test_bad_paths(tmp_path, two):
         MappedCollection(str(two[1][0]))
     with pytest.raises(ValueError, match="at least one path"):
         MappedCollection([])
-    with pytest.raises(FileNotFoundError, match="nope.h5ad does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nope\.h5ad does not exist"):
         MappedCollection([*two[1], tmp_path / "nope.h5ad"])
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"a.txt is neither an .h5ad file nor a .zarr folder"):

@@ -127,7 +127,7 @@ def test_a_filter_keeps_the_rows_that_pandas_keeps(tmp_path_factory, files, want
     ]
     obs_filter = {"cell_type": [np.nan if w is None else w for w in wanted], "number": tuple(numbers)}
     if not any(k.any() for k in keep):
-        with pytest.raises(ValueError, match="no row of the .* files passes"):
+        with pytest.raises(ValueError, match=r"no row of the .* files passes"):
             MappedCollection(paths, obs_filter=obs_filter, join="outer")
         return
     with MappedCollection(paths, obs_filter=obs_filter, join="outer", obs_keys="number", encode_labels=False) as m:

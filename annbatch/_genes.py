@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -80,7 +80,8 @@ class Genes:
 
     def _join(self, joined: pd.Index, names: pd.Index) -> pd.Index:
         if self.join == "inner":
-            return joined[joined.isin(names)]
+            shared: pd.Index[Any] = joined[joined.isin(names)]
+            return shared
         return pd.Index(sorted({*joined, *names}), dtype=object)
 
     @property

@@ -337,8 +337,9 @@ class Loader:
         group = storage.open_group(path)
         try:
             dataset = Dataset.from_group(group, self._wanted, str(path))
+            # No open file is carried into a fork.
+            dataset.close()
         finally:
-            # A source opens its file again when it reads, so no handle is carried into a fork.
             if hasattr(group, "close"):
                 group.close()
         return dataset

@@ -91,7 +91,9 @@ def test_deprecated_spelling(torch):
 )
 def test_missing_library_says_what_to_install(monkeypatch, kwargs, library):
     monkeypatch.setattr("annbatch._formats.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=rf"needs {library}, which is not installed: pip install annbatch\[{library}\]"):
+    with pytest.raises(
+        ImportError, match=rf"needs {library}, which is not installed: pip install annbatch\[{library}\]"
+    ):
         Loader(**kwargs)
 
 
@@ -155,7 +157,9 @@ def test_cupy_arrays(dense):
     adata = make_adata()
     for batch in small_loader(preload_to_gpu=True, dense=dense, shuffle=True, obsm=["pca"]).add_adata(adata):
         assert isinstance(batch["X"], cupy.ndarray if dense else csr_matrix)
-        np.testing.assert_array_equal(batch["X"].get() if dense else batch["X"].get().toarray(), adata.X[batch["index"]].toarray())
+        np.testing.assert_array_equal(
+            batch["X"].get() if dense else batch["X"].get().toarray(), adata.X[batch["index"]].toarray()
+        )
         np.testing.assert_array_equal(batch["obsm"]["pca"].get(), adata.obsm["pca"][batch["index"]])
 
 

@@ -115,7 +115,11 @@ def test_cpus_are_shared_out_among_workers(paths, monkeypatch):
             return loader._reader(loader._table)._num_threads
 
         loader = small_loader(transform=report, num_threads=num_threads).add_paths(paths)
-        return set(DataLoader(loader, batch_size=None, num_workers=n_workers, multiprocessing_context="fork" if n_workers else None))
+        return set(
+            DataLoader(
+                loader, batch_size=None, num_workers=n_workers, multiprocessing_context="fork" if n_workers else None
+            )
+        )
 
     assert reported(0) == {None}
     assert reported(2) == {3}

@@ -79,10 +79,12 @@ class Genes:
         return replace(self, frames=tuple(frames), frame_of_dataset=tuple(frame_of_dataset), joined=joined, _columns={})
 
     def _join(self, joined: pd.Index, names: pd.Index) -> pd.Index:
+        together: pd.Index[Any]
         if self.join == "inner":
-            shared: pd.Index[Any] = joined[joined.isin(names)]
-            return shared
-        return pd.Index(sorted({*joined, *names}), dtype=object)
+            together = joined[joined.isin(names)]
+        else:
+            together = pd.Index(sorted({*joined, *names}), dtype=object)
+        return together
 
     @property
     def names(self) -> pd.Index:

@@ -228,6 +228,8 @@ class Loader:
             raise ValueError(msg)
         if load_adata is None:
             added = [Dataset.from_group(group, self._wanted, _name_of(group)) for group in groups]
+            for dataset in added:
+                dataset.close()
         else:
             added = [Dataset.from_adata(load_adata(group), self._wanted, _name_of(group)) for group in groups]
         self._add(added)
@@ -595,5 +597,5 @@ def _as_numeric(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-def _name_of(group: zarr.Group) -> str:
-    return f"dataset {group.name.strip('/') or group.name!r} of the collection"
+def _name_of(group: Any) -> str:
+    return f"{group.file.filename if hasattr(group, 'file') else group.name.strip('/')} of the collection"

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import storage
+from ._checks import _levels_to_user
 from ._obs import ObsTable
 
 if TYPE_CHECKING:
@@ -333,9 +334,3 @@ def _checked_obs(obs: Any, n_obs: int, columns: tuple[str, ...] | None, name: st
         msg = f"obs_columns must be columns of obs, got {unknown}, which {name} lacks; it has {list(frame.columns)}"
         raise KeyError(msg)
     return frame[list(columns)]
-
-
-def _levels_to_user() -> int:
-    from ._checks import _levels_to_user
-
-    return _levels_to_user()

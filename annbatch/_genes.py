@@ -34,7 +34,8 @@ class Genes:
     frame_of_dataset
         For each dataset the number of its frame in `frames`.
     joined
-        Names after the join, in order of appearance.
+        Names after the join: in the order of the first dataset, except that an outer join of names that differ sorts
+        them, as anndata.concat and MappedCollection do.
     """
 
     join: Join | None = None
@@ -80,7 +81,7 @@ class Genes:
     def _join(self, joined: pd.Index, names: pd.Index) -> pd.Index:
         if self.join == "inner":
             return joined[joined.isin(names)]
-        return joined.append(names[~names.isin(joined)])
+        return pd.Index(sorted({*joined, *names}), dtype=object)
 
     @property
     def names(self) -> pd.Index:

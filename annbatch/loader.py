@@ -79,7 +79,8 @@ class Loader:
         obs columns to yield, in this order. None: all.
     join
         None: the var of all datasets must be identical. ``"inner"``, ``"outer"``: datasets are aligned by var name, keeping
-        the variables of all datasets or of any; values that a dataset lacks are zero.
+        the variables of all datasets (in the order of the first), or of any (sorted, when they differ). Values that a
+        dataset lacks are zero.
     var_names
         Yield just these variables, in this order. None: all.
     dense

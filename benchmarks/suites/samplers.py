@@ -17,7 +17,7 @@ from annbatch.samplers import (
     WeightedClassSampler,
 )
 
-from .sizes import size
+from .sizes import levels, size
 
 N_OBS = size(20_000_000, 100_000)
 N_RUNS = {"few": 200, "many": N_OBS // 267}
@@ -57,7 +57,7 @@ class RunTable:
     """ClassSampler: what depends on the codes."""
 
     param_names = ("codes", "runs")
-    params = (list(N_CLASSES), list(N_RUNS))
+    params = (list(N_CLASSES), levels(list(N_RUNS)))
 
     def setup(self, codes: str, runs: str) -> None:
         self.classes = classes_in_runs(N_OBS, N_RUNS[runs], N_CLASSES[codes])
@@ -79,7 +79,7 @@ class Mask:
     """ClassSampler: assigning a window that was not seen before."""
 
     param_names = ("mask", "runs")
-    params = (["smallest", "half", "all but one row"], list(N_RUNS))
+    params = (["smallest", "half", "all but one row"], levels(list(N_RUNS)))
     number = 1  # the same window again would be free
 
     def setup(self, mask: str, runs: str) -> None:
@@ -115,7 +115,10 @@ class RangePass:
     """RandomSampler and SequentialSampler: first request and whole passes over all rows."""
 
     param_names = ("sampler", "layout")
-    params = (["RandomSampler", "with replacement", "SequentialSampler", "a rank of four"], ["64 x 64", "1 x 4096"])
+    params = (
+        ["RandomSampler", "with replacement", "SequentialSampler", "a rank of four"],
+        levels(["1 x 4096", "64 x 64"]),
+    )
 
     def setup(self, sampler: str, layout: str) -> None:
         sizes = CHUNKED if layout == "64 x 64" else SINGLE
@@ -144,7 +147,7 @@ class FirstRequest:
     """RandomSampler: the time to the first request must hardly grow with the number of rows."""
 
     param_names = ("n_obs",)
-    params = ([N_OBS, 5 * N_OBS],)
+    params = (levels([N_OBS, 5 * N_OBS]),)
 
     def time_single_rows(self, n_obs: int) -> None:
         first_request(RandomSampler(**SINGLE, rng=np.random.default_rng(0)), n_obs)

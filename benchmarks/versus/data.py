@@ -88,7 +88,7 @@ class Data:
         path = self.folder / f"{stem}_{seed}.h5ad"
         if not path.exists():
             print(f"making {path}", flush=True)
-            command = [sys.executable, "-m", "benchmarks.counts", str(path), "--cells", str(self.n_cells)]
+            command = [sys.executable, "-m", "benchmarks.suites.counts", str(path), "--cells", str(self.n_cells)]
             command += ["--seed", str(seed), *(["--compression", compression] if compression else [])]
             answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
             if answer.returncode:

@@ -7,6 +7,7 @@ Beta(8, 3). That keeps what matters to a loader: how many genes a cell has, how 
 from __future__ import annotations
 
 import argparse
+from importlib.resources import files
 from pathlib import Path
 
 import anndata as ad
@@ -14,14 +15,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-REAL_COUNTS = Path(__file__).resolve().parents[1] / "annbatch" / "data" / "real_counts.npz"
 N_TYPES = 40
 N_DONORS = 25
 
 
 def thinned_matrix(n_cells: int, rng: np.random.Generator) -> tuple[sp.csr_matrix, np.ndarray]:
     """Return (counts float32 with int32 indices, gene names)."""
-    with np.load(REAL_COUNTS) as bundle:
+    with files("annbatch").joinpath("data", "real_counts.npz").open("rb") as file, np.load(file) as bundle:
         genes = bundle["genes"].astype(str)
         arrays = (bundle["data"].astype(np.int64), bundle["indices"].astype(np.int32), bundle["indptr"])
         cells = sp.csr_matrix(arrays, shape=tuple(bundle["shape"]))[rng.integers(0, len(bundle["indptr"]) - 1, n_cells)]

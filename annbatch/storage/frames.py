@@ -14,7 +14,7 @@ __all__ = ["read_frame"]
 
 def read_frame(elem: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read a data frame of a zarr or h5 group, or only some of its columns."""
-    import anndata as ad
+    import anndata as ad  # type: ignore[import-untyped]
 
     frame: pd.DataFrame = ad.io.read_elem(elem)
     return frame if columns is None else frame[list(columns)]

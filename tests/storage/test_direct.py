@@ -149,7 +149,13 @@ def test_chunks_that_are_not_stored_have_the_fill_value(form, fill, tmp_path):
         options = {"shards": (8, 6)} if form == "shards" else {}
         version = 2 if form == "zarr2" else 3
         handle = zarr.create_array(
-            tmp_path / "a", shape=(20, 6), dtype="float32", chunks=(4, 3), fill_value=fill, zarr_format=version, **options
+            tmp_path / "a",
+            shape=(20, 6),
+            dtype="float32",
+            chunks=(4, 3),
+            fill_value=fill,
+            zarr_format=version,
+            **options,
         )
         handle[8:12] = 3
     source = storage.open_matrix(handle)
@@ -179,10 +185,14 @@ UNUSUAL = {
     "h5 scaleoffset": lambda folder, a: _h5(folder, a.astype("int32"), chunks=(3, 3), scaleoffset=0),
     "h5 user block": lambda folder, a: _h5(folder, a, userblock=512),
     "h5 open for writing": lambda folder, a: h5py.File(folder / "w.h5", "w").create_dataset("x", data=a),
-    "h5 in memory": lambda folder, a: h5py.File("m", "w", driver="core", backing_store=False).create_dataset("x", data=a),
+    "h5 in memory": lambda folder, a: h5py.File("m", "w", driver="core", backing_store=False).create_dataset(
+        "x", data=a
+    ),
     "h5 compact": lambda folder, a: _compact(folder, a),
     "h5 virtual": lambda folder, a: _virtual(folder, a),
-    "index at the start": lambda folder, a: _zarr(folder, a, chunks=(2, 5), shards={"shape": (8, 5), "index_location": "start"}),
+    "index at the start": lambda folder, a: _zarr(
+        folder, a, chunks=(2, 5), shards={"shape": (8, 5), "index_location": "start"}
+    ),
 }
 
 

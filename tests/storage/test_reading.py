@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annbatch import storage
-
 from tests.reference_rows import csr_row, dense_rows
+
 from .stores import as_dataset, csr_attrs, csr_parts, random_csr, write_h5, write_zarr
 
 

@@ -80,10 +80,16 @@ def csr_of(rows):
 
 
 N_COLUMNS = 21
-ROWS_WITH_DROPS = st.lists(st.lists(st.tuples(st.integers(-1, N_COLUMNS - 1), st.integers(1, 9)), max_size=30), max_size=6)
+ROWS_WITH_DROPS = st.lists(
+    st.lists(st.tuples(st.integers(-1, N_COLUMNS - 1), st.integers(1, 9)), max_size=30), max_size=6
+)
 
 
-@given(ROWS_WITH_DROPS, st.sampled_from(["int32", "int64"]), st.sampled_from(["float32", "int16", "uint8", "bool", "float64"]))
+@given(
+    ROWS_WITH_DROPS,
+    st.sampled_from(["int32", "int64"]),
+    st.sampled_from(["float32", "int16", "uint8", "bool", "float64"]),
+)
 def test_densify_adds_repeated_columns_and_skips_dropped_ones(rows, index_type, dtype):
     start, columns, values = csr_of(rows)
     columns, values = columns.astype(index_type), values.astype(dtype)

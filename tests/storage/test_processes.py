@@ -90,9 +90,7 @@ def test_several_threads_read_from_one_source(form, tmp_path):
     wrong = []
 
     def work():
-        for _ in range(10):
-            if (read(source) != MATRIX[ROWS]).nnz:
-                wrong.append(1)
+        wrong.extend(1 for _ in range(10) if (read(source) != MATRIX[ROWS]).nnz)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

@@ -1,17 +1,17 @@
 # Every target sets up its own virtual environment in .venv when there is none; needs only Python 3.11+ and a C compiler.
 #
-#   make test PYTHON=python3.13                     another interpreter (use its own VENV: it is rebuilt when PYTHON changes)
+#   make test PYTHON=python3.13                     another interpreter, in an environment of its own (.venv-python3.13)
 #   make test WITH="torch==2.13.0"                  packages to install besides, so that the tests that need them run
 #   make test ARGS="-k sampler -x"                  arguments for pytest
 
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
 WITH ?=
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd')
+SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 .PHONY: demo test test-quick test-debug sanitize lint format bench bench-quick versus clean
 
@@ -31,7 +31,7 @@ test-debug:
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint annbatch
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint annbatch
 	$(BIN)/mypy
 	$(BIN)/codespell annbatch tests benchmarks docs README.md CHANGELOG.md
 
@@ -54,6 +54,7 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
 	$(PIP) install "setuptools>=77" "Cython>=3.1" "numpy>=2" wheel
+	@$(PIP) install "blosc2>=3" || echo "no blosc2 wheel for this platform: its codecs will be decoded through numcodecs"
 	touch $@
 
 # Editable, without build isolation: what was compiled is what the checked-out sources say.

@@ -1,20 +1,425 @@
-"""Reading obs and var."""
+"""``obs`` and ``var`` as they lie on disk, read column by column.
+
+AnnData has written its tables in four ways, and files of all four are in use:
+
+- one compound array, categories in ``uns["<column>_categories"]`` (before 0.7)
+- a group of arrays, categories in ``__categories/<column>`` (0.7)
+- a group in which a categorical column is itself a group of ``codes`` and ``categories`` (since 0.8)
+- the same, with groups of ``values`` and ``mask`` for columns that may hold missing values
+
+A :class:`FrameReader` hides the differences. It hands out a column as pandas would hold it, or, without a Python object
+per row, as integer codes and the categories that they number.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import h5py
+import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-    import pandas as pd
+__all__ = ["FrameReader", "Labels", "read_frame"]
 
-__all__ = ["read_frame"]
+# Text is turned into codes in pieces, so that a column of many rows never exists as that many Python strings.
+_TEXT_ROWS_AT_ONCE = 1 << 16
 
 
-def read_frame(elem: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read a data frame of a zarr or h5 group, or only some of its columns."""
-    import anndata as ad  # type: ignore[import-untyped]
+class Labels(NamedTuple):
+    """A column as codes.
 
-    frame: pd.DataFrame = ad.io.read_elem(elem)
-    return frame if columns is None else frame[list(columns)]
+    Attributes
+    ----------
+    codes
+        One signed integer per row, of the smallest type that fits, -1 where the value is missing.
+    categories
+        The distinct values that the codes number: object (str), bool or numeric. The categories of a categorical column
+        come in their stored order and include those that no row uses; values of any other column are sorted.
+    """
+
+    codes: np.ndarray
+    categories: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Where a column lies: ``values`` alone, numbered ``categories``, or ``values`` under a ``mask``."""
+
+    values: Any
+    field: str | None = None
+    categories: Any = None
+    ordered: bool = False
+    mask: Any = None
+    na_is_nan: bool = False
+
+
+class FrameReader:
+    """Columns of one stored table.
+
+    Parameters
+    ----------
+    elem
+        ``obs`` or ``var``: an ``h5py`` or Zarr group, or a compound array of either kind.
+
+    Attributes
+    ----------
+    columns
+        Names of the columns in their stored order, without the index.
+    index_name
+        Name of the index, or None.
+    n_rows
+        Number of rows.
+
+    Raises
+    ------
+    TypeError
+        If ``elem`` is not a stored table.
+    """
+
+    def __init__(self, elem: Any) -> None:
+        self._elem = elem
+        if _is_group(elem):
+            if "_index" not in elem.attrs or "column-order" not in elem.attrs:
+                msg = f"not a table (it has no _index or column-order attribute): {_location(elem)}"
+                raise TypeError(msg)
+            self._index_key = _text(elem.attrs["_index"])
+            self.columns = tuple(_text(name) for name in elem.attrs["column-order"])
+            self.index_name = None if self._index_key == "_index" else self._index_key
+        else:
+            names = getattr(getattr(elem, "dtype", None), "names", None)
+            if names is None:
+                msg = f"not a table (neither a group nor a compound array): {_location(elem)}"
+                raise TypeError(msg)
+            self._index_key, *columns = names
+            self.columns = tuple(columns)
+            self.index_name = self._index_key
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        if not _is_group(self._elem):
+            return int(self._elem.shape[0])
+        return int(self._column(self._index_key).values.shape[0])
+
+    def index(self) -> pd.Index[Any]:
+        """Read the row names.
+
+        Returns
+        -------
+        Index
+            The names as stored: usually text.
+        """
+        names: pd.Index[Any] = pd.Index(self._read(self._index_key), name=self.index_name)
+        return names
+
+    def column(self, name: str) -> Any:
+        """Read one column as pandas would hold it.
+
+        Parameters
+        ----------
+        name
+            Name of the column.
+
+        Returns
+        -------
+        ndarray, Categorical or masked pandas array
+            One value per row; text as an object array of str.
+
+        Raises
+        ------
+        KeyError
+            If there is no such column.
+        ValueError
+            If a code numbers no category.
+        """
+        self._check_name(name)
+        return self._read(name)
+
+    def labels(self, name: str) -> Labels:
+        """Read one column as codes and categories, without a Python object per row.
+
+        Parameters
+        ----------
+        name
+            Name of the column.
+
+        Returns
+        -------
+        Labels
+            Codes (-1: missing) and the categories that they number.
+
+        Raises
+        ------
+        KeyError
+            If there is no such column.
+        TypeError
+            If the column holds neither text nor numbers.
+        ValueError
+            If a code numbers no category.
+        """
+        self._check_name(name)
+        column = self._column(name)
+        if column.categories is not None:
+            categories = _read_values(_Column(column.categories)).reshape(-1)
+            codes = np.asarray(_read_raw(column))
+            if self._numbers(codes, categories, name):
+                return Labels(codes.astype(_code_dtype(len(categories)), copy=False), categories)
+            column = _Column(column.values, column.field)
+        if _is_group(column.values):
+            msg = f"column {name!r} of {_location(self._elem)} is not a plain column: it cannot serve as labels"
+            raise TypeError(msg)
+        if _holds_numbers(column):
+            return _factorize_numbers(
+                _read_raw(column), None if column.mask is None else _read_raw(_Column(column.mask))
+            )
+        return _factorize_text(column)
+
+    def numbers(self, name: str) -> np.ndarray | None:
+        """Read one column of numbers.
+
+        Parameters
+        ----------
+        name
+            Name of the column.
+
+        Returns
+        -------
+        ndarray or None
+            One number or bool per row, float64 with NaN when values are missing; None for a column of any other kind.
+
+        Raises
+        ------
+        KeyError
+            If there is no such column.
+        """
+        self._check_name(name)
+        column = self._column(name)
+        if column.categories is not None or not _holds_numbers(column):
+            return None
+        values = _read_raw(column)
+        if column.mask is None:
+            return values
+        mask = _read_raw(_Column(column.mask)).astype(bool)
+        return np.where(mask, np.nan, values) if mask.any() else values
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.columns:
+            msg = f"no column {name!r} in {_location(self._elem)}; columns: {', '.join(self.columns) or 'none'}"
+            raise KeyError(msg)
+
+    def _column(self, name: str) -> _Column:
+        if not _is_group(self._elem):
+            return _Column(self._elem, name, categories=self._uns_categories(name))
+        elem = self._elem[name]
+        if not _is_group(elem):
+            if "categories" not in elem.attrs:
+                return _Column(elem)
+            # An object reference in HDF5, a path from the table in Zarr; both are keys of the table's group.
+            categories = self._elem[elem.attrs["categories"]]
+            return _Column(elem, categories=categories, ordered=bool(categories.attrs.get("ordered", False)))
+        if "codes" in elem and "categories" in elem:
+            ordered = bool(elem.attrs.get("ordered", False))
+            return _Column(elem["codes"], categories=_unmasked(elem["categories"]), ordered=ordered)
+        if "values" in elem:
+            return _Column(elem["values"], mask=elem.get("mask"), na_is_nan=elem.attrs.get("na-value") == "NaN")
+        return _Column(elem)
+
+    def _uns_categories(self, name: str) -> Any:
+        parent = _parent(self._elem)
+        key = f"{name}_categories"
+        return parent["uns"][key] if "uns" in parent and key in parent["uns"] else None
+
+    def _read(self, name: str) -> Any:
+        column = self._column(name)
+        if column.categories is not None:
+            categories = _read_values(_Column(column.categories)).reshape(-1)
+            codes = np.asarray(_read_raw(column))
+            if not self._numbers(codes, categories, name):
+                return codes
+            return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=column.ordered)
+        if _is_group(column.values):
+            # Not an encoding of this module: whatever it is, anndata knows it or says why not.
+            from anndata.io import read_elem
+
+            return read_elem(column.values)
+        values = _read_values(column)
+        if column.mask is None:
+            return values
+        return _masked(values, _read_raw(_Column(column.mask)).astype(bool), na_is_nan=column.na_is_nan)
+
+    def _numbers(self, codes: np.ndarray, categories: np.ndarray, name: str) -> bool:
+        """Whether the codes number the categories; for a compound array they may not (see below)."""
+        if codes.size == 0 or (codes.min() >= -1 and codes.max() < len(categories)):
+            return True
+        if not _is_group(self._elem):
+            # obs and var shared uns: the categories under this name are those of the other table.
+            return False
+        msg = (
+            f"column {name!r} of {_location(self._elem)} has codes from {codes.min()} to {codes.max()} "
+            f"but {len(categories)} categories: the file is damaged"
+        )
+        raise ValueError(msg)
+
+
+def read_frame(elem: Any, columns: Iterable[str] | None = None) -> pd.DataFrame:
+    """Read ``obs`` or ``var`` into memory, in any encoding that anndata still reads.
+
+    Parameters
+    ----------
+    elem
+        ``obs`` or ``var``: an ``h5py`` or Zarr group, or a compound array of either kind.
+    columns
+        Which columns to read, in this order. None: all, in their stored order.
+
+    Returns
+    -------
+    DataFrame
+        The same that :func:`anndata.io.read_h5ad` or :func:`anndata.io.read_zarr` would give; the row names are always
+        text.
+
+    Raises
+    ------
+    KeyError
+        If a column does not exist.
+    TypeError
+        If ``elem`` is not a stored table.
+    ValueError
+        If a code of a categorical column numbers no category.
+
+    Examples
+    --------
+    >>> import h5py
+    >>> from annbatch.storage import read_frame
+    >>> with h5py.File("cells.h5ad") as file:  # doctest: +SKIP
+    ...     obs = read_frame(file["obs"], columns=["cell_type"])
+    """
+    reader = FrameReader(elem)
+    names = list(reader.columns if columns is None else columns)
+    index = reader.index()
+    if not pd.api.types.is_string_dtype(index.dtype):
+        index = index.astype(str)
+    return pd.DataFrame({name: reader.column(name) for name in names}, index=index, columns=names or None)
+
+
+def _is_group(elem: Any) -> bool:
+    return isinstance(elem, h5py.Group) or (not isinstance(elem, h5py.Dataset) and hasattr(elem, "group_keys"))
+
+
+def _parent(elem: Any) -> Any:
+    if isinstance(elem, h5py.Dataset):
+        return elem.parent
+    import zarr
+
+    path = elem.path.rpartition("/")[0]
+    return zarr.open_group(elem.store, path=path or None, mode="r")
+
+
+def _location(elem: Any) -> str:
+    if isinstance(elem, h5py.Group | h5py.Dataset):
+        return f"{elem.file.filename} :: {elem.name.strip('/')}"
+    store_path = getattr(elem, "store_path", None)
+    return repr(elem) if store_path is None else str(store_path)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _unmasked(elem: Any) -> Any:
+    """Categories are never missing: where they were written with a mask, it says nothing."""
+    return elem["values"] if _is_group(elem) else elem
+
+
+def _code_dtype(n_categories: int) -> np.dtype[Any]:
+    return np.min_scalar_type(-max(n_categories, 1))
+
+
+def _holds_numbers(column: _Column) -> bool:
+    if _is_group(column.values):
+        return False
+    dtype = column.values.dtype if column.field is None else column.values.dtype[column.field]
+    return dtype.kind in "biuf"
+
+
+def _read_raw(column: _Column, rows: slice | tuple[()] = ()) -> np.ndarray:
+    """Read values without turning bytes into text; ``rows=()`` reads all of an array of any shape."""
+    values = column.values
+    if column.field is None:
+        return np.asarray(values[rows])
+    if isinstance(values, h5py.Dataset):
+        return np.asarray(values.fields(column.field)[rows])
+    return np.asarray(values[rows][column.field])
+
+
+def _read_values(column: _Column) -> np.ndarray:
+    return _decoded(_read_raw(column))
+
+
+def _decoded(values: np.ndarray) -> np.ndarray:
+    """Text as an object array of str; everything else as it is."""
+    match values.dtype.kind:
+        case "S":
+            return np.char.decode(values, "utf-8").astype(object)
+        case "U" | "T":
+            return values.astype(object)
+        case "O":
+            return np.asarray(_text_of_each(values), dtype=object)
+        case _:
+            return values
+
+
+_text_of_each = np.frompyfunc(lambda value: value.decode() if isinstance(value, bytes) else value, 1, 1)
+
+
+def _masked(values: np.ndarray, mask: np.ndarray, *, na_is_nan: bool) -> Any:
+    match values.dtype.kind:
+        case "b":
+            return pd.arrays.BooleanArray(values, mask)
+        case "i" | "u":
+            return pd.arrays.IntegerArray(values, mask)
+        case "f":
+            return pd.arrays.FloatingArray(values, mask)
+        case _ if na_is_nan:
+            # What pandas 3 calls str: it makes this of an object array, and pandas 2 keeps it as it is.
+            return np.where(mask, np.nan, values)
+        case _:
+            text = pd.array(values, dtype=pd.StringDtype())
+            text[mask] = pd.NA
+            return text
+
+
+def _factorize_numbers(values: np.ndarray, mask: np.ndarray | None) -> Labels:
+    if mask is None:
+        codes, categories = pd.factorize(values, sort=True)
+    else:
+        present = ~mask.astype(bool, copy=False)
+        codes = np.full(len(values), -1)
+        codes[present], categories = pd.factorize(values[present], sort=True)
+    return Labels(codes.astype(_code_dtype(len(categories))), np.asarray(categories))
+
+
+def _factorize_text(column: _Column) -> Labels:
+    n_rows = column.values.shape[0]
+    found: dict[str, int] = {}
+    numbered: list[np.ndarray] = []
+    for start in range(0, n_rows, _TEXT_ROWS_AT_ONCE):
+        rows = slice(start, min(start + _TEXT_ROWS_AT_ONCE, n_rows))
+        codes, values = pd.factorize(_read_raw(column, rows))
+        numbers = [found.setdefault(value, len(found)) for value in _decoded(np.asarray(values)).tolist()]
+        piece = np.array(numbers, dtype=_code_dtype(len(found)))[codes]
+        if column.mask is not None:
+            piece[np.asarray(column.mask[rows], dtype=bool)] = -1
+        numbered.append(piece)
+    if column.mask is not None:
+        # What stands under the mask is no value, so it may be no category either.
+        used = set(np.unique(np.concatenate(numbered)).tolist()) if numbered else set()
+        found = {value: number for value, number in found.items() if number in used}
+    categories = sorted(found)
+    rank = np.full(max(found.values(), default=-1) + 2, -1, dtype=_code_dtype(len(found)))
+    rank[[found[value] for value in categories]] = np.arange(len(categories))
+    codes = np.concatenate([rank[piece] for piece in numbered]) if numbered else np.empty(0, np.int8)
+    return Labels(codes, np.array(categories, dtype=object))

@@ -1,0 +1,111 @@
+"""The second task: fetch the rows of one dataset from the blocks, put them in place, and write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .deal import close_inputs
+from .fields import Array, Field, Ragged, place_ragged, starts_of
+from .files import remove, sync, sync_tree
+from .schema import load_schema
+from .sink import H5Sink, Layout, ZarrSink
+from .spill import Spill
+from .write import write_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class AssembleTask:
+    """Output rows ``[start, stop)`` become the dataset at ``path``."""
+
+    blocks: tuple[Path, ...]
+    schema_path: Path
+    dtypes: Mapping[str, np.dtype[Any]]
+    text_with_missing: frozenset[str]
+    start: int
+    stop: int
+    path: Path
+    layout: Layout
+    most_bytes: int
+
+
+def assemble(task: AssembleTask) -> Path:
+    """Write the dataset of a task, unless it is there already; it gets its name when it is complete and on the disk."""
+    close_inputs()
+    if not task.path.exists():
+        unfinished = task.path.with_name(f"unfinished-{task.path.name}")
+        remove(unfinished)
+        schema = load_schema(task.schema_path)
+        rows = SpilledRows(task.blocks, task.start, task.stop)
+        sink_type = H5Sink if task.path.suffix == ".h5ad" else ZarrSink
+        with sink_type(unfinished, task.layout) as sink:
+            write_dataset(sink, rows, schema, task.dtypes, task.text_with_missing, task.most_bytes)
+        sync_tree(unfinished)
+        unfinished.rename(task.path)
+        sync(task.path.parent)
+    return task.path
+
+
+class SpilledRows:
+    """The output rows ``[start, stop)`` of a build, which lie in its blocks."""
+
+    def __init__(self, blocks: Sequence[Path], start: int, stop: int) -> None:
+        self.n_obs = stop - start
+        self._start = start
+        self._spills = [spill for spill in (Spill(path, start, stop) for path in blocks) if len(spill.places)]
+
+    def counts(self, name: str) -> Array:
+        """Length (int64) of every row of a ragged field."""
+        counts = np.zeros(self.n_obs, np.int64)
+        for spill in self._spills:
+            counts[spill.places - self._start] = spill.counts(name)
+        return counts
+
+    def fetch(self, names: Sequence[str], start: int, stop: int, into: Mapping[str, Field]) -> dict[str, Field]:
+        """Rows ``[start, stop)`` of the named fields, in order."""
+        out = dict(into)
+        small = [name for name in names if name not in into]
+        held: dict[str, list[tuple[Array, Field]]] = {name: [] for name in small}
+        first = start + self._start
+        for spill in self._spills:
+            places, section = spill.sections(names, first, stop + self._start)
+            for name, field in section.items():
+                if name in into:
+                    _place(field, places - first, out[name])
+                else:
+                    held[name].append((places - first, field))
+        for name in small:
+            out[name] = _joined(held[name], stop - start)
+        return out
+
+
+def _joined(sections: list[tuple[Array, Field]], n_rows: int) -> Field:
+    """One field of sections whose dtypes are the same in all blocks."""
+    like = sections[0][1]
+    out: Field
+    if isinstance(like, Ragged):
+        counts = np.zeros(n_rows, np.int64)
+        for places, field in sections:
+            assert isinstance(field, Ragged)
+            counts[places] = np.diff(field.indptr)
+        indptr = starts_of(counts)
+        out = Ragged(indptr, tuple(np.empty(int(indptr[-1]), values.dtype) for values in like.values))
+    else:
+        out = np.empty((n_rows, *like.shape[1:]), like.dtype)
+    for places, field in sections:
+        _place(field, places, out)
+    return out
+
+
+def _place(section: Field, places: Array, out: Field) -> None:
+    if isinstance(out, Ragged):
+        assert isinstance(section, Ragged)
+        place_ragged(section, places, out)
+    else:
+        out[places] = section

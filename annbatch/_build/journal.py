@@ -1,0 +1,166 @@
+"""The work folder of a build: the lock, what is finished, and what a crash left behind.
+
+    OUT/.annbatch/lock           held (by the kernel, so it ends with its process) while someone writes
+    OUT/.annbatch/journal.json   which call this is, its seed, and, from the moment of commit, the names it puts in place
+    OUT/.annbatch/blocks/        temporary files of the first task
+    OUT/.annbatch/ready/         finished datasets, moved to OUT when all are there
+
+A call is committed when its journal says "publishing": from then on it is only ever finished. Readers take no notice of the names listed
+there until the journal is gone, so they see the collection as it was before or as it is after.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import remove, replace_text
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+WORK_FOLDER = ".annbatch"
+
+
+class BusyError(RuntimeError):
+    """Another process writes to the collection."""
+
+
+class WorkFolder:
+    """The work folder below ``root``, locked while entered.
+
+    Raises
+    ------
+    BusyError
+        On entering, when another process or thread holds it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.path = root / WORK_FOLDER
+        self.blocks = self.path / "blocks"
+        self.ready = self.path / "ready"
+        self._journal = self.path / "journal.json"
+        self._lock: int | None = None
+        self._made_root = False
+
+    def __enter__(self) -> Self:
+        self._made_root = not self.root.exists()
+        while self._lock is None:
+            lock = self.path / "lock"
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:
+                continue  # whoever held it removed the folder in between
+            try:
+                _lock(descriptor)
+                # Whoever held it may have removed the folder after we opened the file.
+                if lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor)):
+                    self._lock = descriptor
+            except OSError:
+                msg = f"{self.root} is being written to by another process; wait until it is done"
+                raise BusyError(msg) from None
+            finally:
+                if self._lock is None:
+                    os.close(descriptor)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._lock is not None
+        if not self._journal.exists():
+            remove(self.path)
+            if self._made_root and not any(self.root.iterdir()):
+                self.root.rmdir()
+        elif error is not None:
+            error.add_note(
+                f"What was finished is kept in {self.path}: the same call continues from there, any other call removes it."
+            )
+        os.close(self._lock)
+        self._lock = None
+
+    def read(self) -> dict[str, Any] | None:
+        """The journal, if there is one."""
+        return read_journal(self.root)
+
+    def begin(self, call: dict[str, Any]) -> None:
+        """Write the journal of a new call."""
+        for folder in (self.blocks, self.ready):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._write({**call, "state": "building", "boot": boot_id()})
+
+    def commit(self, names: list[str]) -> None:
+        """Decide that these datasets become part of the collection."""
+        self._write({**(self.read() or {}), "state": "publishing", "names": names})
+
+    def publish(self, names: list[str]) -> None:
+        """Move finished datasets to their place; those that are there already stay."""
+        for name in names:
+            if (self.ready / name).exists():
+                (self.ready / name).rename(self.root / name)
+
+    def finish(self) -> None:
+        """The call is done: forget it."""
+        self._journal.unlink()
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove all that a call left, except the lock."""
+        for path in (self._journal, self.blocks, self.ready):
+            remove(path)
+        for path in self.path.glob("*.pickle"):
+            remove(path)
+
+    def drop_untrusted_blocks(self, journal: dict[str, Any]) -> None:
+        """Blocks are not synced to the disk: after a restart of the machine they may be incomplete."""
+        if not journal.get("boot") or journal["boot"] != boot_id():
+            remove(self.blocks)
+
+    def _write(self, journal: dict[str, Any]) -> None:
+        replace_text(self._journal, json.dumps(journal, indent=1))
+
+
+def read_journal(root: Path) -> dict[str, Any] | None:
+    """Journal of the call that writes, or wrote, to ``root``."""
+    try:
+        journal: dict[str, Any] = json.loads((root / WORK_FOLDER / "journal.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return journal
+
+
+def unpublished(root: Path) -> frozenset[str]:
+    """Names that may stand in ``root`` but do not belong to the collection yet."""
+    journal = read_journal(root)
+    return frozenset(journal.get("names", ())) if journal else frozenset()
+
+
+def say(text: str) -> None:
+    """Tell the user what was found of an earlier call."""
+    warnings.warn(text, UserWarning, stacklevel=2)
+
+
+def boot_id() -> str:
+    """What changes when the machine restarts ("" where that cannot be told)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _lock(descriptor: int) -> None:
+    """Take the lock or raise OSError."""
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

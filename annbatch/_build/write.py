@@ -1,0 +1,146 @@
+"""Writing one dataset, row-aligned parts piece by piece, from rows that can be fetched in output order."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from .columns import Column, ColumnWriter
+from .fields import Array, Field, Ragged, starts_of
+from .plan import cut_by_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .schema import MatrixType, Schema
+    from .sink import Sink, Stream
+
+SOURCE_DTYPE = "annbatch-source-dtype"
+INDEX = "obs/_index"
+_PARTS = {"categorical": ["codes"], "number": ["values"], "nullable": ["values", "mask"], "text": ["text", "mask"]}
+
+
+class Rows(Protocol):
+    """The rows of a dataset, wherever they are; numbered from 0 in output order."""
+
+    n_obs: int
+
+    def counts(self, name: str) -> Array:
+        """Length (int64) of every row of a ragged field."""
+
+    def fetch(self, names: Sequence[str], start: int, stop: int, into: Mapping[str, Field]) -> dict[str, Field]:
+        """Rows ``[start, stop)`` of the named fields; a field in ``into`` is filled, with its dtypes, and returned."""
+
+
+def index_dtype(n_columns: int) -> np.dtype[Any]:
+    """Type of stored column numbers: the smallest that anndata, scipy and other readers of collections take."""
+    return np.dtype("u2" if n_columns <= 2**16 else "i4" if n_columns < 2**31 else "i8")
+
+
+def write_dataset(
+    sink: Sink,
+    rows: Rows,
+    schema: Schema,
+    dtypes: Mapping[str, np.dtype[Any]],
+    text_with_missing: frozenset[str],
+    most_bytes: int,
+) -> None:
+    """Write everything; no more than ``most_bytes`` of rows are in memory at a time.
+
+    ``dtypes`` are those that the values of matrices are stored in, ``text_with_missing`` the fields of text that need a mask.
+    """
+    _write_head(sink, schema)
+    matrices = [_MatrixWriter(sink, name, matrix, dtypes[name], rows) for name, matrix in schema.matrices.items()]
+    columns = _column_writers(sink, schema, text_with_missing, rows.n_obs)
+    row_bytes = sum((matrix.row_bytes() for matrix in matrices), np.full(rows.n_obs, 64, np.int64))
+    edges = cut_by_bytes(row_bytes, most_bytes).tolist()
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for matrix in matrices:
+            matrix.append(rows, start, stop)
+        for column, names in columns:
+            column.append(rows.fetch(names, start, stop, {}))
+    for writer in (*matrices, *(column for column, _ in columns)):
+        writer.close()
+
+
+def _write_head(sink: Sink, schema: Schema) -> None:
+    """Write what is not row-aligned, and the attributes of obs."""
+    sink.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
+        sink.group(name, "dict")
+    sink.element("var", schema.var)
+    for name, value in schema.varm.items():
+        sink.element(f"varm/{name}", value)
+    if schema.raw_var is not None:
+        sink.group("raw", "raw")
+        sink.element("raw/var", schema.raw_var)
+        sink.group("raw/varm", "dict")
+    frame = {"_index": schema.index_name or "_index", "column-order": list(schema.obs)}
+    sink.group("obs", "dataframe", "0.2.0", **frame)
+
+
+class _MatrixWriter:
+    """The streams of one matrix."""
+
+    def __init__(self, sink: Sink, name: str, matrix: MatrixType, dtype: np.dtype[Any], rows: Rows) -> None:
+        self._name = name
+        self._row_shape = matrix.row_shape
+        self._dtypes = [dtype]
+        self._indptr: Array | None = None
+        n_obs = rows.n_obs
+        shape = (n_obs, *matrix.row_shape)
+        source = {SOURCE_DTYPE: matrix.dtype.str} if matrix.dtype != dtype else {}
+        if not matrix.is_sparse:
+            attributes = {"encoding-type": "array", "encoding-version": "0.2.0", **source}
+            self._streams: list[Stream] = [sink.matrix(name, dtype, shape, n_obs, attributes)]
+            return
+        self._indptr = starts_of(rows.counts(name))
+        self._dtypes.append(index_dtype(matrix.row_shape[0]))
+        sink.group(name, "csr_matrix", shape=list(shape), **source)
+        n_values = (int(self._indptr[-1]),)
+        self._streams = [
+            sink.matrix(f"{name}/{part}", dtype, n_values, n_obs, {})
+            for part, dtype in zip(("data", "indices"), self._dtypes, strict=True)
+        ]
+        pointers = sink.column(f"{name}/indptr", np.dtype(np.int64), n_obs + 1, {})
+        pointers.append(self._indptr)
+        pointers.close()
+
+    def row_bytes(self) -> Array | int:
+        """Bytes of every row as stored."""
+        width = sum(dtype.itemsize for dtype in self._dtypes)
+        return width * (prod(self._row_shape) if self._indptr is None else np.diff(self._indptr))
+
+    def append(self, rows: Rows, start: int, stop: int) -> None:
+        """Fetch and write rows ``[start, stop)``."""
+        field = rows.fetch([self._name], start, stop, {self._name: self._empty(start, stop)})[self._name]
+        for stream, values in zip(self._streams, field.values if isinstance(field, Ragged) else [field], strict=True):
+            stream.append(values)
+
+    def close(self) -> None:
+        """Write what is left."""
+        for stream in self._streams:
+            stream.close()
+
+    def _empty(self, start: int, stop: int) -> Field:
+        if self._indptr is None:
+            return np.empty((stop - start, *self._row_shape), self._dtypes[0])
+        indptr = self._indptr[start : stop + 1] - self._indptr[start]
+        return Ragged(indptr, tuple(np.empty(int(indptr[-1]), dtype) for dtype in self._dtypes))
+
+
+def _column_writers(
+    sink: Sink, schema: Schema, text_with_missing: frozenset[str], n_obs: int
+) -> list[tuple[ColumnWriter, list[str]]]:
+    index = schema.index_name or "_index"
+    columns = {INDEX: (f"obs/{index}", Column("text"))}
+    columns |= {f"obs/{name}": (f"obs/{name}", column) for name, column in schema.obs.items()}
+    return [
+        (
+            ColumnWriter(sink, path, name, column, n_obs, has_missing=name in text_with_missing),
+            [f"{name}#{part}" for part in _PARTS[column.kind]],
+        )
+        for name, (path, column) in columns.items()
+    ]

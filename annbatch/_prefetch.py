@@ -1,0 +1,170 @@
+"""Reading ahead: one background thread, order kept, nothing left behind.
+
+The thread and its consumer share two queues and no lock of ours: `room` tells the thread that it may start one more load,
+`items` carries what it made. ``SimpleQueue.put`` is safe in a destructor, so a pass may be dropped by the garbage
+collector at any moment, in any thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Generator, Iterable, Iterator
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+__all__ = ["ReadAhead", "in_order"]
+
+T = TypeVar("T")
+
+# How long a destructor and the interpreter's exit wait for a load that is being read. The thread ends by itself after it.
+_PATIENCE_S = 5.0
+
+_LOAD_DONE = object()
+_ALL_DONE = object()
+
+
+class _Failure:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Channel:
+    """What thread and consumer share. Knows neither, so that dropping the consumer is noticed."""
+
+    def __init__(self, n_loads: int) -> None:
+        self.items: SimpleQueue[Any] = SimpleQueue()
+        self.room: SimpleQueue[None] = SimpleQueue()
+        self.stopped = False
+        for _ in range(n_loads):
+            self.room.put(None)
+
+    def wait_for_room(self) -> bool:
+        self.room.get()
+        return not self.stopped
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.room.put(None)
+
+
+def in_order(loads: Iterator[Iterable[T]]) -> Generator[T]:
+    """Yield the items of all `loads` in the caller's thread; closing it closes `loads`."""
+    try:
+        for load in loads:
+            yield from load
+    finally:
+        _close(loads)
+
+
+class ReadAhead(Iterator[T], Generic[T]):
+    """The items of all loads, in order, made by a background thread.
+
+    At most ``1 + n_ahead`` loads exist at a time: the one that the consumer is taking items from, and `n_ahead` that are
+    finished or being made. An error in a load is raised where its item would have come.
+
+    Parameters
+    ----------
+    loads
+        Yields the loads. Advanced, and closed, in the thread.
+    n_ahead
+        Loads to be ahead of the consumer, at least 1.
+    """
+
+    _thread: threading.Thread | None = None
+    _closed = True  # until it is fully made, so that the destructor of a half-made one does nothing
+
+    def __init__(self, loads: Iterator[Iterable[T]], n_ahead: int) -> None:
+        self._channel = _Channel(1 + n_ahead)
+        self._loads: Iterator[Iterable[T]] | None = loads
+        self._process = os.getpid()
+        self._closed = False
+
+    def __next__(self) -> T:
+        if self._closed:
+            raise StopIteration
+        if self._process != os.getpid():
+            msg = "a pass must be continued in the process that started it: this process is a fork; start a new pass in it"
+            raise RuntimeError(msg)
+        try:
+            if self._thread is None:
+                self._start()
+            item = self._channel.items.get()
+            while item is _LOAD_DONE:
+                self._channel.room.put(None)
+                item = self._channel.items.get()
+        except BaseException:
+            self.close()
+            raise
+        if item is _ALL_DONE:
+            self.close()
+            raise StopIteration
+        if isinstance(item, _Failure):
+            self.close()
+            try:
+                raise item.error
+            finally:
+                del item  # the traceback refers to this frame: without this the error would keep itself alive
+        return item  # type: ignore[no-any-return]
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Stop the thread, wait for it (at most `timeout_s`), and drop what it has read."""
+        if self._closed:
+            return
+        self._closed = True
+        channel, self._channel = self._channel, _Channel(0)
+        channel.stop()
+        if self._thread is None:
+            _close(self._loads)
+        # The garbage collector may run in the thread itself.
+        elif self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+        self._loads = None
+
+    def __del__(self) -> None:
+        self.close(_PATIENCE_S)
+
+    def _start(self) -> None:
+        # Not joined by the interpreter before its exit handlers run, which would wait for ever on a pass left open.
+        self._thread = threading.Thread(
+            target=_make_items, args=(self._loads, self._channel), name="annbatch-read-ahead", daemon=True
+        )
+        self._loads = None
+        _open.add(self)
+        self._thread.start()
+
+
+def _make_items(loads: Iterator[Iterable[Any]], channel: _Channel) -> None:
+    try:
+        while channel.wait_for_room():
+            load = next(loads, _ALL_DONE)
+            if load is _ALL_DONE:
+                break
+            for item in load:  # type: ignore[attr-defined]
+                if channel.stopped:
+                    return
+                channel.items.put(item)
+            item = load = None
+            channel.items.put(_LOAD_DONE)
+        channel.items.put(_ALL_DONE)
+    except BaseException as error:  # noqa: BLE001 (raised in the consumer)
+        channel.items.put(_Failure(error))
+    finally:
+        _close(loads)
+
+
+def _close(iterator: Iterator[Any] | None) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
+
+
+_open: weakref.WeakSet[ReadAhead[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for read_ahead in list(_open):
+        read_ahead.close(_PATIENCE_S)

@@ -1,0 +1,164 @@
+"""Samples that are rows of one block, and the way back from samples to that block.
+
+``MappedCollection`` reads a batch into one block per key. torch's DataLoader wants a list of samples, and its collate
+function copies them into a block again. Here a sample remembers the block that it is a row of, so that collating all samples
+of a block, unchanged and in order, hands out the block itself.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+__all__ = ["Column", "Sample", "collate", "make_samples", "register_with_torch"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One key of a batch.
+
+    Attributes
+    ----------
+    values
+        The value of each row that has one, as a sample shows it.
+    block
+        The same as one array, or None when the values make none (text, rows of different length).
+    rows
+        Numbers of the samples that the values belong to; None: all, in order.
+    """
+
+    values: Sequence[Any]
+    block: np.ndarray | None
+    rows: np.ndarray | None = None
+
+
+class _Batch:
+    """The columns that the samples of one batch were made from."""
+
+    __slots__ = ("columns", "n_samples")
+
+    def __init__(self, columns: dict[str, Column], n_samples: int) -> None:
+        self.columns = columns
+        self.n_samples = n_samples
+
+
+class Sample(dict[str, Any]):
+    """A sample: a plain dict that knows its batch. Copies and pickles of it are plain dicts."""
+
+    __slots__ = ("batch",)
+    batch: _Batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+def make_samples(columns: dict[str, Column], n_samples: int) -> list[Sample]:
+    """Cut a batch into samples.
+
+    Parameters
+    ----------
+    columns
+        What each key holds. A sample has only the keys that have a value for it.
+    n_samples
+        Number of samples.
+    """
+    batch = _Batch(columns, n_samples)
+    if all(column.rows is None for column in columns.values()):
+        keys = tuple(columns)
+        rows = zip(*(column.values for column in columns.values()), strict=True)
+        samples = [Sample(zip(keys, row, strict=True)) for row in rows]
+    else:
+        samples = [Sample() for _ in range(n_samples)]
+        for key, column in columns.items():
+            owners = samples if column.rows is None else [samples[row] for row in column.rows.tolist()]
+            for sample, value in zip(owners, column.values, strict=True):
+                sample[key] = value
+    for sample in samples:
+        sample.batch = batch
+    return samples
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Make one batch of tensors of a list of samples.
+
+    Samples that one call of ``__getitems__`` made are handed out as the block that they are rows of, without a copy.
+    Anything else goes through :func:`torch.utils.data.default_collate`.
+
+    Raises
+    ------
+    ImportError
+        If torch is not installed.
+    KeyError
+        If a key is only in some of the samples, because not every file has it.
+    """
+    try:
+        import torch
+        from torch.utils.data import default_collate
+    except ImportError as error:
+        msg = "collate makes torch tensors, but torch is not installed: pip install torch"
+        raise ImportError(msg) from error
+    batch = _unchanged_batch(samples)
+    if batch is None:
+        _check_keys(samples)
+        return default_collate([dict(sample) if isinstance(sample, Sample) else sample for sample in samples])
+    out: dict[str, Any] = {}
+    for key, column in batch.columns.items():
+        if column.block is not None:
+            out[key] = torch.from_numpy(column.block)
+        elif all(isinstance(value, str) for value in column.values):
+            out[key] = list(column.values)
+        else:
+            out[key] = default_collate(list(column.values))
+    return out
+
+
+def register_with_torch() -> None:
+    """Let torch's own default_collate take batches apart no more than :func:`collate` does.
+
+    Uses the table that torch offers for this (see the documentation of ``torch.utils.data.default_collate``). Only our
+    own type is added, nothing that torch does with other types changes. Cheap when done already, and nothing happens
+    before torch was imported by somebody.
+    """
+    module = sys.modules.get("torch.utils.data._utils.collate")
+    table: dict[Any, Callable[..., Any]] | None = getattr(module, "default_collate_fn_map", None)
+    if table is not None and Sample not in table:
+        table[Sample] = _collate_for_torch
+
+
+def _collate_for_torch(samples: Sequence[Any], *, collate_fn_map: Any = None) -> Any:  # noqa: ARG001
+    return collate(samples)
+
+
+def _check_keys(samples: Sequence[Any]) -> None:
+    keys = [set(sample) for sample in samples if isinstance(sample, Sample)]
+    partial = sorted(keys[0].union(*keys) - keys[0].intersection(*keys)) if keys else []
+    if partial:
+        msg = f"{partial} is only in some samples of the batch, because not every file has it: leave it out, or batch by file"
+        raise KeyError(msg)
+
+
+def _unchanged_batch(samples: Sequence[Any]) -> _Batch | None:
+    """Return the batch that these are all samples of, in order and as they were made; else None."""
+    first = samples[0] if len(samples) else None
+    if not isinstance(first, Sample):
+        return None
+    batch = first.batch
+    columns = batch.columns
+    if len(samples) != batch.n_samples or any(column.rows is not None for column in columns.values()):
+        return None
+    if any(type(sample) is not Sample or sample.batch is not batch for sample in samples):
+        return None
+    # All at once, because this runs for every batch. A value that was put in place of another is another object.
+    if [key for sample in samples for key in sample] != list(columns) * len(samples):
+        return None
+    now = (value for sample in samples for value in sample.values())
+    made = chain.from_iterable(zip(*(column.values for column in columns.values()), strict=True))
+    return batch if all(map(operator.is_, now, made)) else None

@@ -1,0 +1,7 @@
+"""Samplers: which rows are read, and how they are cut into batches."""
+
+from .chunked import RandomSampler, SequentialSampler
+from .class_based import ClassSampler, WeightedClassSampler
+from .distributed import DistributedSampler
+
+__all__ = ["ClassSampler", "DistributedSampler", "RandomSampler", "SequentialSampler", "WeightedClassSampler"]

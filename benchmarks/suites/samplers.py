@@ -1,0 +1,156 @@
+"""Samplers by themselves: run table, mask, first request, whole passes, memory.
+
+Codes come in every width that pandas uses (the number of classes decides it) and in few long or many short runs. A mask is
+"smallest" (one chunk: as little as a window can cost), "half", or "all but one row" (as much as it can cost).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from annbatch.samplers import (
+    ClassSampler,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    WeightedClassSampler,
+)
+
+from .sizes import levels, size
+
+N_OBS = size(20_000_000, 100_000)
+N_RUNS = {"few": 200, "many": N_OBS // 267}
+N_CLASSES = {"int8": 100, "int16": 1_000, "int32": 40_000}
+SHORTEST_RUN = 64
+CHUNKED = {"chunk_size": 64, "preload_nchunks": 64, "batch_size": 256}
+SINGLE = {"chunk_size": 1, "preload_nchunks": 4096, "batch_size": 256}
+
+
+def classes_in_runs(n_obs: int, n_runs: int, n_classes: int) -> pd.Categorical:
+    """Runs of random lengths of at least SHORTEST_RUN; neighbours differ in class."""
+    rng = np.random.default_rng(0)
+    spare = n_obs - n_runs * SHORTEST_RUN
+    cuts = np.sort(rng.integers(0, spare, n_runs - 1))
+    lengths = np.diff(cuts, prepend=0, append=spare) + SHORTEST_RUN
+    codes = np.cumsum(rng.integers(1, n_classes, n_runs)) % n_classes
+    return pd.Categorical.from_codes(np.repeat(codes, lengths), [f"type_{i}" for i in range(n_classes)])
+
+
+def class_sampler(classes: pd.Categorical, layout: dict[str, int], num_samples: int) -> ClassSampler:
+    return ClassSampler(**layout, classes=classes, num_samples=num_samples, rng=np.random.default_rng(0))
+
+
+def drain(sampler: object, n_obs: int) -> None:
+    for request in sampler.sample(n_obs):
+        for split in request["splits"]:
+            len(split)
+
+
+def first_request(sampler: object, n_obs: int) -> None:
+    passing = sampler.sample(n_obs)
+    next(passing)
+    passing.close()
+
+
+class RunTable:
+    """ClassSampler: what depends on the codes."""
+
+    param_names = ("codes", "runs")
+    params = (list(N_CLASSES), levels(list(N_RUNS)))
+
+    def setup(self, codes: str, runs: str) -> None:
+        self.classes = classes_in_runs(N_OBS, N_RUNS[runs], N_CLASSES[codes])
+        if self.classes.codes.dtype != codes:
+            msg = f"codes must be {codes}, got {self.classes.codes.dtype}"
+            raise ValueError(msg)
+
+    def time_build(self, codes: str, runs: str) -> None:
+        class_sampler(self.classes, CHUNKED, N_OBS)
+
+    def peakmem_build(self, codes: str, runs: str) -> None:
+        class_sampler(self.classes, CHUNKED, N_OBS)
+
+    def time_first_request(self, codes: str, runs: str) -> None:
+        first_request(class_sampler(self.classes, CHUNKED, N_OBS), N_OBS)
+
+
+class Mask:
+    """ClassSampler: assigning a window that was not seen before."""
+
+    param_names = ("mask", "runs")
+    params = (["smallest", "half", "all but one row"], levels(list(N_RUNS)))
+    number = 1  # the same window again would be free
+
+    def setup(self, mask: str, runs: str) -> None:
+        classes = classes_in_runs(N_OBS, N_RUNS[runs], N_CLASSES["int8"])
+        self.sampler = class_sampler(classes, CHUNKED, N_OBS)
+        width = {"smallest": SHORTEST_RUN, "half": N_OBS // 2, "all but one row": N_OBS - 1}[mask]
+        self.window = slice(0, width)
+
+    def time_assign(self, mask: str, runs: str) -> None:
+        self.sampler.mask = self.window
+
+
+class ClassPass:
+    """Class-based samplers: whole passes, class by batch and class by chunk."""
+
+    param_names = ("sampler", "layout")
+    params = (["ClassSampler", "WeightedClassSampler"], ["64 x 64", "1 x 4096"])
+
+    def setup(self, sampler: str, layout: str) -> None:
+        kind = {"ClassSampler": ClassSampler, "WeightedClassSampler": WeightedClassSampler}[sampler]
+        sizes, num_samples = (CHUNKED, N_OBS // 4) if layout == "64 x 64" else (SINGLE, N_OBS // 20)
+        classes = classes_in_runs(N_OBS, N_RUNS["many"], N_CLASSES["int8"])
+        self.sampler = kind(**sizes, classes=classes, num_samples=num_samples, rng=np.random.default_rng(0))
+
+    def time_pass(self, sampler: str, layout: str) -> None:
+        drain(self.sampler, N_OBS)
+
+    def peakmem_pass(self, sampler: str, layout: str) -> None:
+        drain(self.sampler, N_OBS)
+
+
+class RangePass:
+    """RandomSampler and SequentialSampler: first request and whole passes over all rows."""
+
+    param_names = ("sampler", "layout")
+    params = (
+        ["RandomSampler", "with replacement", "SequentialSampler", "a rank of four"],
+        levels(["1 x 4096", "64 x 64"]),
+    )
+
+    def setup(self, sampler: str, layout: str) -> None:
+        sizes = CHUNKED if layout == "64 x 64" else SINGLE
+        self.n_obs = N_OBS if layout == "64 x 64" else N_OBS // 10
+        rng = np.random.default_rng(0)
+        if sampler == "SequentialSampler":
+            self.sampler = SequentialSampler(**sizes)
+        elif sampler == "with replacement":
+            self.sampler = RandomSampler(**sizes, replacement=True, num_samples=self.n_obs, rng=rng)
+        else:
+            self.sampler = RandomSampler(**sizes, rng=rng)
+        if sampler == "a rank of four":
+            self.sampler = DistributedSampler(self.sampler, dist_info=lambda: (1, 4))
+
+    def time_first_request(self, sampler: str, layout: str) -> None:
+        first_request(self.sampler, self.n_obs)
+
+    def time_pass(self, sampler: str, layout: str) -> None:
+        drain(self.sampler, self.n_obs)
+
+    def peakmem_pass(self, sampler: str, layout: str) -> None:
+        drain(self.sampler, self.n_obs)
+
+
+class FirstRequest:
+    """RandomSampler: the time to the first request must hardly grow with the number of rows."""
+
+    param_names = ("n_obs",)
+    params = (levels([N_OBS, 5 * N_OBS]),)
+
+    def time_single_rows(self, n_obs: int) -> None:
+        first_request(RandomSampler(**SINGLE, rng=np.random.default_rng(0)), n_obs)
+
+    def peakmem_single_rows(self, n_obs: int) -> None:
+        first_request(RandomSampler(**SINGLE, rng=np.random.default_rng(0)), n_obs)

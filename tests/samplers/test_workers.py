@@ -1,0 +1,147 @@
+"""Samplers in DataLoader workers. Workers are simulated here; tests/integration runs real ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import annbatch.abc
+from annbatch import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler
+from annbatch._workers import Worker
+
+from .checks import batches_of, plain
+from .test_base import custom
+
+
+def as_worker(sampler, n_obs, worker):
+    """What `sampler` yields in a process that is `worker`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annbatch.abc, "current_worker", lambda: worker)
+        return list(sampler.sample(n_obs))
+
+
+def random(seed=0, **kwargs):
+    return RandomSampler(3, 4, 6, rng=np.random.default_rng(seed), **kwargs)
+
+
+@given(st.integers(1, 5), st.integers(1, 200), st.booleans(), st.booleans())
+def test_workers_together_do_one_pass(n_workers, n_obs, drop_last, replacement):
+    # Every worker has the same copy of the sampler, as after a fork.
+    def make():
+        return random(drop_last=drop_last, replacement=replacement and n_obs >= 3)
+
+    parts = [as_worker(make(), n_obs, Worker(i, n_workers, 7)) for i in range(n_workers)]
+    batches = [batch for part in parts for batch in batches_of(part)]
+    assert len(batches) == make().n_batches(n_obs)
+    rows = np.concatenate(batches) if batches else np.empty(0)
+    assert len(rows) == (n_obs // 6 * 6 if drop_last else n_obs)
+    if not (replacement and n_obs >= 3):
+        assert len(np.unique(rows)) == len(rows)
+
+
+def test_chunks_are_dealt_out_whole():
+    parts = [as_worker(random(), 200, Worker(i, 3, 7)) for i in range(3)]
+    chunks = [[part.start for request in part_requests for part in request["requests"]] for part_requests in parts]
+    assert sorted(functools.reduce(operator.iadd, chunks, [])) == list(range(0, 200, 3))
+
+
+def test_another_epoch_has_another_order():
+    # A DataLoader starts its workers afresh every epoch, with the generator's state as it was.
+    first, second = (as_worker(random(), 200, Worker(0, 2, seed)) for seed in (1, 2))
+    assert plain(first) != plain(second)
+    assert plain(first) == plain(as_worker(random(), 200, Worker(0, 2, 1)))
+
+
+@given(
+    st.integers(2, 5), st.integers(1, 120), st.booleans(), st.sampled_from([(3, 4, 6), (4, 3, 2), (1, 8, 4), (8, 1, 8)])
+)
+def test_sequential_batches_collected_in_turn_are_in_order(n_workers, n_obs, drop_last, geometry):
+    # DataLoader takes one batch from each worker in turn, and passes over workers that are done.
+    sampler = SequentialSampler(*geometry, drop_last=drop_last)
+    queues = [batches_of(as_worker(sampler, n_obs, Worker(i, n_workers, 7))) for i in range(n_workers)]
+    collected = []
+    while any(queues):
+        collected += [queue.pop(0) for queue in queues if queue]
+    batch_size = geometry[2]
+    n_rows = n_obs // batch_size * batch_size if drop_last else n_obs
+    assert len(collected) == sampler.n_batches(n_obs)
+    assert [row for batch in collected for row in batch.tolist()] == list(range(n_rows))
+
+
+def test_class_samplers_refuse_several_workers():
+    classes = pd.Categorical(np.repeat(["a", "b"], 50))
+    sampler = ClassSampler(5, 4, 10, classes=classes, num_samples=100)
+    on_a_rank = DistributedSampler(sampler, dist_info=lambda: (0, 1))
+    with pytest.raises(NotImplementedError, match="num_workers=2"):
+        as_worker(on_a_rank, 100, Worker(0, 2, 7))
+    with pytest.raises(NotImplementedError, match=r"num_workers=2; use num_workers=0 \(the loader reads ahead"):
+        as_worker(sampler, 100, Worker(0, 2, 7))
+    first, second = (as_worker(sampler, 100, Worker(0, 1, seed)) for seed in (1, 2))
+    assert plain(first) != plain(second)
+
+
+def test_a_custom_sampler_must_say_that_it_knows_of_workers():
+    # It would otherwise yield all its rows in every worker.
+    with pytest.raises(NotImplementedError, match="set worker_aware = True"):
+        as_worker(custom(), 200, Worker(0, 2, 7))
+    aware = custom()
+    aware.worker_aware = True
+    assert len(as_worker(aware, 200, Worker(0, 2, 7))) == 5
+
+
+def test_workers_agree_on_a_pass_also_without_a_generator():
+    def make():
+        sampler = random()
+        sampler.rng = None
+        return sampler
+
+    rows = [row for i in range(2) for b in batches_of(as_worker(make(), 90, Worker(i, 2, 7))) for row in b.tolist()]
+    assert sorted(rows) == list(range(90))
+
+
+def test_ranks_and_workers_together_visit_every_row_once():
+    rows = []
+    for rank in range(2):
+        for i in range(3):
+            sampler = DistributedSampler(random(), dist_info=lambda rank=rank: (rank, 2))
+            rows += [row for batch in batches_of(as_worker(sampler, 200, Worker(i, 3, 7))) for row in batch.tolist()]
+    assert sorted(rows) == list(range(200))
+
+
+@pytest.mark.parametrize(
+    "make", [random, lambda: SequentialSampler(3, 4, 6), custom], ids=["random", "sequential", "custom"]
+)
+def test_resume_in_a_worker_of_a_later_process(make):
+    # The seed of the epoch comes from the state, not from the new process.
+    n_workers = 1 if make is custom else 3
+    worker, later = Worker(0, n_workers, 7), Worker(0, n_workers, 8)
+    expected = as_worker(make(), 200, worker)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annbatch.abc, "current_worker", lambda: worker)
+        sampler = make()
+        requests = sampler.sample(200)
+        next(requests)
+        state = json.loads(json.dumps(sampler.state_dict()))
+    resumed = make()
+    resumed.load_state_dict(state)
+    assert plain(as_worker(resumed, 200, later)) == plain(expected[1:])
+
+
+def test_a_state_of_another_worker_is_refused():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annbatch.abc, "current_worker", lambda: Worker(1, 3, 7))
+        sampler = random()
+        next(sampler.sample(200))
+        state = sampler.state_dict()
+    for worker in (Worker(0, 3, 7), Worker(1, 2, 7), None):
+        resumed = random()
+        resumed.load_state_dict(state)
+        with pytest.raises(ValueError, match=r"taken with \(worker, workers\)=\(1, 3\), here it is"):
+            as_worker(resumed, 200, worker)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from annbatch import _rows
+
 from ._dtypes import common_dtype, native, type_code
 from .cpus import available_cpus
 from .jobs import Job, run
@@ -185,7 +186,7 @@ class _Request:
         self.n_out = int(self.edges[-1])
         self.parts = [_checked_part(part, sparse=sparse) for part in parts]
         self._check_positions()
-        self.trailing = self._trailing(n_var, sparse=sparse)
+        self.trailing = self._trailing(n_var)
         self.n_var = prod(self.trailing)
         for part in self.parts:
             _check_columns(part, self.n_var)
@@ -203,7 +204,7 @@ class _Request:
         """Return the stored values of each position, int64."""
         lengths = np.zeros(self.n_out, np.int64)
         for part in self.parts:
-            _rows.row_lengths(part.source.indptr, part.rows, part.dest, lengths)
+            _rows.row_lengths(_sparse(part).indptr, part.rows, part.dest, lengths)
         return lengths
 
     def fill_csr(self, lengths: np.ndarray) -> list[CSRBlock]:
@@ -308,7 +309,7 @@ class _Request:
         jobs = []
         for part in self.parts:
             rows, dest = _ascending(part)
-            source = part.source
+            source = _sparse(part)
             for array, address, target, n_columns in (
                 (source.data, value_address, self.dtype, None),
                 (source.indices, index_address, index_dtype, source.shape[1]),
@@ -329,7 +330,7 @@ class _Request:
                 batch.fill(0)
         jobs = []
         for part in self.parts:
-            array = part.source.array
+            array = _dense(part).array
             rows, dest = _ascending(part)
             chunk_rows, row_stride = array.chunk_shape[0], prod(array.chunk_shape[1:])
             tasks, pieces = _rows.plan_rows(
@@ -369,7 +370,7 @@ class _Request:
             msg = f"each position must be in dest once, got position {position} {seen[position]} times"
             raise ValueError(msg)
 
-    def _trailing(self, n_var: int | None, *, sparse: bool) -> tuple[int, ...]:
+    def _trailing(self, n_var: int | None) -> tuple[int, ...]:
         shapes = {part.source.shape[1:] for part in self.parts if part.columns is None}
         if n_var is not None:
             wanted: tuple[int, ...] = (int(n_var),)
@@ -415,6 +416,16 @@ def _checked_part(part: Part, *, sparse: bool) -> Part:
         raise IndexError(msg)
     columns = None if part.columns is None else _int64(part.columns, "columns")
     return Part(part.source, rows, dest, columns)
+
+
+def _sparse(part: Part) -> SparseSource:
+    assert isinstance(part.source, SparseSource)
+    return part.source
+
+
+def _dense(part: Part) -> DenseSource:
+    assert isinstance(part.source, DenseSource)
+    return part.source
 
 
 def _check_columns(part: Part, n_var: int) -> None:

@@ -73,6 +73,7 @@ class SparseSource(MatrixSource):
 
     @property
     def is_direct(self) -> bool:
+        """See the base class."""
         return self.data.is_direct and self.indices.is_direct
 
     @property
@@ -93,6 +94,7 @@ class SparseSource(MatrixSource):
         return self._indptr
 
     def close(self) -> None:
+        """See the base class."""
         for array in (self.data, self.indices, self._stored_indptr):
             array.close()
 
@@ -155,9 +157,11 @@ class DenseSource(MatrixSource):
 
     @property
     def is_direct(self) -> bool:
+        """See the base class."""
         return self.array.is_direct
 
     def close(self) -> None:
+        """See the base class."""
         self.array.close()
 
 
@@ -194,10 +198,7 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
     import scipy.sparse as sp
 
     if sp.issparse(elem):
-        if elem.format != "csr":
-            raise TypeError(_not_csr(f"a scipy {elem.format} matrix", elem.format))
-        arrays = {key: stored_array(getattr(elem, key), f"matrix in memory :: {key}") for key in _CSR_KEYS}
-        return _sparse_source(arrays, elem.shape, "matrix in memory", direct=direct)
+        return _in_memory(elem, direct=direct)
     group = _encoded_group(elem)
     if group is None:
         array = stored_array(elem)
@@ -210,6 +211,13 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
         raise CorruptDataError(msg)
     arrays = {key: stored_array(group[key]) for key in _CSR_KEYS}
     return _sparse_source(arrays, _csr_shape(group, location), location, direct=direct)
+
+
+def _in_memory(matrix: Any, *, direct: bool) -> SparseSource:
+    if matrix.format != "csr":
+        raise TypeError(_not_csr(f"a scipy {matrix.format} matrix", matrix.format))
+    arrays = {key: stored_array(getattr(matrix, key), f"matrix in memory :: {key}") for key in _CSR_KEYS}
+    return _sparse_source(arrays, matrix.shape, "matrix in memory", direct=direct)
 
 
 def _sparse_source(

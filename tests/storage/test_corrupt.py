@@ -235,7 +235,11 @@ CONTRADICTIONS = {
     "indptr too few": (matrix_with(indptr=MATRIX.indptr[:-1]), {}, "must have n_obs \\+ 1 = 301 entries, got 300"),
     "fewer indices": (matrix_with(indices=MATRIX.indices[:-1]), {}, "values, but indices has"),
     "fewer values": (matrix_with(data=MATRIX.data[:-1]), {}, "values, but indices has"),
-    "indices are floats": (matrix_with(indices=MATRIX.indices.astype("float32")), {}, "must hold integers, got float32"),
+    "indices are floats": (
+        matrix_with(indices=MATRIX.indices.astype("float32")),
+        {},
+        "must hold integers, got float32",
+    ),
     "data has two axes": (matrix_with(data=MATRIX.data[:, None]), {}, "must be one-dimensional, got shape"),
     "no shape": (matrix_with(), {"shape": None}, "has no shape attribute"),
     "shape of three": (matrix_with(), {"shape": [300, 40, 1]}, "shape must be two numbers >= 0, got"),
@@ -267,7 +271,9 @@ def test_a_missing_part_is_named(missing, tmp_path):
 def test_bad_columns_in_memory_are_refused():
     broken = sp.csr_matrix(np.ones((2, 3), "float32"))
     broken.indices[2] = 3
-    with pytest.raises(storage.CorruptDataError, match="matrix in memory :: indices, chunk 0: a column number is outside"):
+    with pytest.raises(
+        storage.CorruptDataError, match="matrix in memory :: indices, chunk 0: a column number is outside"
+    ):
         storage.read_csr(
             [storage.Part(storage.open_matrix(broken), np.array([0, 1]), np.array([0, 1]))], np.array([0, 2]), n_var=3
         )
@@ -298,7 +304,7 @@ def test_a_chunk_file_that_is_cut_while_open_is_noticed(tmp_path):
     source = opened(path)
     read_all(source)
     os.truncate(path / "X/data/c/0", 50)
-    with pytest.raises(storage.CorruptDataError, match="chunk 0 in .*cut short"):
+    with pytest.raises(storage.CorruptDataError, match=r"chunk 0 in .*cut short"):
         read_all(source)
 
 
@@ -319,7 +325,11 @@ def test_random_damage_never_crashes_and_never_reads_outside(kind, tmp_path):
             spans = [(path, info.byte_offset, info.size) for info in places]
         else:
             path = write_zarr(folder / "a.zarr", csr_parts(MATRIX), csr_attrs(MATRIX), int(form[-1]), **options)
-            files = [f for f in (path / "X/data").rglob("*") if f.is_file() and f.name not in ("zarr.json", ".zarray", ".zattrs")]
+            files = [
+                f
+                for f in (path / "X/data").rglob("*")
+                if f.is_file() and f.name not in ("zarr.json", ".zarray", ".zattrs")
+            ]
             spans = [(f, 0, f.stat().st_size) for f in files]
         for file, start, size in spans:
             data = bytearray(file.read_bytes())

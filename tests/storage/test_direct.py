@@ -149,7 +149,13 @@ def test_chunks_that_are_not_stored_have_the_fill_value(form, fill, tmp_path):
         options = {"shards": (8, 6)} if form == "shards" else {}
         version = 2 if form == "zarr2" else 3
         handle = zarr.create_array(
-            tmp_path / "a", shape=(20, 6), dtype="float32", chunks=(4, 3), fill_value=fill, zarr_format=version, **options
+            tmp_path / "a",
+            shape=(20, 6),
+            dtype="float32",
+            chunks=(4, 3),
+            fill_value=fill,
+            zarr_format=version,
+            **options,
         )
         handle[8:12] = 3
     source = storage.open_matrix(handle)
@@ -168,6 +174,21 @@ def test_each_chunk_is_decoded_once_per_request(tmp_path):
     assert tasks_run() - before == 2 * -(-matrix.nnz // 100)
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32", "int64"])
+@pytest.mark.parametrize("blocksize", [0, 2048, 8192])
+@pytest.mark.parametrize("cname", ["lz4", "lz4hc", "zstd"])
+def test_parts_of_blosc_chunks_equal_the_whole(dtype, blocksize, cname, tmp_path):
+    rng = np.random.default_rng(0)
+    array = (rng.integers(0, 200, 30_000) * rng.integers(0, 2, 30_000)).astype(dtype)
+    codec = zarr.codecs.BloscCodec(cname=cname, shuffle="shuffle", blocksize=blocksize)
+    stored = zarr.create_array(tmp_path / "a", data=array, chunks=(7001,), compressors=codec)
+    source = storage.open_matrix(stored)
+    for rows in ([0], [6999, 7000], [13, 14, 15], [20_000], np.sort(rng.integers(0, 30_000, 300))):
+        part = storage.Part(source, np.array(rows), np.arange(len(rows)))
+        (batch,) = storage.read_dense([part], np.array([0, len(rows)]))
+        np.testing.assert_array_equal(batch, array[rows])
+
+
 UNUSUAL = {
     "big endian zarr": lambda folder, a: _zarr(folder, a.astype(">f4")),
     "big endian h5": lambda folder, a: _h5(folder, a.astype(">f4")),
@@ -179,10 +200,14 @@ UNUSUAL = {
     "h5 scaleoffset": lambda folder, a: _h5(folder, a.astype("int32"), chunks=(3, 3), scaleoffset=0),
     "h5 user block": lambda folder, a: _h5(folder, a, userblock=512),
     "h5 open for writing": lambda folder, a: h5py.File(folder / "w.h5", "w").create_dataset("x", data=a),
-    "h5 in memory": lambda folder, a: h5py.File("m", "w", driver="core", backing_store=False).create_dataset("x", data=a),
+    "h5 in memory": lambda folder, a: h5py.File("m", "w", driver="core", backing_store=False).create_dataset(
+        "x", data=a
+    ),
     "h5 compact": lambda folder, a: _compact(folder, a),
     "h5 virtual": lambda folder, a: _virtual(folder, a),
-    "index at the start": lambda folder, a: _zarr(folder, a, chunks=(2, 5), shards={"shape": (8, 5), "index_location": "start"}),
+    "index at the start": lambda folder, a: _zarr(
+        folder, a, chunks=(2, 5), shards={"shape": (8, 5), "index_location": "start"}
+    ),
 }
 
 

@@ -18,6 +18,9 @@ import zarr
 from annbatch import ClassSampler, DatasetCollection, Loader, RandomSampler, SequentialSampler, storage
 from tests.loader_data import as_array, make_adata, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
+
 
 def test_row_pointers_and_indices_of_different_widths(tmp_path):
     # The type of the first data set must not be the type of all of them.
@@ -91,7 +94,10 @@ def test_rows_without_values_at_the_start_and_the_end_of_every_dataset():
 
 def test_datasets_without_rows(tmp_path):
     parts = [make_adata(10)[:0].copy(), make_adata(10), make_adata(10)[:0].copy(), make_adata(10, seed=1)]
-    paths = [write(part, tmp_path / f"{i}{suffix}") for i, (part, suffix) in enumerate(zip(parts, (".zarr", ".h5ad") * 2, strict=True))]
+    paths = [
+        write(part, tmp_path / f"{i}{suffix}")
+        for i, (part, suffix) in enumerate(zip(parts, (".zarr", ".h5ad") * 2, strict=True))
+    ]
     for loader in (small_loader(shuffle=True).add_adatas(parts), small_loader(shuffle=True).add_paths(paths)):
         assert sorted(row for batch in loader for row in batch["index"]) == list(range(20))
         assert [len(obs) for obs in loader._obs] == [0, 10, 0, 10]

@@ -22,6 +22,9 @@ from annbatch import storage
 from annbatch._prefetch import ReadAhead, in_order
 from tests.loader_data import make_adata, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
+
 
 def n_threads():
     return sum(thread.name == "annbatch-read-ahead" for thread in threading.enumerate())

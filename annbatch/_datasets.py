@@ -124,7 +124,8 @@ class Dataset:
         for key in wanted.keys:
             held = parts[key.kind]
             if key.name and key.name not in held:
-                msg = f"{name} has no {key}; it has {key.kind} {sorted(held)}"
+                # anndata 0.13 lists X among the layers, under None.
+                msg = f"{name} has no {key}; it has {key.kind} {sorted(other for other in held if other is not None)}"
                 raise KeyError(msg)
             elements[key] = held[key.name] if key.name else held
         if elements[X] is None:

@@ -16,7 +16,7 @@ from annbatch.abc import Sampler
 from tests.loader_data import as_array, contents, make_adata, opened, small_loader, write
 
 # anndata 0.13 says it of itself under pandas 3.
-pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 
 @pytest.fixture(scope="module", params=["sparse", "dense"])

@@ -19,7 +19,7 @@ from annbatch import ClassSampler, DatasetCollection, Loader, RandomSampler, Seq
 from tests.loader_data import as_array, make_adata, small_loader, write
 
 # anndata 0.13 says it of itself under pandas 3.
-pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 
 def test_row_pointers_and_indices_of_different_widths(tmp_path):

@@ -23,7 +23,7 @@ from annbatch._prefetch import ReadAhead, in_order
 from tests.loader_data import make_adata, small_loader, write
 
 # anndata 0.13 says it of itself under pandas 3.
-pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 
 def n_threads():

@@ -35,6 +35,8 @@ _END = object()
 class _Owner(Protocol):
     def _moved(self, number: int, position: Position) -> None: ...
 
+    def _left_early(self) -> None: ...
+
 
 class Pass(Iterator[Any]):
     """The iterator that a loader hands out.
@@ -42,7 +44,7 @@ class Pass(Iterator[Any]):
     Parameters
     ----------
     owner
-        Told where the consumer stands after each batch.
+        Told where the consumer stands after each batch, and when a pass is left before its end.
     number
         Number of the pass, for `owner`.
     source
@@ -50,6 +52,8 @@ class Pass(Iterator[Any]):
     prefetch
         Load requests to read ahead in a background thread; 0: read in the caller's.
     """
+
+    _closed = True  # until it is fully made, so that the destructor of a half-made one does nothing
 
     def __init__(self, owner: _Owner, number: int, source: Generator[Iterable[Item]], prefetch: int) -> None:
         self._owner = owner
@@ -64,21 +68,33 @@ class Pass(Iterator[Any]):
         return not self._closed and self._process == os.getpid()
 
     def __next__(self) -> Any:
+        if self._closed:
+            raise StopIteration
         try:
             batch, position = next(self._items)
         except BaseException:
-            self._closed = True
+            self.close()
             raise
         self._owner._moved(self._number, position)  # noqa: SLF001 (the two belong together)
         if batch is _END:
-            self.close()
+            self._closed = True
+            self._items.close()
             raise StopIteration
         return batch
 
     def close(self) -> None:
         """End the pass: stop the background thread and free what it has read."""
-        self._closed = True
-        self._items.close()
+        if not self._closed:
+            self._closed = True
+            self._items.close()
+            self._owner._left_early()  # noqa: SLF001
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self._closed = True
+            # Its own destructor waits for the thread, but not for ever.
+            del self._items
+            self._owner._left_early()  # noqa: SLF001
 
 
 def loads(

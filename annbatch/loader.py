@@ -105,8 +105,9 @@ class Loader:
 
     Notes
     -----
-    The process holds the rows of at most ``1 + prefetch`` load requests, of ``chunk_size * preload_nchunks`` rows each.
-    Results do not depend on `prefetch` or `num_threads`.
+    The process holds the rows of at most ``1 + prefetch`` load requests, of ``chunk_size * preload_nchunks`` rows each, besides
+    the batches that the caller keeps. The memory is kept for the next pass; it is freed with the loader, and when a pass is left
+    early. Results do not depend on `prefetch` or `num_threads`.
 
     Examples
     --------
@@ -184,6 +185,8 @@ class Loader:
         self._has_collection = False
         self._position: Position | None = None
         self._resume: Position | None = None
+        # Kept from pass to pass, because the first touch of fresh memory is slow.
+        self._pool = storage.BufferPool()
         self._n_passes = 0
         self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
 
@@ -441,6 +444,10 @@ class Loader:
         if number == self._n_passes:
             self._position = position
 
+    def _left_early(self) -> None:
+        # The old pool lives until the caller has dropped the last batch, and frees its memory then.
+        self._pool = storage.BufferPool()
+
     def _reader(self, table: Table) -> BatchReader:
         worker = current_worker()
         num_threads = self._num_threads
@@ -448,7 +455,7 @@ class Loader:
             num_threads = max(1, storage.available_cpus() // worker.count)
         gpu = self._preload_to_gpu
         if gpu is None:
-            gpu = self._to != "jax" and worker is None and gpu_is_there()
+            gpu = worker is None and gpu_is_there(self._to)
         dtypes: dict[bool, set[np.dtype[Any]]] = {True: set(), False: set()}
         for matrix in table.matrices.values():
             dtypes[matrix.is_sparse and not self._dense].add((matrix.has_genes and self._dtype) or matrix.dtype)
@@ -459,6 +466,7 @@ class Loader:
             dtype=self._dtype,
             return_index=self._return_index,
             num_threads=num_threads,
+            pool=self._pool,
             export_sparse=made.sparse,
             export_dense=made.dense,
         )

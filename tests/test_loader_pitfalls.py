@@ -173,7 +173,9 @@ def test_collections_of_this_package(tmp_path, h5ad):
         for place, name in enumerate(batch["obs"].index):
             part, row = rows[name]
             np.testing.assert_array_equal(batch["X"][place].toarray(), parts[part].X[row].toarray())
-            np.testing.assert_array_equal(batch["layers"]["twice"][place].toarray(), parts[part].layers["twice"][row].toarray())
+            np.testing.assert_array_equal(
+                batch["layers"]["twice"][place].toarray(), parts[part].layers["twice"][row].toarray()
+            )
             np.testing.assert_array_equal(batch["obsm"]["pca"][place], parts[part].obsm["pca"][row])
         names += batch["obs"].index.tolist()
         assert batch["X"].dtype == batch["layers"]["twice"].dtype == np.float32

@@ -21,8 +21,6 @@ __all__ = ["BatchReader"]
 class BatchReader:
     """Reads load requests of one pass.
 
-    Holds the buffers that batches are made of: one lives until the caller has dropped the batch, and is used again then.
-
     Parameters
     ----------
     table
@@ -35,6 +33,8 @@ class BatchReader:
         Whether batches carry global row numbers.
     num_threads
         Threads that read and decode, or None for all that this process may use.
+    pool
+        Where the buffers that batches are made of come from, and go to when the caller has dropped the batch.
     export_sparse, export_dense
         Make what the user gets out of a CSR block, and out of an array.
     """
@@ -47,6 +47,7 @@ class BatchReader:
         dtype: np.dtype[Any] | None,
         return_index: bool,
         num_threads: int | None,
+        pool: storage.BufferPool,
         export_sparse: Callable[[storage.CSRBlock], Any],
         export_dense: Callable[[np.ndarray], Any],
     ) -> None:
@@ -57,7 +58,7 @@ class BatchReader:
         self._num_threads = num_threads
         self._export_sparse = export_sparse
         self._export_dense = export_dense
-        self._pool = storage.BufferPool()
+        self._pool = pool
         self._var = table.var
 
     def batches(self, request: LoadRequest, skip: int = 0) -> Iterator[dict[str, Any]]:

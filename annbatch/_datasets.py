@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,7 @@ from ._checks import _levels_to_user
 from ._obs import ObsTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     import anndata as ad
 
@@ -124,7 +124,8 @@ class Dataset:
         for key in wanted.keys:
             held = parts[key.kind]
             if key.name and key.name not in held:
-                msg = f"{name} has no {key}; it has {key.kind} {sorted(held)}"
+                # anndata 0.13 lists X among the layers, under None.
+                msg = f"{name} has no {key}; it has {key.kind} {sorted(other for other in held if other is not None)}"
                 raise KeyError(msg)
             elements[key] = held[key.name] if key.name else held
         if elements[X] is None:
@@ -280,10 +281,10 @@ class Table:
             yield dataset, rows[places] - self.offsets[dataset], places
 
 
-def collection_groups(collection: Any, open_group: Callable[[Path | str], Any]) -> list[Any]:
+def collection_groups(collection: Any) -> list[Any]:
     """List the AnnData groups of a collection, given as such, as its zarr group, or as a path to it."""
-    if isinstance(collection, str) or hasattr(collection, "__fspath__"):
-        collection = open_group(collection)
+    if isinstance(collection, (str, os.PathLike)):
+        collection = storage.open_group(collection)
     if hasattr(collection, "attrs") and hasattr(collection, "keys"):
         if collection.attrs.get("encoding-type") != "annbatch-preshuffled":
             msg = (

@@ -67,16 +67,21 @@ def makers(to: Output | None, *, gpu: bool, sparse: set[np.dtype[Any]], dense: s
     return _cupy(sparse) if gpu else Makers(lambda block: block.to_scipy(), lambda array: array)
 
 
-def gpu_is_there() -> bool:
-    """Whether cupy is installed and sees a GPU."""
-    if find_spec("cupy") is None:
-        return False
+def gpu_is_there(to: Output | None = None) -> bool:
+    """Whether cupy is installed and it, and the library `to`, see a GPU."""
+    if to == "jax" or find_spec("cupy") is None:
+        return False  # jax puts arrays on its own default device
     import cupy
 
     try:
-        return bool(cupy.cuda.runtime.getDeviceCount() > 0)
+        n_devices = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError:
-        return False
+        n_devices = 0
+    if to == "torch":
+        import torch
+
+        return bool(n_devices and torch.cuda.is_available())
+    return bool(n_devices)
 
 
 def _torch(*, gpu: bool) -> Makers:

@@ -15,6 +15,9 @@ from annbatch import Loader, RandomSampler, SequentialSampler
 from annbatch.abc import Sampler
 from tests.loader_data import as_array, contents, make_adata, opened, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
 
 @pytest.fixture(scope="module", params=["sparse", "dense"])
 def parts(request):

@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 from annbatch import ClassSampler, Loader, SequentialSampler
 from tests.loader_data import as_array, make_adata, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
 
 def bare(n_obs=5, n_var=3, dtype="float32", *, sparse=True):
     values = np.ones((n_obs, n_var), dtype)

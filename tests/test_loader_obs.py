@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from annbatch._obs import ObsTable, concat_obs
 from tests.loader_data import make_adata, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
 
 def test_categories_are_united_in_order_of_appearance(tmp_path):
     parts = [

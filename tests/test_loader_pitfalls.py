@@ -18,6 +18,9 @@ import zarr
 from annbatch import ClassSampler, DatasetCollection, Loader, RandomSampler, SequentialSampler, storage
 from tests.loader_data import as_array, make_adata, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
 
 def test_row_pointers_and_indices_of_different_widths(tmp_path):
     # The type of the first data set must not be the type of all of them.
@@ -91,7 +94,10 @@ def test_rows_without_values_at_the_start_and_the_end_of_every_dataset():
 
 def test_datasets_without_rows(tmp_path):
     parts = [make_adata(10)[:0].copy(), make_adata(10), make_adata(10)[:0].copy(), make_adata(10, seed=1)]
-    paths = [write(part, tmp_path / f"{i}{suffix}") for i, (part, suffix) in enumerate(zip(parts, (".zarr", ".h5ad") * 2, strict=True))]
+    paths = [
+        write(part, tmp_path / f"{i}{suffix}")
+        for i, (part, suffix) in enumerate(zip(parts, (".zarr", ".h5ad") * 2, strict=True))
+    ]
     for loader in (small_loader(shuffle=True).add_adatas(parts), small_loader(shuffle=True).add_paths(paths)):
         assert sorted(row for batch in loader for row in batch["index"]) == list(range(20))
         assert [len(obs) for obs in loader._obs] == [0, 10, 0, 10]
@@ -146,7 +152,31 @@ def test_what_scvi_tools_does(collection):
         assert set(index.tolist()) <= set(rows)
         for batch in batches:
             assert batch["X"].layout == torch.sparse_csr
+            # Stored compactly as integers, handed out as what they were.
+            assert batch["X"].dtype == torch.float32
             np.testing.assert_array_equal(as_array(batch["X"]), counts[batch["index"]])
             assert batch["obs"].index.tolist() == obs.index[batch["index"]].tolist()
     assert loader._batch_sampler.batch_size == 8
     assert {len(set(batch["obs"]["label"])) for batch in by_class} == {1}
+
+
+@pytest.mark.parametrize("h5ad", [False, True])
+def test_collections_of_this_package(tmp_path, h5ad):
+    paths = [write(make_adata(40, seed=i, prefix=f"{i}_"), tmp_path / f"{i}.h5ad") for i in range(2)]
+    collection = DatasetCollection(tmp_path / "collection", is_collection_h5ad=h5ad)
+    collection.add_adatas(paths, rng=np.random.default_rng(0), progress=False)
+    loader = small_loader(layers=["twice"], obsm=["pca"], shuffle=True).use_collection(collection)
+    rows = {f"{i}_cell{row}": (i, row) for i in range(2) for row in range(40)}
+    parts = [make_adata(40, seed=i) for i in range(2)]
+    names = []
+    for batch in loader:
+        for place, name in enumerate(batch["obs"].index):
+            part, row = rows[name]
+            np.testing.assert_array_equal(batch["X"][place].toarray(), parts[part].X[row].toarray())
+            np.testing.assert_array_equal(
+                batch["layers"]["twice"][place].toarray(), parts[part].layers["twice"][row].toarray()
+            )
+            np.testing.assert_array_equal(batch["obsm"]["pca"][place], parts[part].obsm["pca"][row])
+        names += batch["obs"].index.tolist()
+        assert batch["X"].dtype == batch["layers"]["twice"].dtype == np.float32
+    assert sorted(names) == sorted(rows)

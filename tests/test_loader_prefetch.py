@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from annbatch import storage
+from annbatch import Loader, storage
 from annbatch._prefetch import ReadAhead, in_order
 from tests.loader_data import make_adata, small_loader, write
+
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 
 def n_threads():
@@ -362,3 +365,32 @@ def test_results_are_the_same_when_reading_is_slow_or_the_caller_is():
         time.sleep(0.003)
         seen.append(batch["index"].tolist())
     assert seen == expected
+
+
+def big_loader(**kwargs):
+    """Batches of 512 x 200 values, big enough to be made of pooled buffers."""
+    counts = np.ones((4096, 200), "float32")
+    return Loader(chunk_size=64, preload_nchunks=16, batch_size=512, **kwargs).add_dataset(counts)
+
+
+def test_a_second_pass_allocates_nothing_big(monkeypatch):
+    loader = big_loader(prefetch=0)
+    for _ in loader:
+        pass
+    made, empty = [], np.empty
+    monkeypatch.setattr(
+        np, "empty", lambda shape, *args, **kwargs: made.append(empty(shape, *args, **kwargs)) or made[-1]
+    )
+    for _ in loader:
+        pass
+    assert max(array.nbytes for array in made) < 100_000
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("leave", [leave_by_break, leave_by_error, leave_by_next])
+def test_leaving_early_frees_the_buffers(prefetch, leave):
+    loader = big_loader(prefetch=prefetch)
+    list(loader)
+    leave(loader)
+    gc.collect()
+    assert loader._pool.free_bytes + loader._pool.used_bytes == 0

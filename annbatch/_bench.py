@@ -60,7 +60,8 @@ def _measure(path: Path, chunk_size: int, preload_nchunks: int, batch_size: int,
         loader.use_collection(DatasetCollection(path, mode="r", is_collection_h5ad=is_h5ad_folder))
     else:
         loader.add_paths([path])
-    n_rows, began = 0, None
+    n_rows = 0
+    began: float | None = None
     start = time.perf_counter()
     while True:
         for batch in loader:
@@ -70,7 +71,7 @@ def _measure(path: Path, chunk_size: int, preload_nchunks: int, batch_size: int,
                 if now - start > min(1.0, seconds / 2):
                     began = now
                 continue
-            n_rows += batch["X"].shape[0]
+            n_rows += int(batch["X"].shape[0])
             if now - began >= seconds:
                 return n_rows / (now - began)
 

@@ -69,14 +69,18 @@ class Outcome:
     rare_precision: float
 
 
-def run_demo(out: Path, *, n_cells: int, n_passes: int, seed: int, progress: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def run_demo(
+    out: Path, *, n_cells: int, n_passes: int, seed: int, progress: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Make the files, build the collection, train twice; ``say`` gets what a person wants to read. Returns the same as plain data."""
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     real = real_cells()
     rare = real.names[-1]
     sizes = np.bincount(real.labels)
-    say(f"{len(real.labels)} real cells, {len(real.genes)} genes, {_N_CLASSES} clusters of {sizes.max()} to {sizes.min()} cells")
+    say(
+        f"{len(real.labels)} real cells, {len(real.genes)} genes, {_N_CLASSES} clusters of {sizes.max()} to {sizes.min()} cells"
+    )
     say(f"rare class: {rare}, {sizes[-1]} cells, marked by {real.markers[-1]}")
 
     rng = np.random.default_rng(seed)
@@ -184,7 +188,9 @@ def _clusters(points: Array, k: int, *, n_starts: int = 10, n_rounds: int = 100)
             centres = np.vstack([centres, points[rng.choice(len(points), p=far / far.sum())]])
         for _ in range(n_rounds):
             labels = _squared_distances(points, centres).argmin(axis=1)
-            moved = np.array([points[labels == i].mean(axis=0) if (labels == i).any() else centres[i] for i in range(k)])
+            moved = np.array(
+                [points[labels == i].mean(axis=0) if (labels == i).any() else centres[i] for i in range(k)]
+            )
             if np.allclose(moved, centres):
                 break
             centres = moved
@@ -219,7 +225,7 @@ def shallow_cells(real: RealCells, originals: Array, n_cells: int, prefix: str, 
     X.eliminate_zeros()
     obs = pd.DataFrame(
         {
-            "cell_type": pd.Categorical.from_codes(real.labels[picked], real.names),
+            "cell_type": pd.Categorical.from_codes(real.labels[picked], pd.Index(real.names)),
             "n_counts": np.asarray(X.sum(axis=1)).ravel(),
         },
         index=[f"{prefix}_{i}" for i in range(n_cells)],
@@ -261,7 +267,8 @@ class Softmax:
 
     def predict(self, counts: sp.csr_matrix) -> Array:
         """Class of each row."""
-        return self._probabilities(_log_normalised(counts, 1e3)).argmax(axis=1)
+        predicted: Array = self._probabilities(_log_normalised(counts, 1e3)).argmax(axis=1)
+        return predicted
 
     def _probabilities(self, features: sp.csr_matrix) -> Array:
         scores = np.asarray(features @ self._weights) + self._bias
@@ -290,14 +297,18 @@ def _train_and_test(
         for _ in range(n_passes):
             waiting: list[tuple[Any, Array]] = []
             for batch in loader:
-                labels = batch["obs"]["cell_type"].cat.set_categories(classes).cat.codes.to_numpy(np.int64)
+                obs = batch["obs"]
+                assert obs is not None
+                labels = obs["cell_type"].cat.set_categories(classes).cat.codes.to_numpy(np.int64)
                 # A batch of ClassSampler holds one class; a step takes several batches, so it sees several classes.
                 waiting.append((batch["X"], labels))
                 seen.update(labels.tolist())
                 mixes.append(len(np.unique(labels)))
                 n_rows += len(labels)
                 if len(waiting) == _ROWS_PER_STEP // _BATCH_ROWS:
-                    model.step(sp.vstack([X for X, _ in waiting], format="csr"), np.concatenate([y for _, y in waiting]))
+                    model.step(
+                        sp.vstack([X for X, _ in waiting], format="csr"), np.concatenate([y for _, y in waiting])
+                    )
                     waiting.clear()
                 bar.update()
     seconds = time.perf_counter() - began

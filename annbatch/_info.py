@@ -34,7 +34,7 @@ def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
         for name, group, frame in zip(names, groups, frames, strict=True)
     ]
     if labels is None:
-        categorical = [name for name in frames[0] if isinstance(frames[0][name].dtype, pd.CategoricalDtype)]
+        categorical = [str(name) for name in frames[0] if isinstance(frames[0][name].dtype, pd.CategoricalDtype)]
         labels = [name for name in categorical if name != "src_path"]
     unknown = [name for name in labels if any(name not in frame for frame in frames)]
     if unknown:
@@ -84,7 +84,11 @@ def _matrices(group: Any, n_obs: int) -> Iterator[tuple[str, dict[str, Any]]]:
             "rows_per_chunk": round(chunks[0] / per_row, 1) if chunks and per_row else None,
         }
         if sparse:
-            found |= {"indices_dtype": str(elem["indices"].dtype), "values": int(values.shape[0]), "values_per_row": round(per_row, 1)}
+            found |= {
+                "indices_dtype": str(elem["indices"].dtype),
+                "values": int(values.shape[0]),
+                "values_per_row": round(per_row, 1),
+            }
         shards = getattr(values, "shards", None)
         if shards:
             found["rows_per_shard"] = round(shards[0] / per_row, 1) if per_row else None
@@ -111,7 +115,7 @@ def _runs(columns: Sequence[pd.Series[Any]]) -> dict[str, Any]:
     return {
         "classes": rows,
         "rows_without_label": int((codes < 0).sum()),
-        "largest_chunk_size": min((row["shortest_run"] for row in rows), default=0),
+        "largest_chunk_size": int(lengths[of >= 0].min()) if (of >= 0).any() else 0,
     }
 
 

@@ -28,18 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = options.run(options)
         if options.json:
-            print(json.dumps(result, indent=2))  # noqa: T201 - this is what was asked for
+            print(json.dumps(result, indent=2))
     except KeyboardInterrupt:
-        print("annbatch: interrupted", file=sys.stderr)  # noqa: T201
+        print("annbatch: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has left; Python would complain about it at its exit
         return 1
-    except Exception as error:  # noqa: BLE001 - a person at a terminal wants the text, not the traceback
+    except Exception as error:  # a person at a terminal wants the text, not the traceback
         if options.traceback:
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print("\n".join([f"annbatch: error: {text}", *getattr(error, "__notes__", [])]), file=sys.stderr)  # noqa: T201
+        print("\n".join([f"annbatch: error: {text}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
     return 0
 
@@ -79,13 +79,17 @@ def _add_build(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--var-subset", metavar="FILE", type=Path, help="text file with the genes to keep, one a line")
     parser.add_argument("--extra-genes", choices=["error", "ignore"], default="error", help="genes OUT does not have")
-    parser.add_argument("--merge", choices=["same", "unique", "first", "only"], help="how var columns that differ are merged")
+    parser.add_argument(
+        "--merge", choices=["same", "unique", "first", "only"], help="how var columns that differ are merged"
+    )
     parser.add_argument("--no-shuffle", dest="shuffle", action="store_false", help="keep the order of the rows")
     parser.add_argument("--seed", type=int, help="makes the shuffle repeatable")
     parser.add_argument("--n-obs-per-chunk", type=int, metavar="ROWS", help="rows in the smallest piece that is read")
     parser.add_argument("--shard-size", type=_size, default="1GB", help='rows, or bytes as in "1GB" (default)')
     parser.add_argument("--dataset-size", type=_size, default="20GB", help='rows, or bytes as in "20GB" (default)')
-    parser.add_argument("--zarr-compressor", metavar="JSON", help='codecs, e.g. \'[{"name": "zstd", "configuration": {"level": 3}}]\'')
+    parser.add_argument(
+        "--zarr-compressor", metavar="JSON", help='codecs, e.g. \'[{"name": "zstd", "configuration": {"level": 3}}]\''
+    )
     parser.add_argument("--h5ad-compressor", choices=["gzip", "lzf", "none"], default="gzip")
     parser.add_argument("--h5ad", action="store_true", help="write a folder of h5ad files instead of Zarr")
     parser.add_argument("--max-memory", default="2GB", metavar="SIZE", help="memory to work in (default 2GB)")
@@ -103,7 +107,10 @@ def _add_info(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("path", type=Path)
     parser.add_argument(
-        "--label", action="append", metavar="COLUMN", help="show the runs of this obs column (default: every categorical one)"
+        "--label",
+        action="append",
+        metavar="COLUMN",
+        help="show the runs of this obs column (default: every categorical one)",
     )
     parser.set_defaults(run=_info)
 
@@ -131,7 +138,9 @@ def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
             "with random batches, and with a rare class over-sampled."
         ),
     )
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the files (default ./demo-output)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo-output"), help="folder for the files (default ./demo-output)"
+    )
     parser.add_argument("--cells", type=int, default=40_000)
     parser.add_argument("--passes", type=int, default=2, help="passes over the data (default 2)")
     parser.add_argument("--seed", type=int, default=0)
@@ -144,7 +153,7 @@ def _size(text: str) -> int | str:
 
 def _say(options: argparse.Namespace, text: str) -> None:
     """Text for a person: to stderr when stdout belongs to a program."""
-    print(text, file=sys.stderr if options.json else sys.stdout)  # noqa: T201
+    print(text, file=sys.stderr if options.json else sys.stdout)
 
 
 def _build(options: argparse.Namespace) -> dict[str, Any]:
@@ -156,7 +165,16 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
 
     chosen: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("groupby", "extra_genes", "merge", "shuffle", "shard_size", "dataset_size", "max_memory", "compact")
+        for name in (
+            "groupby",
+            "extra_genes",
+            "merge",
+            "shuffle",
+            "shard_size",
+            "dataset_size",
+            "max_memory",
+            "compact",
+        )
     }
     if options.n_obs_per_chunk is not None:
         chosen["n_obs_per_chunk"] = options.n_obs_per_chunk
@@ -169,7 +187,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     chosen["h5ad_compressor"] = None if options.h5ad_compressor == "none" else options.h5ad_compressor
     collection = DatasetCollection(options.out, is_collection_h5ad=options.h5ad)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"annbatch: {message}", file=sys.stderr)  # noqa: T201
+        warnings.showwarning = lambda message, *_, **__: print(f"annbatch: {message}", file=sys.stderr)
         warnings.simplefilter("always", UserWarning)
         if options.processes is not None:
             from concurrent.futures import ProcessPoolExecutor

@@ -332,14 +332,14 @@ def write_sharded(
     """
     import zarr
 
-    from ._build.places import H5Folder, place_of
+    from ._build.places import LocalZarr, OtherZarr, place_of
     from ._build.single import write_adata
 
     if not isinstance(group, zarr.Group):
         msg = f"group must be a zarr.Group, got {type(group).__name__}"
         raise TypeError(msg)
     place = place_of(group)
-    assert not isinstance(place, H5Folder)
+    assert isinstance(place, (LocalZarr, OtherZarr))
     taken = place.members() if key is None else {key} & set(place.members())
     if taken:
         msg = f"{place} already holds {sorted(taken)[:5]}; remove them first, or write to another group"

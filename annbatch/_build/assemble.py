@@ -44,9 +44,13 @@ def assemble(task: AssembleTask) -> Path:
         schema = load_schema(task.schema_path)
         rows = SpilledRows(task.blocks, task.start, task.stop)
         sink_type = H5Sink if task.path.suffix == ".h5ad" else ZarrSink
-        with sink_type(unfinished, task.layout) as sink:
-            write_dataset(sink, rows, schema, task.dtypes, task.text_with_missing, task.most_bytes)
-        sync_tree(unfinished)
+        try:
+            with sink_type(unfinished, task.layout) as sink:
+                write_dataset(sink, rows, schema, task.dtypes, task.text_with_missing, task.most_bytes)
+            sync_tree(unfinished)
+        except BaseException:
+            remove(unfinished)  # a disk that is full should not stay so because of half a dataset
+            raise
         unfinished.rename(task.path)
         sync(task.path.parent)
     return task.path

@@ -17,7 +17,6 @@ from .assemble import AssembleTask, assemble
 from .columns import Column, sort_codes, unite_categories
 from .deal import DealTask, close_inputs, deal
 from .fields import WholeRange
-from .inputs import InputSpec
 from .journal import WorkFolder, say
 from .plan import block_edges, dataset_edges, destinations, plan_bytes, rng_of
 from .schema import SRC_PATH, Description, Schema, agree, describe_input, save_schema
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .fields import Array
+    from .inputs import InputSpec
     from .sink import Layout
 
 _LEAST_WORKING_MEMORY = 64 * 10**6
@@ -90,7 +90,11 @@ class _Survey:
 
 
 def build(
-    target: Target, specs: Sequence[InputSpec], options: Options, executor: Executor | None, rng: np.random.Generator | None
+    target: Target,
+    specs: Sequence[InputSpec],
+    options: Options,
+    executor: Executor | None,
+    rng: np.random.Generator | None,
 ) -> None:
     """Add the rows of all inputs as new datasets."""
     from annbatch.storage import available_cpus
@@ -186,7 +190,11 @@ def _finish_interrupted(work: WorkFolder, target: Target, call: dict[str, Any]) 
         return False
     _finish(work, target, journal["names"])
     same = _same_call(journal, call)
-    rest = "this call asked for the same and adds nothing more" if same else "it had asked for something else than this call"
+    rest = (
+        "this call asked for the same and adds nothing more"
+        if same
+        else "it had asked for something else than this call"
+    )
     say(f"{target.root}: finished an interrupted call, which only had to put its datasets in place; {rest}")
     return same
 
@@ -195,7 +203,7 @@ def _begin(work: WorkFolder, call: dict[str, Any], existing: list[str]) -> int:
     """Open the journal, or go on with that of an interrupted call. Returns the seed."""
     journal = work.read()
     if journal is not None and journal["existing"] == existing and _same_call(journal, call):
-        work.drop_untrusted_blocks(journal)
+        work.drop_unfinished(journal)
         blocks, datasets = len(list(work.blocks.glob("*.json"))), len(list(work.ready.glob("dataset_*")))
         say(f"{work.root}: continuing an interrupted call; {blocks} blocks and {datasets} datasets were finished")
     else:

@@ -64,7 +64,7 @@ def describe(series: pd.Series[Any]) -> Column:
         return Column("nullable", np.dtype(dtype.numpy_dtype).name)  # type: ignore[union-attr]
     if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
         return Column("text")
-    if dtype == object:
+    if isinstance(dtype, np.dtype) and dtype.hasobject:
         inferred = pd.api.types.infer_dtype(series, skipna=True)
         if inferred in ("string", "empty"):
             return Column("text")
@@ -136,8 +136,10 @@ def encode(name: str, column: Column, series: pd.Series[Any] | None, n_rows: int
             else:
                 missing = series.isna().to_numpy(bool)
                 values = np.zeros(n_rows, column.dtype)
-                values[~missing] = series.to_numpy(object)[~missing] if series.dtype == object else (
-                    series[~missing].to_numpy(column.dtype)
+                values[~missing] = (
+                    series.to_numpy(object)[~missing]
+                    if series.dtype == object
+                    else (series[~missing].to_numpy(column.dtype))
                 )
             return {f"{name}#values": values, f"{name}#mask": missing}
         case "number":

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 from .columns import Column, encode
 from .fields import Array, Field, Ragged, WholeRange
+from .files import remove
 from .schema import SRC_PATH, MatrixType, Schema, load_schema
 from .spill import is_complete, write_spill
 from .write import INDEX, index_dtype
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .inputs import Input, InputSpec
+
 
 @dataclass(frozen=True)
 class DealTask:
@@ -50,7 +52,11 @@ def deal(task: DealTask) -> Path:
         fields |= _encode_obs(opened, schema, rows, task.spec.label)
         with_missing = [name for name, value in fields.items() if name.endswith("#mask") and np.asarray(value).any()]
         places = np.ascontiguousarray(task.places[order], np.int64)
-        write_spill(task.path, places, fields, ranges, {"missing": with_missing})
+        try:
+            write_spill(task.path, places, fields, ranges, {"missing": with_missing})
+        except BaseException:
+            remove(task.path)  # a disk that is full should not stay so because of half a file
+            raise
     return task.path
 
 
@@ -96,11 +102,12 @@ def _encode_obs(opened: Input, schema: Schema, rows: Array, label: str) -> dict[
     index = pd.Series(obs.index.astype(str))
     fields |= encode(INDEX, Column("text"), index, len(rows))
     for name, column in schema.obs.items():
+        series: pd.Series[Any] | None
         if name == SRC_PATH:
             assert column.categories is not None
-            series = pd.Series(pd.Categorical.from_codes([0] * len(rows), [label]))
+            series = pd.Series(pd.Categorical.from_codes(np.zeros(len(rows), np.int8), pd.Index([label])))
         else:
-            series = obs[name] if name in obs else None
+            series = obs.get(name)
         fields |= encode(f"obs/{name}", column, series, len(rows))
     return fields
 

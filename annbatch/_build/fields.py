@@ -7,6 +7,7 @@ So dealing, spilling and assembling know nothing of genes, categories or missing
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -68,7 +69,7 @@ def decode_text(field: Ragged) -> Array:
     data = field.values[0].tobytes()
     edges = field.indptr.tolist()
     texts = np.empty(len(field), object)
-    texts[:] = [data[a:b].decode("utf-8", "surrogatepass") for a, b in zip(edges, edges[1:], strict=False)]
+    texts[:] = [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(edges)]
     return texts
 
 
@@ -76,7 +77,7 @@ def decode_text(field: Ragged) -> Array:
 class WholeRange:
     """What decides the stored type of values: whether all are whole numbers, and the lowest and highest of them."""
 
-    whole: bool
+    whole: bool = True
     low: int = 0
     high: int = 0
 
@@ -85,7 +86,7 @@ class WholeRange:
         """Look at values of any dtype; booleans and other non-numbers are never whole."""
         flat = np.ascontiguousarray(values).reshape(-1)
         if flat.dtype.kind in "iu":
-            return cls(True, int(flat.min()), int(flat.max())) if flat.size else cls(True)
+            return cls(low=int(flat.min()), high=int(flat.max())) if flat.size else cls()
         if flat.dtype in (np.float32, np.float64):
             return cls(*whole_range(flat))
         if flat.dtype == np.float16:
@@ -97,7 +98,7 @@ class WholeRange:
         """Range of the values of all."""
         if not all(r.whole for r in ranges):
             return cls(whole=False)
-        return cls(True, min((r.low for r in ranges), default=0), max((r.high for r in ranges), default=0))
+        return cls(low=min((r.low for r in ranges), default=0), high=max((r.high for r in ranges), default=0))
 
     def smallest_type(self, otherwise: np.dtype[Any]) -> np.dtype[Any]:
         """Smallest integer type that holds the range exactly; ``otherwise`` when the values are not whole."""

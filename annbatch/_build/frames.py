@@ -24,5 +24,7 @@ def concat_frames(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
             ordered = all(frame[name].cat.ordered and united.equals(frame[name].cat.categories) for frame in having)
             dtype: Any = pd.CategoricalDtype(united, ordered=ordered)
             for frame in fitted:
-                frame[name] = frame[name].astype(dtype) if name in frame else pd.Categorical([None] * len(frame), dtype=dtype)
+                frame[name] = (
+                    frame[name].astype(dtype) if name in frame else pd.Categorical([None] * len(frame), dtype=dtype)
+                )
     return pd.concat(fitted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -89,12 +90,15 @@ class InputSpec:
         return input_of_group(self.label, item if is_open else storage.open_group(item), owned=not is_open)
 
     def fingerprint(self) -> str:
-        """Text that changes when the input does, as far as can be told without reading it."""
+        """Text that changes when the input does, as far as can be told without reading it; always new for what is in memory."""
+        path = Path(self.label)
         try:
-            stat = Path(self.label).stat()
-        except (OSError, ValueError):
-            return self.label
-        return f"{Path(self.label).resolve()} {stat.st_size} {stat.st_mtime_ns}"
+            files = [path, *path.rglob("*")] if path.is_dir() else [path]
+            stats = [file.stat() for file in files]
+        except OSError:
+            return secrets.token_hex()
+        newest = max(stat.st_mtime_ns for stat in stats)
+        return f"{path.resolve()} {len(stats)} {sum(stat.st_size for stat in stats)} {newest}"
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,7 @@ def input_of_group(label: str, group: Any, *, owned: bool) -> Input:
         msg = f"{label} is no AnnData file: it has no obs or no var"
         raise ValueError(msg)
     elements = {"X": group["X"]} if "X" in group else {}
-    raw = group["raw"] if "raw" in group else None
+    raw = group.get("raw")
     raw_var = None
     if raw is not None and "X" in raw:
         elements["raw/X"] = raw["X"]
@@ -270,7 +274,8 @@ def input_of_adata(label: str, adata: ad.AnnData) -> Input:
 
 def _in_memory(frame: Any) -> pd.DataFrame:
     """Frames of read_lazy are only pointers to the file."""
-    return frame.to_memory() if hasattr(frame, "to_memory") else frame
+    in_memory: pd.DataFrame = frame.to_memory() if hasattr(frame, "to_memory") else frame
+    return in_memory
 
 
 def _open_all(label: str, elements: Mapping[str, Any]) -> tuple[dict[str, Matrix | DaskMatrix], dict[str, str]]:
@@ -291,7 +296,9 @@ def _open_all(label: str, elements: Mapping[str, Any]) -> tuple[dict[str, Matrix
 
 def _no_matrix(element: Any) -> str:
     """Why an element of obsm is no matrix ("" if it is one)."""
-    encoding = dict(getattr(element, "attrs", {})).get("encoding-type", "") if not hasattr(element, "iloc") else "dataframe"
+    encoding = (
+        dict(getattr(element, "attrs", {})).get("encoding-type", "") if not hasattr(element, "iloc") else "dataframe"
+    )
     if encoding in ("dataframe", "awkward-array") or type(element).__module__.startswith("awkward"):
         return f"is a {encoding or 'awkward-array'}"
     return ""
@@ -304,7 +311,7 @@ def _open(element: Any) -> Matrix | DaskMatrix:
 
     if type(element).__module__.partition(".")[0] == "dask":
         return DaskMatrix(element)
-    if sp.issparse(element) and element.format == "csc":
+    if isinstance(element, (sp.csc_matrix, sp.csc_array)):
         element = element.tocsr()
     if type(element).__name__ == "ArrayView":
         element = np.asarray(element)

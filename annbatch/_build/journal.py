@@ -117,10 +117,20 @@ class WorkFolder:
         for path in self.path.glob("*.pickle"):
             remove(path)
 
-    def drop_untrusted_blocks(self, journal: dict[str, Any]) -> None:
-        """Blocks are not synced to the disk: after a restart of the machine they may be incomplete."""
+    def drop_unfinished(self, journal: dict[str, Any]) -> None:
+        """Remove what an interrupted call has not finished, or may not have finished.
+
+        Blocks are not synced to the disk: after a restart of the machine none can be trusted.
+        """
         if not journal.get("boot") or journal["boot"] != boot_id():
             remove(self.blocks)
+        for path in self.blocks.glob("*"):
+            if path.suffix != ".json" and not path.with_suffix(".json").exists():
+                remove(path)
+        for path in self.ready.glob("unfinished-*"):
+            remove(path)
+        for path in self.path.glob("*.pickle"):
+            remove(path)
 
     def _write(self, journal: dict[str, Any]) -> None:
         replace_text(self._journal, json.dumps(journal, indent=1))

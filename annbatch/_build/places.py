@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .build import Target
 from .files import replace_text
@@ -248,8 +248,9 @@ class OtherZarr(Place):
         import zarr
 
         path = "/".join(part for part in (self._group.path, name) if part)
-        mode = "r+" if writable and not self._group.store.read_only else "r"
-        return zarr.open_group(self._group.store, path=path, mode=mode, use_consolidated=False)
+        store = self._given.store
+        mode: Literal["r", "r+"] = "r+" if writable and not store.read_only else "r"
+        return zarr.open_group(store, path=path, mode=mode, use_consolidated=False)
 
     @contextmanager
     def target(self) -> Iterator[Target]:

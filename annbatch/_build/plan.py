@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def destinations(
         return places
     row_at = np.empty_like(places)
     row_at[places] = np.arange(n_obs, dtype=dtype)
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges.tolist()):
         rows = row_at[start:stop]
         rows = rows[np.argsort(sort_keys[rows], kind="stable")]
         places[rows] = np.arange(start, stop, dtype=dtype)

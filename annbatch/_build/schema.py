@@ -9,13 +9,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from .columns import Column, describe, unify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
+
+    import pandas as pd
 
     from .inputs import Input
 
@@ -74,11 +75,11 @@ def describe_input(opened: Input) -> Description:
     """Look at an input: all of obs is read, no matrix is."""
     obs = opened.obs
     columns = {}
-    for name in obs.columns:
+    for column in obs.columns:
         try:
-            columns[str(name)] = describe(obs[name])
+            columns[str(column)] = describe(obs[column])
         except TypeError as error:
-            msg = f"obs[{name!r}] of {opened.label} {error}"
+            msg = f"obs[{column!r}] of {opened.label} {error}"
             raise TypeError(msg) from None
     for what, names in (("var", opened.var.index), ("obs", obs.columns)):
         if not names.is_unique:
@@ -95,12 +96,12 @@ def describe_input(opened: Input) -> Description:
             msg = f"{name} of {opened.label} has shape {matrix.shape}, but var has {n_columns} rows"
             raise ValueError(msg)
         matrices[name] = MatrixType(matrix.is_sparse, matrix.dtype, matrix.shape[1:])
-    name = obs.index.name
+    index_name = obs.index.name
     return Description(
         opened.label,
         len(obs),
         columns,
-        None if name is None else str(name),
+        None if index_name is None else str(index_name),
         matrices,
         opened.var,
         opened.varm,
@@ -230,13 +231,11 @@ def _merge_var(
     if len(frames) == 1:
         return frames[0], dict(varms[0])
     shells = [ad.AnnData(var=var, varm=dict(varm)) for var, varm in zip(frames, varms, strict=True)]
-    joined = ad.concat(shells, join="outer", merge=merge)  # type: ignore[arg-type]
+    joined = ad.concat(shells, join="outer", merge=merge)
     return joined.var, dict(joined.varm)
 
 
-def _cut_var(
-    var: pd.DataFrame, varm: Mapping[str, Any], subset: Sequence[str]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _cut_var(var: pd.DataFrame, varm: Mapping[str, Any], subset: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
     unknown = [name for name in subset if name not in var.index]
     if unknown:
         msg = f"var_subset: {len(unknown)} of {len(subset)} genes are in none of the inputs, e.g. {unknown[:5]}"
@@ -256,7 +255,7 @@ def _check_extra_genes(
     for d in inputs:
         frame = d.var if what == "var" else d.raw_var
         assert frame is not None
-        names = frame.index if subset is None else frame.index.intersection(subset)
+        names = frame.index if subset is None else frame.index.intersection(list(subset))
         extra |= dict.fromkeys(names.difference(known), d.label)
     if not extra:
         return

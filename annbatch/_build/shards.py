@@ -173,7 +173,7 @@ def _slow_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
             chunks=chunk.shape,
             filters=array.filters,
             compressors=array.compressors,
-            serializer=array.serializer,
+            serializer=array.serializer or "auto",
             config={"write_empty_chunks": True},
         )
         return bytes(next(v for k, v in stored.items() if not k.endswith("zarr.json")).to_bytes())

@@ -17,9 +17,7 @@ T = TypeVar("T")
 _WINDOW = 256
 
 
-def run_all(
-    executor: Executor | None, function: Callable[[T], Any], tasks: Iterable[T], bar: tqdm[Any]
-) -> None:
+def run_all(executor: Executor | None, function: Callable[[T], Any], tasks: Iterable[T], bar: tqdm[Any]) -> None:
     """Run ``function`` on every task; the first error stops what has not begun and is raised."""
     with bar:
         if executor is None:

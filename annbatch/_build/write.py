@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,15 +55,19 @@ def write_dataset(
     _write_head(sink, schema)
     matrices = [_MatrixWriter(sink, name, matrix, dtypes[name], rows) for name, matrix in schema.matrices.items()]
     columns = _column_writers(sink, schema, text_with_missing, rows.n_obs)
-    row_bytes = sum((matrix.row_bytes() for matrix in matrices), np.full(rows.n_obs, 64, np.int64))
+    row_bytes = np.full(rows.n_obs, 64, np.int64)
+    for matrix in matrices:
+        row_bytes += matrix.row_bytes()
     edges = cut_by_bytes(row_bytes, most_bytes).tolist()
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         for matrix in matrices:
             matrix.append(rows, start, stop)
         for column, names in columns:
             column.append(rows.fetch(names, start, stop, {}))
-    for writer in (*matrices, *(column for column, _ in columns)):
-        writer.close()
+    for matrix in matrices:
+        matrix.close()
+    for column, _ in columns:
+        column.close()
 
 
 def _write_head(sink: Sink, schema: Schema) -> None:

@@ -1,0 +1,152 @@
+"""The annbatch command: what it prints, its exit codes, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from annbatch import DatasetCollection
+from annbatch.cli import main
+from tests.collection_data import cells, write
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return [str(write(tmp_path, f"{i}.h5ad", cells(60, seed=i, prefix=f"p{i}"))) for i in range(2)]
+
+
+@pytest.fixture
+def place(tmp_path, inputs):
+    path = tmp_path / "c.zarr"
+    DatasetCollection(path).add_adatas(
+        inputs, groupby="cell_type", rng=np.random.default_rng(0), progress=False, n_obs_per_chunk=8
+    )
+    return path
+
+
+def test_build_and_add(tmp_path, inputs, capsys):
+    out = str(tmp_path / "new.zarr")
+    assert main(["build", out, *inputs, "--groupby", "cell_type", "--seed", "1", "--quiet", "--dataset-size", "70"]) == 0
+    assert "new.zarr: 2 datasets" in capsys.readouterr().out
+    assert main(["build", out, inputs[0], "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": out, "datasets": 3}
+    assert len(DatasetCollection(out).obs()) == 180
+
+
+def test_build_options(tmp_path, inputs, capsys):
+    genes = tmp_path / "genes.txt"
+    genes.write_text("g3\ng1\n")
+    codec = '[{"name": "zstd", "configuration": {"level": 2}}]'
+    arguments = ["--var-subset", str(genes), "--no-compact", "--no-shuffle", "--zarr-compressor", codec, "--max-memory", "90MB"]
+    assert main(["build", str(tmp_path / "o.zarr"), *inputs, *arguments, "--n-obs-per-chunk", "4", "--quiet"]) == 0
+    group = next(iter(DatasetCollection(tmp_path / "o.zarr")))
+    assert group["X/data"].dtype == np.float32
+    assert group["X"].attrs["shape"] == [120, 2]
+    assert main(["build", str(tmp_path / "h5"), *inputs, "--h5ad", "--h5ad-compressor", "none", "--quiet"]) == 0
+    assert (tmp_path / "h5" / "dataset_0.h5ad").exists()
+    capsys.readouterr()
+
+
+def test_info_shows_runs_and_the_largest_chunk_size(place, capsys):
+    assert main(["info", str(place)]) == 0
+    text = capsys.readouterr().out
+    obs = DatasetCollection(place).obs(["cell_type"])["cell_type"]
+    smallest = obs.value_counts().min()
+    assert "120 rows x 12 genes" in text
+    assert f"cell_type: 3 classes; ClassSampler can use chunk_size up to {smallest}" in text
+    assert "uint8, given back as float32, indices uint16" in text
+    assert main(["info", str(place), "--json", "--label", "src_path"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_obs"] == 120
+    assert found["datasets"][0]["matrices"]["X"]["rows_per_chunk"] == pytest.approx(8, rel=0.1)
+    assert sum(row["rows"] for row in found["labels"]["src_path"]["classes"]) == 120
+
+
+def test_info_of_files(tmp_path, inputs, capsys):
+    assert main(["info", inputs[0]]) == 0
+    assert "AnnData" in capsys.readouterr().out
+    DatasetCollection(tmp_path / "h5", is_collection_h5ad=True).add_adatas(inputs, progress=False)
+    assert main(["info", str(tmp_path / "h5")]) == 0
+    assert "collection of h5ad files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["collection", "file"])
+def test_bench_recommends_a_setting(place, inputs, what, capsys):
+    path = str(place) if what == "collection" else inputs[0]
+    assert main(["bench", path, "--batch-size", "16", "--seconds", "0.02", "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [s["chunk_size"] for s in found["settings"]] == [1, 8, 32, 128, 512]
+    assert all(s["rows_per_second"] > 0 for s in found["settings"])
+    assert found["recommended"]["chunk_size"] in (1, 8, 32, 128, 512)
+    assert main(["bench", path, "--batch-size", "16", "--seconds", "0.02", "--quiet"]) == 0
+    assert "<- use this" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "4000", "--passes", "1", "--quiet", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [run["sampler"] for run in found["runs"]] == ["RandomSampler", "ClassSampler"]
+    random, weighted = (run["shares"][found["rare_class"]] for run in found["runs"])
+    assert weighted > 3 * random
+    assert all(run["accuracy"] > 0.15 for run in found["runs"])
+    assert found["runs"][1]["classes_per_batch"] == 1
+    assert "held-out cells" in captured.err
+    assert (tmp_path / "out" / "cells_0.h5ad").exists()
+    # A second demo in the same place starts anew.
+    assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "2000", "--passes", "1", "--quiet"]) == 0
+    assert len(DatasetCollection(tmp_path / "out" / "collection.zarr").obs()) == 2000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["info", "nowhere.zarr"], "nowhere.zarr does not exist"),
+        (["build", "out.zarr", "nowhere.h5ad"], "'nowhere.h5ad' does not exist"),
+        (["build", "out.zarr", "nowhere.h5ad", "--max-memory", "much"], "max_memory must be a size"),
+        (["build", "out.zarr", "x.h5ad", "--zarr-compressor", "zip"], "zarr_compressor must be a JSON list"),
+        (["bench", "nowhere.zarr"], "nowhere.zarr"),
+    ],
+)
+def test_errors_without_traceback(tmp_path, monkeypatch, capsys, arguments, text):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("annbatch: error: ")
+    assert text in captured.err
+    assert "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_label(place, capsys):
+    assert main(["info", str(place), "--label", "nope"]) == 1
+    assert "obs has no column 'nope'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["build"], ["build", "x", "y", "--merge", "all"]])
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: annbatch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["build", "info", "bench", "demo"])
+def test_help_teaches(command, capsys):
+    for arguments in (["--help"], [command, "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert command in capsys.readouterr().out
+
+
+def test_interrupt(monkeypatch, place, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("annbatch._info.describe", interrupt)
+    assert main(["info", str(place)]) == 130
+    assert "interrupted" in capsys.readouterr().err

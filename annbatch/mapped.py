@@ -15,7 +15,7 @@ from ._files import open_files, read_labels
 from ._joins import join_genes
 from ._labels import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
 from ._matrices import JoinedMatrix, RowsOfFile
-from ._samples import Column, Sample, collate, make_samples, register_with_torch
+from ._samples import Column, collate, make_samples, register_with_torch
 from ._workers import current_worker
 from .storage import BufferPool, available_cpus
 from .storage.frames import Labels
@@ -247,6 +247,8 @@ class MappedCollection:
             If the collection is closed.
         TypeError
             If ``index`` is not an integer.
+        ValueError
+            If a file is damaged, or ``dtype`` cannot hold a value.
         """
         try:
             number = operator.index(index)
@@ -276,6 +278,8 @@ class MappedCollection:
             If the collection is closed.
         TypeError
             If ``indices`` are not integers.
+        ValueError
+            If a file is damaged, or ``dtype`` cannot hold a value.
         """
         if type(self).__getitem__ is not MappedCollection.__getitem__:
             # A subclass that changes samples must see every one of them.
@@ -442,7 +446,7 @@ class MappedCollection:
             parts.append("closed")
         return f"<MappedCollection {'; '.join(parts)}>"
 
-    def _read(self, numbers: np.ndarray, num_threads: int) -> list[Sample]:
+    def _read(self, numbers: np.ndarray, num_threads: int) -> list[dict[str, Any]]:
         if self.closed:
             msg = "this MappedCollection is closed: make a new one to read rows"
             raise RuntimeError(msg)

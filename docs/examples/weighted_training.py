@@ -54,7 +54,7 @@ def main() -> float:
 
             # Every class is drawn equally often, however rare it is.
             weights = cells.get_label_weights("cell_type")
-            sampler = WeightedRandomSampler(weights, num_samples=20 * len(cells))
+            sampler = WeightedRandomSampler(weights, num_samples=10 * len(cells))
             loader = DataLoader(cells, batch_size=128, sampler=sampler)
 
             classes = list(cells.encoders["cell_type"])

@@ -589,3 +589,17 @@ def test_a_file_of_the_first_generation(tmp_path, two):
         np.testing.assert_array_equal(samples[0]["raw.X"], X.toarray()[3])
         assert [sample["cell_type"] for sample in samples] == [3, 1, 3]
         np.testing.assert_array_equal(samples[2]["X"], dense(adatas[0][0, ["c", "b"]].X)[0])
+
+
+def test_a_file_without_rows(folder, two):
+    empty = cells(np.random.default_rng(12), 0, ["b", "c"], cell_type=pd.Categorical([], ["B"]))
+    path = write(empty, folder, "empty")
+    with MappedCollection([path], obs_keys="cell_type") as m:
+        assert (len(m), m.shape) == (0, (0, 2))
+        assert m.get_label_weights("cell_type").shape == (0,)
+        assert m.encoders == {"cell_type": {"B": 0}}
+        with pytest.raises(IndexError, match="out of range for 0 rows"):
+            m[0]
+    with MappedCollection([path, *two[1]], obs_keys="cell_type") as m:
+        assert len(m) == 8
+        assert m[0]["_store_idx"] == 1

@@ -42,7 +42,7 @@ class MappedCollection:
         Paths of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
     layers_keys
         Matrices to return, one key or several. None or ``"X"`` is ``.X``; ``"raw.X"`` is ``.raw.X``, which is never joined;
-        others are keys of ``.layers``.
+        others are keys of ``.layers``. An empty list: none.
     obs_keys
         Columns of ``.obs`` to return, one key or several.
     obsm_keys
@@ -143,7 +143,7 @@ class MappedCollection:
         if join not in ("inner", "outer", None):
             msg = f'join must be "inner", "outer" or None, got {join!r}'
             raise ValueError(msg)
-        self.layers_keys = _keys("layers_keys", layers_keys) or ["X"]
+        self.layers_keys = ["X"] if layers_keys is None else _keys("layers_keys", layers_keys)
         self.obs_keys = _keys("obs_keys", obs_keys)
         self.obsm_keys = _keys("obsm_keys", obsm_keys)
         self.obs_filter = _conditions(obs_filter)
@@ -439,9 +439,8 @@ class MappedCollection:
 
     def __repr__(self) -> str:
         parts = [f"{len(self._files)} files", f"{self.n_obs} x {'?' if self.n_vars is None else self.n_vars}"]
-        parts += [f"{name}: {', '.join(keys)}" for name, keys in (("layers", self.layers_keys), ("obs", self.obs_keys))]
-        if self.obsm_keys:
-            parts.append(f"obsm: {', '.join(self.obsm_keys)}")
+        kinds = (("layers", self.layers_keys), ("obs", self.obs_keys), ("obsm", self.obsm_keys))
+        parts += [f"{name}: {', '.join(keys)}" for name, keys in kinds if keys]
         if self.closed:
             parts.append("closed")
         return f"<MappedCollection {'; '.join(parts)}>"

@@ -412,6 +412,12 @@ def test_a_batch_is_its_own(two):
         np.testing.assert_array_equal(m.__getitems__([0])[0]["X"], expected)
 
 
+def test_samples_of_labels_alone(two):
+    with MappedCollection(two[1], layers_keys=[], obs_keys=["donor", "age"]) as m:
+        assert m[1] == {"donor": 1, "age": 1, "_store_idx": 0}
+        assert repr(m) == "<MappedCollection 2 files; 8 x 2; obs: donor, age>"
+
+
 def test_samples_are_rows_of_one_block(two):
     with MappedCollection(two[1], layers_keys=["X"]) as m:
         samples = m.__getitems__([7, 0, 3])

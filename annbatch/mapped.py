@@ -180,7 +180,7 @@ class MappedCollection:
                 self.dtype,
             )
             for name in names
-            if name in self._files[0].matrices or any(name in file.matrices for file in self._files)
+            if any(name in file.matrices for file in self._files)
         }
         self._columns = {key: self._merged(key) for key in self.obs_keys}
         self._more_labels: dict[str, LabelColumn] = {}

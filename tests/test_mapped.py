@@ -93,6 +93,22 @@ def test_equal_genes_are_not_reordered(folder):
             np.testing.assert_array_equal(m[3]["X"], dense(adatas[1].X)[1])
 
 
+def test_equal_genes_in_different_encodings_are_equal(folder):
+    """anndata 0.13 writes names as text with a mask, older ones as plain text or byte strings."""
+    paths = [write(cells(np.random.default_rng(13), 2, ["z", "a"]), folder, f"encoding_{i}") for i in range(3)]
+    with h5py.File(paths[1], "a") as file, h5py.File(paths[2], "a") as third:
+        del file["var/_index"], third["var/_index"]
+        names = file["var"].create_group("_index")
+        names.attrs.update({"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"})
+        names.create_dataset("values", data=np.array(["z", "a"], dtype=object), dtype=h5py.string_dtype())
+        names["mask"] = np.array([False, False])
+        third["var/_index"] = np.array([b"z", b"a"])
+    with MappedCollection(paths, join=None) as m:
+        assert m.var_joint.tolist() == ["z", "a"]
+        assert m.check_vars_non_aligned(["z", "a"]) == []
+        assert m.join_vars is None
+
+
 def test_no_shared_gene(folder):
     rng = np.random.default_rng(2)
     paths = [write(cells(rng, 2, [gene]), folder, f"gene_{gene}") for gene in "ab"]

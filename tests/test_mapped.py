@@ -93,6 +93,22 @@ def test_equal_genes_are_not_reordered(folder):
             np.testing.assert_array_equal(m[3]["X"], dense(adatas[1].X)[1])
 
 
+def test_equal_genes_in_different_encodings_are_equal(folder):
+    """anndata 0.13 writes names as text with a mask, older ones as plain text or byte strings."""
+    paths = [write(cells(np.random.default_rng(13), 2, ["z", "a"]), folder, f"encoding_{i}") for i in range(3)]
+    with h5py.File(paths[1], "a") as file, h5py.File(paths[2], "a") as third:
+        del file["var/_index"], third["var/_index"]
+        names = file["var"].create_group("_index")
+        names.attrs.update({"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"})
+        names.create_dataset("values", data=np.array(["z", "a"], dtype=object), dtype=h5py.string_dtype())
+        names["mask"] = np.array([False, False])
+        third["var/_index"] = np.array([b"z", b"a"])
+    with MappedCollection(paths, join=None) as m:
+        assert m.var_joint.tolist() == ["z", "a"]
+        assert m.check_vars_non_aligned(["z", "a"]) == []
+        assert m.join_vars is None
+
+
 def test_no_shared_gene(folder):
     rng = np.random.default_rng(2)
     paths = [write(cells(rng, 2, [gene]), folder, f"gene_{gene}") for gene in "ab"]
@@ -412,6 +428,12 @@ def test_a_batch_is_its_own(two):
         np.testing.assert_array_equal(m.__getitems__([0])[0]["X"], expected)
 
 
+def test_samples_of_labels_alone(two):
+    with MappedCollection(two[1], layers_keys=[], obs_keys=["donor", "age"]) as m:
+        assert m[1] == {"donor": 1, "age": 1, "_store_idx": 0}
+        assert repr(m) == "<MappedCollection 2 files; 8 x 2; obs: donor, age>"
+
+
 def test_samples_are_rows_of_one_block(two):
     with MappedCollection(two[1], layers_keys=["X"]) as m:
         samples = m.__getitems__([7, 0, 3])
@@ -589,3 +611,17 @@ def test_a_file_of_the_first_generation(tmp_path, two):
         np.testing.assert_array_equal(samples[0]["raw.X"], X.toarray()[3])
         assert [sample["cell_type"] for sample in samples] == [3, 1, 3]
         np.testing.assert_array_equal(samples[2]["X"], dense(adatas[0][0, ["c", "b"]].X)[0])
+
+
+def test_a_file_without_rows(folder, two):
+    empty = cells(np.random.default_rng(12), 0, ["b", "c"], cell_type=pd.Categorical([], ["B"]))
+    path = write(empty, folder, "empty")
+    with MappedCollection([path], obs_keys="cell_type") as m:
+        assert (len(m), m.shape) == (0, (0, 2))
+        assert m.get_label_weights("cell_type").shape == (0,)
+        assert m.encoders == {"cell_type": {"B": 0}}
+        with pytest.raises(IndexError, match="out of range for 0 rows"):
+            m[0]
+    with MappedCollection([path, *two[1]], obs_keys="cell_type") as m:
+        assert len(m) == 8
+        assert m[0]["_store_idx"] == 1

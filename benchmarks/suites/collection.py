@@ -8,13 +8,14 @@ from pathlib import Path
 from annbatch import DatasetCollection
 
 from .files import write_collection, write_h5ad
+from .sizes import levels
 
 
 class Build:
     """add_adatas with its defaults on one file and on two: peak memory must not grow with the input."""
 
     param_names = ("files",)
-    params = ([1, 2],)
+    params = (levels([2, 1]),)
     timeout = 300
 
     def setup_cache(self) -> list[str]:

@@ -84,6 +84,11 @@ class Dataset:
     def n_obs(self) -> int:
         return int(self.sources[X].shape[0])
 
+    def close(self) -> None:
+        """Close all files; they are opened again when rows are read."""
+        for source in self.sources.values():
+            source.close()
+
     @classmethod
     def from_adata(cls, adata: ad.AnnData, wanted: Wanted, name: str) -> Dataset:
         """Take the wanted parts of an in-memory or backed AnnData."""
@@ -128,6 +133,9 @@ class Dataset:
         sources = {key: storage.open_matrix(element) for key, element in elements.items()}
         n_obs = sources[X].shape[0]
         for key, source in sources.items():
+            if isinstance(source, storage.SparseSource):
+                # Read now, not at the first request: forked workers share it then, and damage shows where data is added.
+                source.indptr  # noqa: B018
             if len(source.shape) < 2:
                 msg = f"{key} of {name} must have at least 2 dimensions, got shape {source.shape}"
                 raise ValueError(msg)
@@ -263,6 +271,8 @@ class Table:
             yield 0, rows, np.arange(len(rows))
             return
         dataset_of_row = np.searchsorted(self.offsets, rows, side="right") - 1
+        if len(self.lengths) < 2**15:
+            dataset_of_row = dataset_of_row.astype(np.int16)  # sorted four times as fast
         order = np.argsort(dataset_of_row, kind="stable")
         edges = np.searchsorted(dataset_of_row[order], np.arange(len(self.lengths) + 1))
         for dataset in np.flatnonzero(np.diff(edges)).tolist():

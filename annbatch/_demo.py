@@ -37,7 +37,7 @@ _TEST_SHARE = 0.2
 _CHUNK_ROWS = 32
 _BATCH_ROWS = 128
 _ROWS_PER_STEP = 2048
-_RARE_WEIGHT = 6.0
+_RARE_WEIGHT = 8.0
 
 
 @dataclass(frozen=True)
@@ -211,10 +211,10 @@ def _held_out(labels: Array, rng: np.random.Generator) -> Array:
 
 
 def shallow_cells(real: RealCells, originals: Array, n_cells: int, prefix: str, rng: np.random.Generator) -> ad.AnnData:
-    """Cells with few counts, each a real cell whose every count was kept with a probability drawn from Beta(2, 60)."""
+    """Cells with few counts, each a real cell whose every count was kept with a probability drawn from Beta(2, 150)."""
     picked = rng.choice(originals, n_cells)
     source = real.counts[picked]
-    kept = rng.binomial(source.data, np.repeat(rng.beta(2, 60, n_cells), np.diff(source.indptr)))
+    kept = rng.binomial(source.data, np.repeat(rng.beta(2, 150, n_cells), np.diff(source.indptr)))
     X = sp.csr_matrix((kept.astype(np.float32), source.indices, source.indptr), shape=source.shape)
     X.eliminate_zeros()
     obs = pd.DataFrame(

@@ -139,7 +139,7 @@ def _collate_for_torch(samples: Sequence[Any], *, collate_fn_map: Any = None) ->
 
 def _check_keys(samples: Sequence[Any]) -> None:
     keys = [set(sample) for sample in samples if isinstance(sample, Sample)]
-    partial = sorted(set().union(*keys) - set.intersection(*keys)) if keys else []
+    partial = sorted(keys[0].union(*keys) - keys[0].intersection(*keys)) if keys else []
     if partial:
         msg = f"{partial} is only in some samples of the batch, because not every file has it: leave it out, or batch by file"
         raise KeyError(msg)

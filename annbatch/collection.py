@@ -88,6 +88,11 @@ class DatasetCollection:
         """Whether no dataset is there."""
         return not self._place.names()
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the datasets, in the order in which they were written."""
+        return self._place.names()
+
     def __len__(self) -> int:
         """Return the number of datasets."""
         return len(self._place.names())

@@ -17,7 +17,7 @@ from . import storage
 from ._batches import BatchReader
 from ._checks import as_bool, as_count
 from ._datasets import Dataset, Table, Wanted, collection_groups
-from ._formats import check_installed, gpu_is_there, makers
+from ._formats import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from ._genes import Genes
 from ._passes import Pass, Position, loads
 from ._workers import current_worker
@@ -228,6 +228,8 @@ class Loader:
             raise ValueError(msg)
         if load_adata is None:
             added = [Dataset.from_group(group, self._wanted, _name_of(group)) for group in groups]
+            for dataset in added:
+                dataset.close()
         else:
             added = [Dataset.from_adata(load_adata(group), self._wanted, _name_of(group)) for group in groups]
         self._add(added)
@@ -337,8 +339,9 @@ class Loader:
         group = storage.open_group(path)
         try:
             dataset = Dataset.from_group(group, self._wanted, str(path))
+            # No open file is carried into a fork.
+            dataset.close()
         finally:
-            # A source opens its file again when it reads, so no handle is carried into a fork.
             if hasattr(group, "close"):
                 group.close()
         return dataset
@@ -519,6 +522,8 @@ class Loader:
         torch_data = sys.modules.get("torch.utils.data")
         if torch_data is not None and hasattr(torch_data, "IterableDataset"):
             torch_data.IterableDataset.register(Loader)
+            if self.__dict__.get("_to") == "torch":
+                let_torch_warn_unheard()
         return type(self)
 
 
@@ -592,5 +597,5 @@ def _as_numeric(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-def _name_of(group: zarr.Group) -> str:
-    return f"dataset {group.name.strip('/') or group.name!r} of the collection"
+def _name_of(group: Any) -> str:
+    return f"{group.file.filename if hasattr(group, 'file') else group.name.strip('/')} of the collection"

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def leave_by_break(loader):
 
 
 def leave_by_error(loader):
-    with pytest.raises(ZeroDivisionError) as caught:
+    with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012
         for _ in loader:
             1 / 0  # noqa: B018
     # The traceback is still there, as in an interactive session.
@@ -235,7 +236,7 @@ def test_at_most_one_and_prefetch_load_requests_of_rows_are_held(monkeypatch, pr
 
 
 def open_files():
-    return sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
+    return sorted(str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
@@ -259,8 +260,7 @@ def test_a_thousand_abandoned_passes_leave_nothing(tmp_path, suffix):
 
 
 def resident_bytes():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def run(code, **kwargs):
@@ -275,7 +275,9 @@ def run(code, **kwargs):
     )
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(0)", "del loader", "import gc; gc.disable(); x = [batches]; x.append(x)"])
+@pytest.mark.parametrize(
+    "end", ["", "sys.exit(0)", "del loader", "import gc; gc.disable(); x = [batches]; x.append(x)"]
+)
 def test_interpreter_exits_with_a_pass_open(end):
     process = run(f"batches = iter(loader); next(batches)\n{end}")
     out, err = process.communicate(timeout=60)

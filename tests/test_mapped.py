@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import tracemalloc
 from pathlib import Path
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ import pytest
 import scipy.sparse as sp
 
 from annbatch import MappedCollection
+from annbatch.storage.arrays import StoredArray
 from tests.mapped_files import cells, dense, write
 
 
@@ -533,6 +537,30 @@ def test_the_tables_are_closed_after_opening(folder):
     assert after <= before
     assert len(m) == 60
     m.close()
+
+
+def test_opening_keeps_no_object_per_row_and_reads_no_matrix(folder, monkeypatch):
+    n_rows = 20_000
+    rng = np.random.default_rng(11)
+    obs = {
+        "text": rng.choice(["x", "y"], n_rows).astype(object),
+        "category": pd.Categorical(rng.choice(["u", "v"], n_rows)),
+    }
+    adata = ad.AnnData(
+        sp.csr_matrix((n_rows, 3), dtype="float32"), obs=pd.DataFrame(obs, index=np.arange(n_rows).astype(str))
+    )
+    path = write(adata, folder, "many_rows")
+    monkeypatch.setattr(StoredArray, "read", None)
+    MappedCollection([path])  # imports are not what is counted here
+    gc.collect()
+    tracemalloc.start()
+    m = MappedCollection([path] * 5, obs_keys=["text", "category"])
+    size, _ = tracemalloc.get_traced_memory()
+    n_objects = sum(trace.count for trace in tracemalloc.take_snapshot().statistics("filename"))
+    tracemalloc.stop()
+    assert len(m) == 5 * n_rows
+    assert size < 6 * len(m)  # two codes of one byte, and change
+    assert n_objects < len(m) / 20
 
 
 # -- old files

@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     from .sink import Layout
 
 _LEAST_WORKING_MEMORY = 64 * 10**6
-_MOST_BLOCK_BYTES = 256 * 10**6
+# Small blocks stay in memory that the allocator has at hand, which saves the first touch of fresh pages; but a big build must not be cut
+# into more blocks than a file system likes.
+_LEAST_BLOCK_BYTES = 32 * 10**6
+_MOST_BLOCK_BYTES = 512 * 10**6
+_MANY_BLOCKS = 256
+# Least bytes that are read in one go from a block while a dataset is assembled.
+_SECTION_BYTES = 2**18
 # How often the values of a block, or of a piece of a dataset, are in memory at one time: as read, fitted, and on their way to the disk.
 _COPIES = 3
 
@@ -117,6 +123,8 @@ def build(
         _run_deals(executor, deals, num_threads, options)
         del places
         notes = [read_notes(task.path) for task in deals]
+        room = options.max_memory - plan_bytes(n_obs, sorts=False)
+        most_bytes = min(max(_LEAST_BLOCK_BYTES, len(deals) * _SECTION_BYTES), room // _COPIES)
         assembles = [
             AssembleTask(
                 blocks=tuple(task.path for task in deals),
@@ -127,7 +135,7 @@ def build(
                 stop=int(stop),
                 path=work.ready / name,
                 layout=options.layout,
-                most_bytes=max(2**20, (options.max_memory - plan_bytes(n_obs, sorts=False)) // _COPIES),
+                most_bytes=most_bytes,
             )
             for name, start, stop in zip(names, edges[:-1], edges[1:], strict=True)
         ]
@@ -160,7 +168,8 @@ def _survey(specs: Sequence[InputSpec], options: Options, n_parallel: int) -> _S
         least = options.max_memory - room + _LEAST_WORKING_MEMORY
         msg = f"max_memory must be at least {least / 1e6:.0f}MB for {n_obs} rows, got {options.max_memory / 1e6:.0f}MB"
         raise ValueError(msg)
-    most = min(_MOST_BLOCK_BYTES, room // (_COPIES * n_parallel))
+    wanted = min(max(_LEAST_BLOCK_BYTES, total // _MANY_BLOCKS), _MOST_BLOCK_BYTES)
+    most = min(wanted, room // (_COPIES * n_parallel))
     blocks = [block_edges(before, most, step) for before, step in zip(bytes_before, steps, strict=True)]
     return _Survey(inputs, sort_columns, blocks, total / max(n_obs, 1))
 

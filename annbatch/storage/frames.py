@@ -243,7 +243,7 @@ class FrameReader:
             return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=column.ordered)
         if _is_group(column.values):
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
-            from anndata.io import read_elem  # type: ignore[import-untyped]
+            from anndata.io import read_elem
 
             return read_elem(column.values)
         values = _read_values(column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -16,7 +17,7 @@ from .jobs import Job, run
 from .sources import DenseSource, SparseSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import scipy.sparse as sp
     from numpy.typing import DTypeLike
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
 
+# Rows that a thread must have to be worth starting.
+_MIN_ROWS = 64
 _INT32_MAX = np.iinfo(np.int32).max
 
 
@@ -225,38 +228,55 @@ class _Request:
     def compacted(self, staged: _Staged) -> list[CSRBlock]:
         """Cut staged rows into batches, without the dropped columns."""
         kept = np.empty(self.n_out, np.int64)
-        _rows.count_kept(staged.indices, staged.start, kept, 0, self.n_out)
+        self._in_blocks(lambda low, high: _rows.count_kept(staged.indices, staged.start, kept, low, high))
         blocks, value_address, index_address = self._new_blocks(kept, staged.indices.dtype)
-        _rows.compact(
-            staged.indices,
-            _address(staged.data),
-            self.dtype.itemsize,
-            staged.start,
-            index_address,
-            value_address,
-            sort=any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts),
-            n_columns=self.n_var,
-            low=0,
-            high=self.n_out,
+        sort = any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts)
+        self._in_blocks(
+            lambda low, high: _rows.compact(
+                staged.indices,
+                _address(staged.data),
+                self.dtype.itemsize,
+                staged.start,
+                index_address,
+                value_address,
+                sort=sort,
+                n_columns=self.n_var,
+                low=low,
+                high=high,
+            )
         )
         return blocks
 
     def densified(self, staged: _Staged) -> list[np.ndarray]:
         """Write staged rows into dense batches."""
         batches, address = self._new_dense()
-        _rows.densify(
-            staged.start,
-            _address(staged.data),
-            _address(staged.indices),
-            type_code(self.dtype),
-            staged.indices.dtype.itemsize == 8,
-            self.dtype.itemsize,
-            address,
-            self.n_var * self.dtype.itemsize,
-            0,
-            self.n_out,
+        self._in_blocks(
+            lambda low, high: _rows.densify(
+                staged.start,
+                _address(staged.data),
+                _address(staged.indices),
+                type_code(self.dtype),
+                staged.indices.dtype.itemsize == 8,
+                self.dtype.itemsize,
+                address,
+                self.n_var * self.dtype.itemsize,
+                low,
+                high,
+            )
         )
         return batches
+
+    def _in_blocks(self, work: Callable[[int, int], None]) -> None:
+        """Call ``work(low, high)`` for stretches that cover all rows, in several threads when there are many rows."""
+        n_threads = min(self.num_threads, self.n_out // _MIN_ROWS)
+        if n_threads <= 1:
+            work(0, self.n_out)
+            return
+        # More stretches than threads: the last ones even out what the first ones differed in.
+        borders = np.linspace(0, self.n_out, 4 * n_threads + 1).astype(int).tolist()
+        with ThreadPoolExecutor(n_threads, thread_name_prefix="annbatch-rows") as threads:
+            for future in [threads.submit(work, low, high) for low, high in pairwise(borders)]:
+                future.result()
 
     def densified_by_numpy(self, staged: _Staged) -> list[np.ndarray]:
         """Do the same for dtypes that the kernels do not compute with (float16, complex)."""

@@ -11,6 +11,8 @@ from .errors import CorruptDataError
 
 __all__ = ["DenseSource", "MatrixSource", "SparseSource", "open_matrix"]
 
+_CSR_KEYS = ("data", "indices", "indptr")
+
 
 class MatrixSource:
     """A matrix whose rows can be read.
@@ -194,24 +196,28 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
     if sp.issparse(elem):
         if elem.format != "csr":
             raise TypeError(_not_csr(f"a scipy {elem.format} matrix", elem.format))
-        parts = [
-            stored_array(getattr(elem, key), f"matrix in memory :: {key}") for key in ("data", "indices", "indptr")
-        ]
-        return SparseSource(*parts, elem.shape, "matrix in memory")  # type: ignore[arg-type]
+        arrays = {key: stored_array(getattr(elem, key), f"matrix in memory :: {key}") for key in _CSR_KEYS}
+        return _sparse_source(arrays, elem.shape, "matrix in memory", direct=direct)
     group = _encoded_group(elem)
     if group is None:
         array = stored_array(elem)
         array.direct = direct
         return DenseSource(array)
-    missing = [key for key in ("data", "indices", "indptr") if key not in group]
+    missing = [key for key in _CSR_KEYS if key not in group]
     location = _group_location(group)
     if missing:
         msg = f"{location} holds no CSR matrix: {', '.join(missing)} missing"
         raise CorruptDataError(msg)
-    arrays = [stored_array(group[key]) for key in ("data", "indices", "indptr")]
-    for array in arrays:
+    arrays = {key: stored_array(group[key]) for key in _CSR_KEYS}
+    return _sparse_source(arrays, _csr_shape(group, location), location, direct=direct)
+
+
+def _sparse_source(
+    arrays: dict[str, StoredArray], shape: tuple[int, ...], location: str, *, direct: bool
+) -> SparseSource:
+    for array in arrays.values():
         array.direct = direct
-    return SparseSource(*arrays, _csr_shape(group, location), location)  # type: ignore[arg-type]
+    return SparseSource(arrays["data"], arrays["indices"], arrays["indptr"], shape, location)
 
 
 def _encoded_group(elem: Any) -> Any:

@@ -1,0 +1,230 @@
+"""The ``annbatch`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EXAMPLES = """\
+examples:
+  annbatch demo                                              see everything once, on bundled real cells
+  annbatch build cells.zarr data/*.h5ad --groupby cell_type  make a shuffled collection
+  annbatch info cells.zarr                                   what is inside, and the largest chunk_size for ClassSampler
+  annbatch bench cells.zarr                                  rows per second on this machine, and which setting to use
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit code: 0 done, 1 something went wrong, 2 wrong arguments, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        result = options.run(options)
+        if options.json:
+            print(json.dumps(result, indent=2))  # noqa: T201 - this is what was asked for
+    except KeyboardInterrupt:
+        print("annbatch: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left; Python would complain about it at its exit
+        return 1
+    except Exception as error:  # noqa: BLE001 - a person at a terminal wants the text, not the traceback
+        if options.traceback:
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        print("\n".join([f"annbatch: error: {text}", *getattr(error, "__notes__", [])]), file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="annbatch",
+        description="Turn AnnData files into shuffled mini-batches.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"annbatch {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+    common.add_argument("--quiet", action="store_true", help="no progress bars")
+    common.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
+    for add in (_add_build, _add_info, _add_bench, _add_demo):
+        add(commands, common)
+    return parser
+
+
+def _add_build(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "build",
+        parents=[common],
+        help="shuffle AnnData files into a collection, or add to one",
+        description=(
+            "Shuffle the rows of AnnData files (.h5ad, .zarr) into a collection. What OUT holds already stays as it is; the new rows are added. "
+            "An interrupted build continues when the same command is given again."
+        ),
+    )
+    parser.add_argument("out", metavar="OUT.zarr", help="the collection; made if it does not exist")
+    parser.add_argument("inputs", metavar="IN", nargs="+", help=".h5ad or .zarr files")
+    parser.add_argument(
+        "--groupby", action="append", metavar="COLUMN", help="sort each dataset by this obs column (repeat for several)"
+    )
+    parser.add_argument("--var-subset", metavar="FILE", type=Path, help="text file with the genes to keep, one a line")
+    parser.add_argument("--extra-genes", choices=["error", "ignore"], default="error", help="genes OUT does not have")
+    parser.add_argument("--merge", choices=["same", "unique", "first", "only"], help="how var columns that differ are merged")
+    parser.add_argument("--no-shuffle", dest="shuffle", action="store_false", help="keep the order of the rows")
+    parser.add_argument("--seed", type=int, help="makes the shuffle repeatable")
+    parser.add_argument("--n-obs-per-chunk", type=int, metavar="ROWS", help="rows in the smallest piece that is read")
+    parser.add_argument("--shard-size", type=_size, default="1GB", help='rows, or bytes as in "1GB" (default)')
+    parser.add_argument("--dataset-size", type=_size, default="20GB", help='rows, or bytes as in "20GB" (default)')
+    parser.add_argument("--zarr-compressor", metavar="JSON", help='codecs, e.g. \'[{"name": "zstd", "configuration": {"level": 3}}]\'')
+    parser.add_argument("--h5ad-compressor", choices=["gzip", "lzf", "none"], default="gzip")
+    parser.add_argument("--h5ad", action="store_true", help="write a folder of h5ad files instead of Zarr")
+    parser.add_argument("--max-memory", default="2GB", metavar="SIZE", help="memory to work in (default 2GB)")
+    parser.add_argument("--no-compact", dest="compact", action="store_false", help="keep the dtype of whole numbers")
+    parser.add_argument("--processes", type=int, metavar="N", help="work in N processes; each uses max-memory")
+    parser.set_defaults(run=_build)
+
+
+def _add_info(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "info",
+        parents=[common],
+        help="what a collection or AnnData file holds",
+        description="Show rows, genes, layers, obs columns, chunks, size on disk, and the runs of every class of a label column.",
+    )
+    parser.add_argument("path", type=Path)
+    parser.add_argument(
+        "--label", action="append", metavar="COLUMN", help="show the runs of this obs column (default: every categorical one)"
+    )
+    parser.set_defaults(run=_info)
+
+
+def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "bench",
+        parents=[common],
+        help="how fast this machine reads a collection or AnnData file",
+        description="Read batches with a few settings of Loader, and say which to use.",
+    )
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--batch-size", type=int, default=4096, metavar="ROWS")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for each setting (default 3)")
+    parser.set_defaults(run=_bench)
+
+
+def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "demo",
+        parents=[common],
+        help="from h5ad files to two trained classifiers, on bundled real cells",
+        description=(
+            "Make cells from 559 real ones, write h5ad files, build a collection, and train a classifier twice: "
+            "with random batches, and with a rare class over-sampled."
+        ),
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the files (default ./demo-output)")
+    parser.add_argument("--cells", type=int, default=40_000)
+    parser.add_argument("--passes", type=int, default=2, help="passes over the data (default 2)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_demo)
+
+
+def _size(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _say(options: argparse.Namespace, text: str) -> None:
+    """Text for a person: to stderr when stdout belongs to a program."""
+    print(text, file=sys.stderr if options.json else sys.stdout)  # noqa: T201
+
+
+def _build(options: argparse.Namespace) -> dict[str, Any]:
+    import warnings
+
+    import numpy as np
+
+    from .collection import DatasetCollection
+
+    chosen: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("groupby", "extra_genes", "merge", "shuffle", "shard_size", "dataset_size", "max_memory", "compact")
+    }
+    if options.n_obs_per_chunk is not None:
+        chosen["n_obs_per_chunk"] = options.n_obs_per_chunk
+    if options.var_subset is not None:
+        chosen["var_subset"] = options.var_subset.read_text().split()
+    if options.seed is not None:
+        chosen["rng"] = np.random.default_rng(options.seed)
+    if options.zarr_compressor is not None:
+        chosen["zarr_compressor"] = _codecs(options.zarr_compressor)
+    chosen["h5ad_compressor"] = None if options.h5ad_compressor == "none" else options.h5ad_compressor
+    collection = DatasetCollection(options.out, is_collection_h5ad=options.h5ad)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"annbatch: {message}", file=sys.stderr)  # noqa: T201
+        warnings.simplefilter("always", UserWarning)
+        if options.processes is not None:
+            from concurrent.futures import ProcessPoolExecutor
+
+            from ._build.sizes import positive_int
+
+            with ProcessPoolExecutor(positive_int("processes", options.processes)) as executor:
+                collection.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
+        else:
+            collection.add_adatas(options.inputs, progress=not options.quiet, **chosen)
+    _say(options, f"{collection!r}")
+    return {"path": options.out, "datasets": len(collection)}
+
+
+def _codecs(text: str) -> list[Any]:
+    from zarr.registry import get_codec_class
+
+    try:
+        return [get_codec_class(codec["name"]).from_dict(codec) for codec in json.loads(text)]
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"zarr_compressor must be a JSON list of Zarr v3 codecs, got {text!r} ({error})"
+        raise ValueError(msg) from error
+
+
+def _info(options: argparse.Namespace) -> dict[str, Any]:
+    from ._info import describe, show
+
+    found = describe(options.path, options.label)
+    if not options.json:
+        show(found, print)
+    return found
+
+
+def _bench(options: argparse.Namespace) -> dict[str, Any]:
+    from ._bench import run_bench, show
+
+    found = run_bench(options.path, options.batch_size, options.seconds, progress=not options.quiet)
+    if not options.json:
+        show(found, print)
+    return found
+
+
+def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    from ._build.sizes import positive_int
+    from ._demo import run_demo
+
+    return run_demo(
+        options.out,
+        n_cells=max(positive_int("cells", options.cells), 1000),
+        n_passes=positive_int("passes", options.passes),
+        seed=options.seed,
+        progress=not options.quiet,
+        say=lambda text: _say(options, text),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

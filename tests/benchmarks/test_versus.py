@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.versus.cases import CASES, Case, Measure, Side
 from benchmarks.versus.measure import WORKERS, Sizes, Versus, WorkerError, run_worker, summary, times_better
-from benchmarks.versus.report import figure_text, markdown_table, rewrite_section
+from benchmarks.versus.report import figure_text, markdown_table, plot, rewrite_section
 
 
 @pytest.fixture
@@ -79,6 +79,19 @@ def test_a_side_that_fails_is_a_row_with_its_reason(workers, tmp_path):
     table = markdown_table({"date": "2026-01-01", "machine": machine, "sizes": vars(Sizes()), "cases": [row]})
     assert "| failed | 2 s (2 s to 2 s) |" in table
     assert "`a-case`: peer failed: KeyError: 'lost'" in table
+
+
+def test_a_ratio_below_one_is_drawn_too(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra 'bench')")
+    measures = [
+        [{"title": "", "ratio": ratio, "goal": goal}] for ratio, goal in [(0.2, 2.0), (30.0, None), (None, 5.0)]
+    ]
+    cases = [{"name": f"case-{i}", "peer": "a peer", "measures": measure} for i, measure in enumerate(measures)]
+    plot({"cases": cases}, [tmp_path / "plot.svg"])
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert "0.2 x" in drawn
+    assert "30 x" in drawn
+    assert "case-2" not in drawn
 
 
 def test_rewriting_a_section_leaves_the_rest_alone(tmp_path):

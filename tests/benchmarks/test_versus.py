@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.versus.cases import CASES, Case, Measure, Side
+from benchmarks.versus.environments import OLDEST_PYTHON, REQUIREMENTS, find_python
 from benchmarks.versus.measure import WORKERS, Sizes, Versus, WorkerError, run_worker, summary, times_better
-from benchmarks.versus.report import figure_text, markdown_table, plot, rewrite_section
+from benchmarks.versus.report import PEERS, figure_text, markdown_table, plot, rewrite_section
 
 
 @pytest.fixture
@@ -25,12 +26,21 @@ def workers(tmp_path, monkeypatch):
     return write
 
 
-def test_every_case_has_its_workers_and_a_name_of_its_own():
+def test_every_case_has_what_it_needs_and_a_name_of_its_own():
     assert len({case.name for case in CASES}) == len(CASES)
     for case in CASES:
         assert (WORKERS / case.ours.worker).exists()
         assert (WORKERS / case.peer.worker).exists()
         assert case.ours.environment == "ours" != case.peer.environment
+        assert (REQUIREMENTS / f"{case.peer.environment}.txt").exists()
+        assert case.peer.environment in OLDEST_PYTHON
+        assert case.peer.environment in PEERS
+
+
+def test_an_interpreter_that_is_too_old_is_not_taken():
+    assert find_python((3, 11)) == sys.executable
+    with pytest.raises(RuntimeError, match="Python 3.99 or later not found"):
+        find_python((3, 99), other=sys.executable)
 
 
 def test_times_better_is_above_one_when_we_are_better():

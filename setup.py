@@ -71,8 +71,15 @@ def blosc2_options() -> dict[str, list]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
         source.write_text(BLOSC2_PROBE)
-        command = [*os.environ.get("CC", "cc").split(), str(source), "-I", options["include"], "-o", str(source.with_suffix(""))]
-        linked = subprocess.run([*command, *options["link"]], capture_output=True, text=True, check=False)
+        command = [
+            *os.environ.get("CC", "cc").split(),
+            str(source),
+            "-I",
+            options["include"],
+            "-o",
+            str(source.with_suffix("")),
+        ]
+        linked = subprocess.run([*command, *options["link"]], capture_output=True, text=True, check=False)  # noqa: S603
     if linked.returncode:
         print(f"annbatch: C-Blosc2 of {home} cannot be linked, building without it:\n{linked.stderr}")
         return {}

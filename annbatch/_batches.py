@@ -8,66 +8,18 @@ import numpy as np
 
 from . import storage
 from ._datasets import Matrix, Table, X
+from ._requests import check_bounds, requested_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from .types import LoadRequest
 
-__all__ = ["BatchReader", "requested_rows"]
-
-
-def requested_rows(requests: Any, n_obs: int) -> np.ndarray:
-    """Global row numbers (int64) of a load request, in its order.
-
-    Raises
-    ------
-    TypeError
-        When the requests are neither slices nor an integer array.
-    ValueError
-        When a slice is open, has a step, or ends before it starts.
-    IndexError
-        When a row is not in [0, n_obs).
-    """
-    if isinstance(requests, np.ndarray) and requests.dtype != object:
-        if requests.ndim != 1 or requests.dtype.kind not in "iu":
-            msg = f"requests must be a 1-d integer array, got {requests.ndim}-d {requests.dtype}"
-            raise TypeError(msg)
-        rows = requests.astype(np.int64, copy=False)
-        if len(rows):
-            _check_bounds("requests", int(rows.min()), int(rows.max()), n_obs)
-        return rows
-    for request in requests:
-        if not isinstance(request, slice):
-            msg = f"requests must be slices or an integer array, got a {type(request).__name__}"
-            raise TypeError(msg)
-        if (
-            request.step not in (None, 1)
-            or request.start is None
-            or request.stop is None
-            or request.start > request.stop
-        ):
-            msg = f"requests must be slices with a start, a stop >= start and no step, got {request}"
-            raise ValueError(msg)
-    starts = np.fromiter((request.start for request in requests), dtype=np.int64, count=len(requests))
-    stops = np.fromiter((request.stop for request in requests), dtype=np.int64, count=len(requests))
-    if len(starts):
-        _check_bounds("requests", int(starts.min()), int(stops.max()) - 1, n_obs)
-    lengths = stops - starts
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
-
-
-def _check_bounds(what: str, lowest: int, highest: int, length: int) -> None:
-    if lowest < 0 or highest >= length:
-        msg = f"{what} must be in [0, {length}), got numbers from {lowest} to {highest}; look at the sampler"
-        raise IndexError(msg)
+__all__ = ["BatchReader"]
 
 
 class BatchReader:
     """Reads load requests of one pass.
-
-    Holds the buffers that batches are made of: one lives until the caller has dropped the batch, and is used again then.
 
     Parameters
     ----------
@@ -81,6 +33,8 @@ class BatchReader:
         Whether batches carry global row numbers.
     num_threads
         Threads that read and decode, or None for all that this process may use.
+    pool
+        Where the buffers that batches are made of come from, and go to when the caller has dropped the batch.
     export_sparse, export_dense
         Make what the user gets out of a CSR block, and out of an array.
     """
@@ -93,6 +47,7 @@ class BatchReader:
         dtype: np.dtype[Any] | None,
         return_index: bool,
         num_threads: int | None,
+        pool: storage.BufferPool,
         export_sparse: Callable[[storage.CSRBlock], Any],
         export_dense: Callable[[np.ndarray], Any],
     ) -> None:
@@ -103,7 +58,7 @@ class BatchReader:
         self._num_threads = num_threads
         self._export_sparse = export_sparse
         self._export_dense = export_dense
-        self._pool = storage.BufferPool()
+        self._pool = pool
         self._var = table.var
 
     def batches(self, request: LoadRequest, skip: int = 0) -> Iterator[dict[str, Any]]:
@@ -138,7 +93,7 @@ class BatchReader:
             raise TypeError(msg)
         rows = requested_rows(request["requests"], self._table.n_obs)
         if len(positions):
-            _check_bounds("splits", int(positions.min()), int(positions.max()), len(rows))
+            check_bounds("splits", int(positions.min()), int(positions.max()), len(rows))
         return rows[positions.astype(np.intp, copy=False)], edges
 
     def _read(self, matrix: Matrix, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray) -> list[Any]:

@@ -24,6 +24,9 @@ def as_count(name: str, value: Any, *, minimum: int = 1) -> int:
     if count < minimum:
         msg = f"{name} must be >= {minimum}, got {count}"
         raise ValueError(msg)
+    if count >= 2**63:
+        msg = f"{name} must be < 2**63, got {count}"
+        raise ValueError(msg)
     return count
 
 

@@ -135,8 +135,8 @@ def _check_path(path: Path) -> None:
 
 def _names_and_rows(path: Path, group: Any, reader: FrameReader, obs_filter: Mapping[str, Sequence[Any]]) -> OpenFile:
     names = FrameReader(group["var"]).index()
-    if not pd.api.types.is_string_dtype(names.dtype):
-        names = names.astype(str)
+    # As objects: files of different encodings would else give string dtypes that pandas does not take for equal.
+    names = pd.Index(names.astype(str).to_numpy(dtype=object), dtype=object)
     rows = None
     n_rows = reader.n_rows
     if obs_filter:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .storage import CSRBlock
 
-__all__ = ["Makers", "Output", "check_installed", "gpu_is_there", "makers"]
+__all__ = ["Makers", "Output", "check_installed", "gpu_is_there", "let_torch_warn_unheard", "makers"]
 
 Output = Literal["torch", "jax"]
 
@@ -67,22 +67,27 @@ def makers(to: Output | None, *, gpu: bool, sparse: set[np.dtype[Any]], dense: s
     return _cupy(sparse) if gpu else Makers(lambda block: block.to_scipy(), lambda array: array)
 
 
-def gpu_is_there() -> bool:
-    """Whether cupy is installed and sees a GPU."""
-    if find_spec("cupy") is None:
-        return False
+def gpu_is_there(to: Output | None = None) -> bool:
+    """Whether cupy is installed and it, and the library `to`, see a GPU."""
+    if to == "jax" or find_spec("cupy") is None:
+        return False  # jax puts arrays on its own default device
     import cupy
 
     try:
-        return bool(cupy.cuda.runtime.getDeviceCount() > 0)
+        n_devices = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError:
-        return False
+        n_devices = 0
+    if to == "torch":
+        import torch
+
+        return bool(n_devices and torch.cuda.is_available())
+    return bool(n_devices)
 
 
 def _torch(*, gpu: bool) -> Makers:
     import torch
 
-    _have_torch_warned()
+    let_torch_warn_unheard()
     if not gpu:
         place = _as_is
     elif not torch.cuda.is_available():
@@ -103,11 +108,11 @@ def _torch(*, gpu: bool) -> Makers:
 
 
 @cache
-def _have_torch_warned() -> None:
-    """Let torch say once per process that CSR tensors are in beta, where nobody hears it.
+def let_torch_warn_unheard() -> None:
+    """Let torch say what it says once per process about CSR tensors (in beta, invariants unchecked) where nobody hears it.
 
-    The warning is raised as an error inside the read-ahead thread for users who turn warnings into errors, and filters
-    must not be changed in a thread.
+    For users who turn warnings into errors it would be an error of the first batch: in the thread that reads ahead, where
+    filters must not be changed, or in torch's own code that takes a batch from a DataLoader worker.
     """
     import torch
 

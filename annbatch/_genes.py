@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -79,9 +79,12 @@ class Genes:
         return replace(self, frames=tuple(frames), frame_of_dataset=tuple(frame_of_dataset), joined=joined, _columns={})
 
     def _join(self, joined: pd.Index, names: pd.Index) -> pd.Index:
+        together: pd.Index[Any]
         if self.join == "inner":
-            return joined[joined.isin(names)]
-        return pd.Index(sorted({*joined, *names}), dtype=object)
+            together = joined[joined.isin(names)]
+        else:
+            together = pd.Index(sorted({*joined, *names}), dtype=object)
+        return together
 
     @property
     def names(self) -> pd.Index:

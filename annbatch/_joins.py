@@ -112,12 +112,12 @@ def _shared(var_list: Sequence[pd.Index[Any]]) -> pd.Index[Any]:
 
 def _union(var_list: Sequence[pd.Index[Any]]) -> pd.Index[Any]:
     distinct = {id(names): names for names in var_list}
-    union: pd.Index[Any] = pd.Index(np.array(sorted(set().union(*distinct.values())), dtype=object))
+    union: pd.Index[Any] = pd.Index(sorted(set().union(*distinct.values())), dtype=object)
     return union
 
 
 def _chosen(joint: pd.Index[Any], var_names: Sequence[str], how: str | None) -> pd.Index[Any]:
-    chosen: pd.Index[Any] = pd.Index(np.asarray(list(var_names), dtype=object))
+    chosen: pd.Index[Any] = pd.Index(list(var_names), dtype=object)
     repeated = chosen[chosen.duplicated()]
     if len(repeated):
         msg = f"var_names must not repeat a name, got {_some(repeated)} more than once"

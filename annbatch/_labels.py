@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .storage.frames import Labels
+from .storage.frames import Labels, code_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,8 +68,7 @@ class LabelColumn:
 
     def values(self, rows: np.ndarray) -> list[Any]:
         """Per row its label, or its integer once encoded; numpy.nan where it is missing."""
-        objects = self._objects
-        return [objects[code] for code in self.codes[rows].tolist()]
+        return list(map(self._objects.__getitem__, self.codes[rows].tolist()))
 
     def numbers(self, rows: np.ndarray) -> np.ndarray | None:
         """Return :meth:`values` as an array; None when they are text.
@@ -138,7 +137,7 @@ def merge_labels(
     distinct = {label for labels in per_file if labels is not None for label in labels.categories.tolist()}
     categories = sorted(distinct)
     number = {label: code for code, label in enumerate(categories)}
-    codes = np.full(sum(n_rows), -1, dtype=np.min_scalar_type(-max(len(categories), 1)))
+    codes = np.full(sum(n_rows), -1, dtype=code_dtype(len(categories)))
     start = 0
     for labels, n in zip(per_file, n_rows, strict=True):
         if labels is not None:

@@ -70,14 +70,14 @@ class JoinedMatrix:
             shape = self._shapes[group.file]
             if shape is not None:
                 by_shape.setdefault(shape, []).append(group)
-        blocks = [self._block(members, pool, num_threads) for members in by_shape.values()]
+        blocks = [self._block(members, n_rows, pool, num_threads) for members in by_shape.values()]
         if not blocks:
             return None
         block, positions = blocks[0]
-        if len(blocks) == 1 and len(positions) == n_rows:
+        if positions is None:
             return Column(list(block), block)
-        # Rows of different length, or a file without the key: no single block can hold the batch.
-        rows = np.concatenate([positions for _, positions in blocks])
+        # Rows of different shape, or a file without the key: no single block can hold the batch.
+        rows = np.concatenate([positions for _, positions in blocks if positions is not None])
         return Column([row for block, _ in blocks for row in block], None, rows)
 
     def close(self) -> None:
@@ -86,29 +86,37 @@ class JoinedMatrix:
             if source is not None:
                 source.close()
 
-    def _block(self, groups: Sequence[RowsOfFile], pool: BufferPool, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read groups that have rows of the same shape; return the block and the position in the batch of each row."""
-        positions = np.sort(np.concatenate([group.positions for group in groups]))
+    def _block(
+        self, groups: Sequence[RowsOfFile], n_rows: int, pool: BufferPool, num_threads: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read groups that have rows of the same shape; return the block and the position in the batch of each row.
+
+        The positions are None when the block holds all ``n_rows`` of the batch, in order.
+        """
+        positions = None
+        if sum(len(group.rows) for group in groups) < n_rows:
+            positions, groups = _numbered_afresh(groups)
         by_kind = [[g for g in groups if self._sources[g.file].is_sparse is sparse] for sparse in (True, False)]
         if not all(by_kind):
-            return self._read(groups, positions, pool, num_threads), positions
+            return self._read(groups, pool, num_threads), positions
         # One request reads sparse or dense matrices; where files differ in that, each kind is read and put in its place.
         shape = self._shapes[groups[0].file] or ()
-        block = pool.empty((len(positions), *shape), self._dtype)
+        block = pool.empty((n_rows if positions is None else len(positions), *shape), self._dtype)
         for members in by_kind:
-            of_kind = np.sort(np.concatenate([group.positions for group in members]))
-            block[np.searchsorted(positions, of_kind)] = self._read(members, of_kind, pool, num_threads)
+            of_kind, members = _numbered_afresh(members)
+            block[of_kind] = self._read(members, pool, num_threads)
         return block, positions
 
-    def _read(
-        self, groups: Sequence[RowsOfFile], positions: np.ndarray, pool: BufferPool, num_threads: int
-    ) -> np.ndarray:
-        parts = [
-            Part(self._sources[g.file], g.rows, np.searchsorted(positions, g.positions), self._targets[g.file])
-            for g in groups
-        ]
+    def _read(self, groups: Sequence[RowsOfFile], pool: BufferPool, num_threads: int) -> np.ndarray:
+        parts = [Part(self._sources[g.file], g.rows, g.positions, self._targets[g.file]) for g in groups]
         shape = self._shapes[groups[0].file]
         n_var = shape[0] if shape is not None and len(shape) == 1 else None
-        edges = np.array([0, len(positions)], dtype=np.int64)
+        edges = np.array([0, sum(len(g.rows) for g in groups)], dtype=np.int64)
         (block,) = read_dense(parts, edges, n_var=n_var, dtype=self._dtype, num_threads=num_threads, pool=pool)
         return block
+
+
+def _numbered_afresh(groups: Sequence[RowsOfFile]) -> tuple[np.ndarray, list[RowsOfFile]]:
+    """Return the sorted positions of all groups, and the groups with positions that count from 0 without gaps."""
+    positions = np.sort(np.concatenate([group.positions for group in groups]))
+    return positions, [group._replace(positions=np.searchsorted(positions, group.positions)) for group in groups]

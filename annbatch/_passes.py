@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import numpy as np
+
 from ._prefetch import ReadAhead, in_order
 
 if TYPE_CHECKING:
     from ._batches import BatchReader
+    from ._datasets import Table
     from .abc import Sampler
     from .types import LoadRequest
 
 __all__ = ["Pass", "Position", "loads"]
+
+
+_STATE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,39 @@ class Position:
     sampler: Sampler
     state: dict[str, Any]
     n_done: int = 0
+
+    def as_dict(self, table: Table) -> dict[str, Any]:
+        """Return the state of a loader over `table`: plain data that survives JSON."""
+        return {
+            "version": _STATE_VERSION,
+            "data": _fingerprint(table),
+            "sampler": self.state,
+            "n_batches_done_of_request": self.n_done,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any], table: Table, sampler: Sampler) -> Position:
+        """Read a state, which must have been taken over the same data; the sampler checks its own part."""
+        if not isinstance(state, dict):
+            msg = f"state must be a dict made by state_dict, got {type(state).__name__}"
+            raise TypeError(msg)
+        if state.get("version") != _STATE_VERSION:
+            msg = f"state must be a loader's, of version {_STATE_VERSION}, got version {state.get('version')!r}"
+            raise ValueError(msg)
+        ours, theirs = _fingerprint(table), state.get("data")
+        if ours != theirs:
+            msg = f"state belongs to other data: it was taken with {theirs}, this loader has {ours}"
+            raise ValueError(msg)
+        n_done = state.get("n_batches_done_of_request")
+        if not isinstance(n_done, int) or n_done < 0 or not isinstance(state.get("sampler"), dict):
+            msg = f"state must be a dict made by state_dict, got one with n_batches_done_of_request={n_done!r}"
+            raise ValueError(msg)
+        return cls(sampler, state["sampler"], n_done)
+
+
+def _fingerprint(table: Table) -> dict[str, Any]:
+    lengths = hashlib.sha256(np.asarray(table.lengths, dtype="<i8").tobytes()).hexdigest()
+    return {"n_obs": table.n_obs, "n_datasets": len(table.lengths), "dataset_lengths_sha256": lengths}
 
 
 Item: TypeAlias = tuple[Any, Position]
@@ -35,6 +75,8 @@ _END = object()
 class _Owner(Protocol):
     def _moved(self, number: int, position: Position) -> None: ...
 
+    def _left_early(self) -> None: ...
+
 
 class Pass(Iterator[Any]):
     """The iterator that a loader hands out.
@@ -42,7 +84,7 @@ class Pass(Iterator[Any]):
     Parameters
     ----------
     owner
-        Told where the consumer stands after each batch.
+        Told where the consumer stands after each batch, and when a pass is left before its end.
     number
         Number of the pass, for `owner`.
     source
@@ -50,6 +92,8 @@ class Pass(Iterator[Any]):
     prefetch
         Load requests to read ahead in a background thread; 0: read in the caller's.
     """
+
+    _closed = True  # until it is fully made, so that the destructor of a half-made one does nothing
 
     def __init__(self, owner: _Owner, number: int, source: Generator[Iterable[Item]], prefetch: int) -> None:
         self._owner = owner
@@ -64,21 +108,33 @@ class Pass(Iterator[Any]):
         return not self._closed and self._process == os.getpid()
 
     def __next__(self) -> Any:
+        if self._closed:
+            raise StopIteration
         try:
             batch, position = next(self._items)
         except BaseException:
-            self._closed = True
+            self.close()
             raise
         self._owner._moved(self._number, position)  # noqa: SLF001 (the two belong together)
         if batch is _END:
-            self.close()
+            self._closed = True
+            self._items.close()
             raise StopIteration
         return batch
 
     def close(self) -> None:
         """End the pass: stop the background thread and free what it has read."""
-        self._closed = True
-        self._items.close()
+        if not self._closed:
+            self._closed = True
+            self._items.close()
+            self._owner._left_early()  # noqa: SLF001
+
+    def __del__(self) -> None:
+        if not self._closed:
+            self._closed = True
+            # Its own destructor waits for the thread, but not for ever.
+            del self._items
+            self._owner._left_early()  # noqa: SLF001
 
 
 def loads(

@@ -6,11 +6,22 @@ from (pass seed, `k`), so it can be made without making the requests before it, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["generator_from_state", "generator_state", "request_stream", "take_pass_seed"]
+if TYPE_CHECKING:
+    from ._workers import Worker
+
+__all__ = [
+    "generator_from_state",
+    "generator_state",
+    "pass_entropy",
+    "pass_stream",
+    "rank_key",
+    "request_stream",
+    "take_pass_seed",
+]
 
 
 def take_pass_seed(rng: np.random.Generator) -> int:
@@ -18,12 +29,28 @@ def take_pass_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**64, dtype=np.uint64))
 
 
-def request_stream(entropy: tuple[int, ...], key: tuple[int, ...]) -> np.random.PCG64:
-    """Bit generator of one load request; streams of different `entropy` or `key` are independent.
+def pass_entropy(seed: int, worker: Worker | None) -> tuple[int, ...]:
+    """Entropy of a pass: its seed, and in DataLoader workers also the seed of the epoch, which they share."""
+    return (seed,) if worker is None else (seed, worker.epoch_seed)
 
-    Spawn keys keep neighbours apart: adding numbers to a seed would let (seed 1, request 2) meet (seed 2, request 1).
+
+def pass_stream(entropy: tuple[int, ...], rank_key: tuple[int, ...]) -> np.random.PCG64:
+    """Bit generator of what concerns a pass as a whole."""
+    return np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=(*rank_key, 0)))
+
+
+def request_stream(entropy: tuple[int, ...], rank_key: tuple[int, ...], number: int) -> np.random.PCG64:
+    """Bit generator of load request `number` of a pass.
+
+    Streams of other passes, ranks and requests are independent. Spawn keys see to that: adding numbers to a seed would let
+    (seed 1, request 2) meet (seed 2, request 1).
     """
-    return np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=key))
+    return np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=(*rank_key, 1, number)))
+
+
+def rank_key(rank: int) -> tuple[int, ...]:
+    """What keeps the streams of ranks apart from each other, and from those of a sampler that has no rank (an empty key)."""
+    return (2, rank)
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
@@ -39,13 +66,23 @@ def generator_from_state(state: dict[str, Any]) -> np.random.Generator:
     if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
         msg = f"state['rng'] must name a numpy BitGenerator, got {name!r}"
         raise ValueError(msg)
-    bit_generator = kind()
     try:
-        bit_generator.state = _arrays(state)
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        values = _arrays(state)
+        if name == "MT19937":
+            # NumPy itself does not check these, and would read beyond the key.
+            _check_mersenne_twister(values["state"])
+        bit_generator = kind()
+        bit_generator.state = values
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         msg = f"state['rng'] is no state of a {name}: {error}"
         raise ValueError(msg) from error
     return np.random.Generator(bit_generator)
+
+
+def _check_mersenne_twister(state: dict[str, Any]) -> None:
+    if np.shape(state["key"]) != (624,) or not 0 <= state["pos"] <= 624:
+        msg = f"it must have 624 words and a position in [0, 624], got {np.shape(state['key'])} and {state['pos']}"
+        raise ValueError(msg)
 
 
 def _plain(value: Any) -> Any:

@@ -3,8 +3,8 @@
 Input is checked by the Python face (annbatch/storage). Destinations are plain addresses, because one request fills the
 arrays of many batches; the face keeps those arrays alive. Two tables describe the work, both int64 and C-contiguous:
 
-piece  [source, address, n, column]: n neighbouring items, from item ``source`` of a chunk to ``address``; ``column`` is the
-       column of the first item (dense rows only).
+piece  [source, address, n, column]: n neighbouring items, from item ``source`` of a chunk to ``address``; ``column`` is
+       that of the first item (dense rows only, else -1).
 task   [chunk, first_piece, stop_piece, low, high]: the pieces of one chunk; they lie in its items low <= item < high.
 """
 
@@ -53,7 +53,8 @@ cdef class _Plan:
             self.piece = self.pieces
         return 0
 
-    cdef void add(self, int64_t chunk, int64_t source, int64_t address, int64_t n, int64_t column, int itemsize) noexcept nogil:
+    cdef void add(self, int64_t chunk, int64_t source, int64_t address, int64_t n, int64_t column,
+                  int itemsize) noexcept nogil:
         cdef Py_ssize_t t = self.n_tasks - 1, p = self.n_pieces - 1
         if t < 0 or self.task[t, 0] != chunk:
             t += 1
@@ -99,8 +100,8 @@ def row_lengths(const int64_t[::1] indptr not None, const int64_t[::1] rows not 
             length[dest[i]] = indptr[rows[i] + 1] - indptr[rows[i]]
 
 
-def plan_ranges(const int64_t[::1] indptr not None, const int64_t[::1] rows not None, const int64_t[::1] address not None,
-                int itemsize, int64_t chunk_size):
+def plan_ranges(const int64_t[::1] indptr not None, const int64_t[::1] rows not None,
+                const int64_t[::1] address not None, int itemsize, int64_t chunk_size):
     """Cut the values of CSR rows at chunk borders.
 
     Parameters
@@ -182,14 +183,15 @@ def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not N
                 while m < n_spans and spans[m, 0] == spans[k, 0]:
                     m += 1
                 for r in range(i, j):
-                    _add_row(plan, chunk, (rows[r] - block * chunk_rows) * row_stride, address[r], itemsize, spans, k, m, mapped)
+                    _add_row(plan, chunk, (rows[r] - block * chunk_rows) * row_stride, address[r], itemsize, spans,
+                             k, m, mapped)
                 k = m
         i = j
     return plan.result()
 
 
-cdef void _add_row(_Plan plan, int64_t chunk, int64_t source, int64_t address, int itemsize, const int64_t[:, ::1] spans,
-                   Py_ssize_t k, Py_ssize_t m, bint mapped) noexcept nogil:
+cdef void _add_row(_Plan plan, int64_t chunk, int64_t source, int64_t address, int itemsize,
+                   const int64_t[:, ::1] spans, Py_ssize_t k, Py_ssize_t m, bint mapped) noexcept nogil:
     cdef Py_ssize_t s
     for s in range(k, m):
         if mapped:
@@ -200,8 +202,8 @@ cdef void _add_row(_Plan plan, int64_t chunk, int64_t source, int64_t address, i
 
 # --- placing pieces of a chunk --------------------------------------------------------------------------------------
 
-def place_values(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None, int source_type,
-                 int target_type, int itemsize):
+def place_values(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None,
+                 int source_type, int target_type, int itemsize):
     """Copy pieces to their addresses, converting between dtype codes.
 
     Parameters
@@ -224,7 +226,8 @@ def place_values(const uint8_t[::1] items not None, int64_t offset, const int64_
     with nogil:
         for p in range(pieces.shape[0]):
             if source_type == target_type:
-                memcpy(<char *><uintptr_t>pieces[p, 1], base + pieces[p, 0] * itemsize, <size_t>(pieces[p, 2] * itemsize))
+                memcpy(<char *><uintptr_t>pieces[p, 1], base + pieces[p, 0] * itemsize,
+                       <size_t>(pieces[p, 2] * itemsize))
             elif CONVERT[target_type][source_type](
                 base + pieces[p, 0] * itemsize, <char *><uintptr_t>pieces[p, 1], pieces[p, 2]
             ):
@@ -233,9 +236,9 @@ def place_values(const uint8_t[::1] items not None, int64_t offset, const int64_
     return -1
 
 
-def place_indices(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None, int source_type,
-                  bint wide, int64_t n_columns, const int64_t[::1] new_column, int itemsize):
-    """Copy column numbers to their addresses as int32 (int64 if ``wide``), checked against ``n_columns`` and renumbered.
+def place_indices(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None,
+                  int source_type, bint wide, int64_t n_columns, const int64_t[::1] new_column, int itemsize):
+    """Copy column numbers to their addresses as int32 (int64 if ``wide``), checked and renumbered.
 
     Returns
     -------
@@ -260,9 +263,9 @@ def place_indices(const uint8_t[::1] items not None, int64_t offset, const int64
     return -1
 
 
-def place_columns(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None, int itemsize,
-                  const int64_t[::1] new_column not None):
-    """Copy pieces of dense rows: item i of a piece goes to column ``new_column[column + i]`` of its row; -1 drops it."""
+def place_columns(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None,
+                  int itemsize, const int64_t[::1] new_column not None):
+    """Copy pieces of dense rows: item i goes to column ``new_column[column + i]`` of its row; -1 drops it."""
     cdef Py_ssize_t p
     cdef const char *base
     if not pieces.shape[0] or not new_column.shape[0]:
@@ -276,8 +279,8 @@ def place_columns(const uint8_t[::1] items not None, int64_t offset, const int64
 
 # --- whole rows -----------------------------------------------------------------------------------------------------
 
-def densify(const int64_t[::1] start not None, uintptr_t values, uintptr_t columns, int value_type, bint wide, int itemsize,
-            const int64_t[::1] address not None, int64_t row_bytes, Py_ssize_t low, Py_ssize_t high):
+def densify(const int64_t[::1] start not None, uintptr_t values, uintptr_t columns, int value_type, bint wide,
+            int itemsize, const int64_t[::1] address not None, int64_t row_bytes, Py_ssize_t low, Py_ssize_t high):
     """Write the CSR rows low <= row < high as dense rows of ``row_bytes`` bytes at their addresses.
 
     Values ``start[row] <= i < start[row + 1]`` belong to a row; repeated columns add up, negative ones are dropped.

@@ -1,8 +1,8 @@
 """Samples that are rows of one block, and the way back from samples to that block.
 
 ``MappedCollection`` reads a batch into one block per key. torch's DataLoader wants a list of samples, and its collate
-function copies them into a block again. Here a sample remembers the block that it is a row of, so that collating all samples
-of a block, unchanged and in order, hands out the block itself.
+function copies them into a block again. Here the first sample of a batch remembers the blocks, so that collating all samples
+of the batch, unchanged and in order, hands out the blocks themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+
+_TORCH_COLLATE = "torch.utils.data._utils.collate"
 
 __all__ = ["Column", "Sample", "collate", "make_samples", "register_with_torch"]
 
@@ -51,16 +53,19 @@ class _Batch:
 
 
 class Sample(dict[str, Any]):
-    """A sample: a plain dict that knows its batch. Copies and pickles of it are plain dicts."""
+    """The first sample of a batch: a dict that knows the batch. Copies and pickles of it are plain dicts."""
 
     __slots__ = ("batch",)
-    batch: _Batch
+
+    def __init__(self, values: dict[str, Any], batch: _Batch) -> None:
+        super().__init__(values)
+        self.batch = batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
 
 
-def make_samples(columns: dict[str, Column], n_samples: int) -> list[Sample]:
+def make_samples(columns: dict[str, Column], n_samples: int) -> list[dict[str, Any]]:
     """Cut a batch into samples.
 
     Parameters
@@ -70,19 +75,19 @@ def make_samples(columns: dict[str, Column], n_samples: int) -> list[Sample]:
     n_samples
         Number of samples.
     """
-    batch = _Batch(columns, n_samples)
+    samples: list[dict[str, Any]]
     if all(column.rows is None for column in columns.values()):
         keys = tuple(columns)
         rows = zip(*(column.values for column in columns.values()), strict=True)
-        samples = [Sample(zip(keys, row, strict=True)) for row in rows]
+        samples = [dict(zip(keys, row, strict=True)) for row in rows]
     else:
-        samples = [Sample() for _ in range(n_samples)]
+        samples = [{} for _ in range(n_samples)]
         for key, column in columns.items():
             owners = samples if column.rows is None else [samples[row] for row in column.rows.tolist()]
             for sample, value in zip(owners, column.values, strict=True):
                 sample[key] = value
-    for sample in samples:
-        sample.batch = batch
+    if samples:
+        samples[0] = Sample(samples[0], _Batch(columns, n_samples))
     return samples
 
 
@@ -127,19 +132,24 @@ def register_with_torch() -> None:
     own type is added, nothing that torch does with other types changes. Cheap when done already, and nothing happens
     before torch was imported by somebody.
     """
-    module = sys.modules.get("torch.utils.data._utils.collate")
+    module = sys.modules.get(_TORCH_COLLATE)
     table: dict[Any, Callable[..., Any]] | None = getattr(module, "default_collate_fn_map", None)
     if table is not None and Sample not in table:
         table[Sample] = _collate_for_torch
 
 
-def _collate_for_torch(samples: Sequence[Any], *, collate_fn_map: Any = None) -> Any:  # noqa: ARG001
-    return collate(samples)
+def _collate_for_torch(samples: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    module = sys.modules[_TORCH_COLLATE]
+    if collate_fn_map is module.default_collate_fn_map:
+        return collate(samples)
+    # Somebody collates by rules of their own, which we must not pass over.
+    plain = [dict(sample) if isinstance(sample, Sample) else sample for sample in samples]
+    return module.collate(plain, collate_fn_map=collate_fn_map)
 
 
 def _check_keys(samples: Sequence[Any]) -> None:
-    keys = [set(sample) for sample in samples if isinstance(sample, Sample)]
-    partial = sorted(set().union(*keys) - set.intersection(*keys)) if keys else []
+    keys = [set(sample) for sample in samples if isinstance(sample, dict)]
+    partial = sorted(keys[0].union(*keys) - keys[0].intersection(*keys)) if keys else []
     if partial:
         msg = f"{partial} is only in some samples of the batch, because not every file has it: leave it out, or batch by file"
         raise KeyError(msg)
@@ -154,11 +164,12 @@ def _unchanged_batch(samples: Sequence[Any]) -> _Batch | None:
     columns = batch.columns
     if len(samples) != batch.n_samples or any(column.rows is not None for column in columns.values()):
         return None
-    if any(type(sample) is not Sample or sample.batch is not batch for sample in samples):
+    if not set(map(type, samples)) <= {dict, Sample}:
         return None
-    # All at once, because this runs for every batch. A value that was put in place of another is another object.
-    if [key for sample in samples for key in sample] != list(columns) * len(samples):
+    # This runs for every batch, hence without a loop in Python. A value put in place of another is another object, and the
+    # rows of a block are objects of their own, so equal order of the values is equal order of the samples.
+    if list(chain.from_iterable(samples)) != list(columns) * len(samples):
         return None
-    now = (value for sample in samples for value in sample.values())
+    now = chain.from_iterable(map(dict.values, samples))
     made = chain.from_iterable(zip(*(column.values for column in columns.values()), strict=True))
     return batch if all(map(operator.is_, now, made)) else None

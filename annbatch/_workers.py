@@ -27,9 +27,10 @@ class Worker:
     count: int
     epoch_seed: int
 
-    def entropy(self, pass_seed: int) -> tuple[int, ...]:
-        """Entropy of a pass that all workers share."""
-        return (pass_seed, self.epoch_seed)
+    @property
+    def place(self) -> tuple[int, int]:
+        """(id, count): which part of a pass this worker does."""
+        return self.id, self.count
 
 
 def current_worker() -> Worker | None:

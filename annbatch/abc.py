@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import warnings
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._checks import as_generator, as_range
-from ._random import generator_from_state, generator_state, request_stream, take_pass_seed
+from ._checks import as_count, as_generator, as_range
+from ._random import generator_from_state, generator_state, pass_entropy, pass_stream, request_stream, take_pass_seed
+from ._requests import requested_rows
 from ._rle import shuffle_segments
-from ._workers import Worker, current_worker
+from ._sampling import Inner, Pass, Position, difference
+from ._workers import current_worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._workers import Worker
     from .types import LoadRequest
 
 __all__ = ["Sampler"]
@@ -62,9 +65,6 @@ class Sampler(ABC):
     # Defaults live on the class, so that a subclass need not call super().__init__().
     _mask: slice = slice(0, None)
     _rng: np.random.Generator | None = None
-    _n_passes: int = 0
-    _position: _Position | None = None
-    _resume: _Position | None = None
 
     @property
     @abstractmethod
@@ -137,7 +137,7 @@ class Sampler(ABC):
         Returns
         -------
         Iterator of LoadRequest
-            Each with ``splits``. It has a ``close`` method, which ends the pass early.
+            Each with ``splits``. It has a ``close`` method, which ends the pass early. Threads may share it.
 
         Raises
         ------
@@ -146,32 +146,32 @@ class Sampler(ABC):
         NotImplementedError
             In one of several torch DataLoader workers, when the sampler is not :attr:`worker_aware`.
         """
+        n_obs = as_count("n_obs", n_obs, minimum=0)
         self.validate(n_obs)
-        worker, first_request = current_worker(), 0
-        if worker is not None and worker.count > 1 and not self.worker_aware:
-            msg = (
-                f"{type(self).__name__} cannot share a pass out among several DataLoader workers, got "
-                f"num_workers={worker.count}; use num_workers=0 (the loader reads ahead in threads by itself) or 1, or, in a "
-                "sampler of your own that yields only the worker's part, set worker_aware = True"
-            )
-            raise NotImplementedError(msg)
-        if self._resume is not None:
-            worker, first_request = self._resume.fit(n_obs, worker), self._resume.request
+        inner = self._inner
+        worker = self._checked_worker()
         rng = self._required_rng() if self.shuffle else self.rng
-        position = _Position(
-            number=self._n_passes,
-            request=first_request,
-            n_obs=n_obs,
-            rng=None if rng is None else generator_state(rng),
-            worker=worker,
-        )
-        requests = self._sample_from(n_obs, first_request, worker)
-        # Only a pass that could be started counts, and uses up the state it was resumed from.
-        self._resume = None
-        self._n_passes += 1
-        self._position = position
-        open_pass = _Pass(requests, position)
-        self.__dict__.setdefault("_open_passes", weakref.WeakSet()).add(open_pass)
+        before = None if rng is None else generator_state(rng)
+        first_request = 0
+        if inner.resume is not None:
+            inner.resume.check_fits(n_obs, worker, config=self._config(), rng=before)
+            first_request = inner.resume.request
+            inner.worker = inner.resume.worker
+        if worker is not None and inner.worker is not None and worker.place == inner.worker.place:
+            worker = inner.worker
+        position = Position(inner.n_passes, first_request, n_obs, before, worker)
+        try:
+            requests = self._sample_from(n_obs, first_request, worker)
+        except BaseException:
+            # As if it had not been tried: the next try draws the same pass.
+            if rng is not None and before is not None:
+                rng.bit_generator.state = generator_from_state(before).bit_generator.state
+            raise
+        inner.resume = None
+        inner.n_passes += 1
+        inner.position = position
+        open_pass = Pass(requests, position)
+        inner.open_passes.add(open_pass)
         return open_pass
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,11 +184,11 @@ class Sampler(ABC):
             state at its start, and the arguments of the sampler. When the last pass is finished (its iterator has raised
             StopIteration) the state describes the start of the next one.
         """
-        position = self._position
+        inner = self._inner
+        position = inner.position
         if position is None or position.finished:
-            position = self._resume or _Position(
-                number=self._n_passes, rng=None if self.rng is None else generator_state(self.rng)
-            )
+            rng = self._required_rng() if self.shuffle else self.rng
+            position = inner.resume or Position(inner.n_passes, rng=None if rng is None else generator_state(rng))
         return {"version": _STATE_VERSION, "sampler": self._config(), **position.as_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -198,8 +198,10 @@ class Sampler(ABC):
 
         Raises
         ------
+        TypeError
+            When the state is not a dict.
         ValueError
-            When the state has another version, or belongs to a sampler with other arguments or other classes.
+            When the state has another version, belongs to a sampler with other arguments or other classes, or is damaged.
         """
         if not isinstance(state, dict):
             msg = f"state must be a dict made by state_dict, got {type(state).__name__}"
@@ -209,14 +211,19 @@ class Sampler(ABC):
             raise ValueError(msg)
         ours, theirs = self._config(), state.get("sampler")
         if theirs != ours:
-            msg = f"state belongs to another sampler: {_difference(ours, theirs)}"
+            msg = f"state belongs to another sampler: {difference(ours, theirs)}"
             raise ValueError(msg)
-        position = _Position.from_dict(state)
-        rng = None if position.rng is None else generator_from_state(position.rng)
-        self._rng_restored(rng)
-        self._n_passes = position.number
-        self._position = None
-        self._resume = position
+        position = Position.from_dict(state)
+        position.config = ours
+        if position.rng is not None:
+            self._restore_rng(generator_from_state(position.rng))
+        elif self.shuffle:
+            msg = "state must hold the generator of a sampler that shuffles, got rng=None"
+            raise ValueError(msg)
+        inner = self._inner
+        inner.n_passes = position.number
+        inner.position = None
+        inner.resume = position
 
     # -- hooks for the samplers of this package -----------------------------------------------------------------------
 
@@ -225,145 +232,93 @@ class Sampler(ABC):
 
         This default makes all requests and drops the first ones. Samplers of this package seek instead.
         """
-        seed = take_pass_seed(self._required_rng()) if self.shuffle else 0
-        return self._with_splits(self._sample(n_obs), n_obs, first_request, seed)
+        entropy: tuple[int, ...] = ()
+        rng = self._required_rng() if self.shuffle else self.rng
+        if rng is not None and (self.shuffle or worker is not None):
+            entropy = pass_entropy(take_pass_seed(rng), worker)
+            if worker is not None or self._inner.rank_key:
+                # Every epoch's workers begin with the same copy of the sampler, and every rank may have been given the same
+                # seed: what `_sample` draws must differ all the same.
+                self._restore_rng(np.random.Generator(pass_stream(entropy, self._inner.rank_key)))
+        return self._with_splits(self._sample(n_obs), n_obs, first_request, entropy)
 
     def _with_splits(
-        self, requests: Iterator[LoadRequest], n_obs: int, first_request: int, seed: int
+        self, requests: Iterator[LoadRequest], n_obs: int, first_request: int, entropy: tuple[int, ...]
     ) -> Iterator[LoadRequest]:
         try:
             for number, request in enumerate(requests):
                 if number < first_request:
                     continue
                 if request.get("splits") is None:
-                    request = {**request, "splits": self._default_splits(request, n_obs, seed, number)}
+                    request = {**request, "splits": self._default_splits(request, n_obs, entropy, number)}
                 yield request
         finally:
             # A generator would be closed by the garbage collector too, but not at once on every Python.
             if hasattr(requests, "close"):
                 requests.close()
 
-    def _default_splits(self, request: LoadRequest, n_obs: int, seed: int, number: int) -> list[np.ndarray]:
+    def _default_splits(
+        self, request: LoadRequest, n_obs: int, entropy: tuple[int, ...], number: int
+    ) -> list[np.ndarray]:
         if self.batch_size is None:
             msg = "batch_size must not be None when load requests carry no splits"
             raise ValueError(msg)
-        rows = request["requests"]
-        if isinstance(rows, np.ndarray) and rows.dtype != object:
-            n_rows = len(rows)
-        else:
-            n_rows = sum(len(range(*part.indices(n_obs))) for part in rows)
-        positions = np.empty(n_rows, dtype=np.int64)
-        segment = max(n_rows, 1) if self.shuffle else 1
-        shuffle_segments(request_stream((seed,), (number,)), segment, positions)
+        n_rows = len(requested_rows(request["requests"], n_obs))
+        positions = np.arange(n_rows)
+        if self.shuffle and n_rows:
+            shuffle_segments(request_stream(entropy, self._inner.rank_key, number), n_rows, positions)
         return [positions[first : first + self.batch_size] for first in range(0, n_rows, self.batch_size)]
-
-    def _required_rng(self) -> np.random.Generator:
-        """The generator; a sampler that was given none gets one with a fresh seed, and keeps it."""
-        if self.rng is None:
-            worker = current_worker()
-            # The workers of an epoch must agree on the pass that they share.
-            self.rng = np.random.default_rng(None if worker is None else worker.epoch_seed)
-        assert self.rng is not None
-        return self.rng
 
     def _config(self) -> dict[str, Any]:
         """Arguments that a state must agree with, as plain data."""
         return {
             "type": type(self).__qualname__,
-            "batch_size": self.batch_size,
-            "shuffle": self.shuffle,
+            "batch_size": None if self.batch_size is None else int(self.batch_size),
+            "shuffle": bool(self.shuffle),
             "mask": [self.mask.start, self.mask.stop],
         }
 
-    def _rng_restored(self, rng: np.random.Generator | None) -> None:
-        self._rng = rng
+    def _required_rng(self) -> np.random.Generator:
+        """The generator; a sampler that was given none gets one with a fresh seed, and keeps it."""
+        if self.rng is not None:
+            return self.rng
+        inner = self._inner
+        if inner.own_rng is None:
+            worker = current_worker()
+            # The workers of an epoch must agree on the pass that they share.
+            inner.own_rng = np.random.default_rng(None if worker is None else worker.epoch_seed)
+        return inner.own_rng
+
+    def _restore_rng(self, rng: np.random.Generator) -> None:
+        if self.rng is None:
+            self._inner.own_rng = rng
+        else:
+            self.rng = rng
+
+    def _checked_worker(self) -> Worker | None:
+        worker = current_worker()
+        if worker is not None and worker.count > 1 and not self.worker_aware:
+            msg = (
+                f"{type(self).__name__} cannot share a pass out among several DataLoader workers, got "
+                f"num_workers={worker.count}; use num_workers=0 (the loader reads ahead in threads by itself) or 1, or, in a "
+                "sampler of your own that yields only the worker's part, set worker_aware = True"
+            )
+            raise NotImplementedError(msg)
+        return worker
 
     def _refuse_while_open(self, new: slice) -> None:
-        if any(not open_pass.closed for open_pass in self.__dict__.get("_open_passes", ())):
+        if any(not open_pass.closed for open_pass in self._inner.open_passes):
             msg = f"mask must not change while a pass is open: it is {self.mask}, got {new}; finish or close the pass first"
             raise RuntimeError(msg)
 
+    @property
+    def _inner(self) -> Inner:
+        """What the base class keeps; made on first use, under a name that no subclass has, past a frozen ``__setattr__``."""
+        inner: Inner | None = self.__dict__.get("_annbatch_inner")
+        if inner is None:
+            inner = Inner()
+            object.__setattr__(self, "_annbatch_inner", inner)
+        return inner
+
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has no open pass, and must not see its position move with the original's.
-        state = {key: value for key, value in self.__dict__.items() if key != "_open_passes"}
-        if self._position is not None:
-            state["_position"] = dataclasses.replace(self._position)
-        return state
-
-
-@dataclasses.dataclass(slots=True)
-class _Position:
-    """Where a pass stands."""
-
-    number: int
-    request: int = 0
-    n_obs: int | None = None
-    rng: dict[str, Any] | None = None
-    worker: Worker | None = None
-    finished: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        worker = None if self.worker is None else dataclasses.asdict(self.worker)
-        return {"pass": self.number, "request": self.request, "n_obs": self.n_obs, "rng": self.rng, "worker": worker}
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> _Position:
-        try:
-            worker = None if state["worker"] is None else Worker(**state["worker"])
-            return cls(int(state["pass"]), int(state["request"]), state["n_obs"], state["rng"], worker)
-        except (KeyError, TypeError, ValueError) as error:
-            msg = f"state must be a dict made by state_dict, but {type(error).__name__}: {error}"
-            raise ValueError(msg) from error
-
-    def fit(self, n_obs: int, worker: Worker | None) -> Worker | None:
-        """Return the worker to continue as; ValueError when the pass was begun on other data or by another worker."""
-        if self.n_obs is not None and self.n_obs != n_obs:
-            msg = f"state belongs to other data: it was taken with n_obs={self.n_obs}, this data has n_obs={n_obs}"
-            raise ValueError(msg)
-        ours = None if worker is None else (worker.id, worker.count)
-        theirs = None if self.worker is None else (self.worker.id, self.worker.count)
-        if self.request > 0 and ours != theirs:
-            msg = (
-                f"state belongs to another set of DataLoader workers: it was taken with (worker, workers)={theirs}, "
-                f"here it is {ours}"
-            )
-            raise ValueError(msg)
-        return self.worker if ours == theirs else worker
-
-
-class _Pass(Iterator["LoadRequest"]):
-    """The requests of one pass; counts what was handed out."""
-
-    def __init__(self, requests: Iterator[LoadRequest], position: _Position) -> None:
-        self._requests = requests
-        self._position = position
-        self.closed = False
-
-    def __next__(self) -> LoadRequest:
-        if self.closed:
-            raise StopIteration
-        try:
-            request = next(self._requests)
-        except StopIteration:
-            self.closed = self._position.finished = True
-            raise
-        except BaseException:
-            self.closed = True
-            raise
-        self._position.request += 1
-        return request
-
-    def close(self) -> None:
-        """End the pass: nothing more is yielded, and the sampler's mask may change again."""
-        self.closed = True
-        if hasattr(self._requests, "close"):
-            self._requests.close()
-
-
-def _difference(ours: dict[str, Any], theirs: Any) -> str:
-    if not isinstance(theirs, dict):
-        return f"expected {ours}, got {theirs!r}"
-    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    here = ", ".join(f"{key}={ours.get(key)!r}" for key in keys)
-    there = ", ".join(f"{key}={theirs.get(key)!r}" for key in keys)
-    return f"here {here}; in the state {there}"
+        return {**self.__dict__, "_annbatch_inner": copy.copy(self._inner)}

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import warnings
 import weakref
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from . import storage
 from ._batches import BatchReader
 from ._checks import as_bool, as_count
 from ._datasets import Dataset, Table, Wanted, collection_groups
-from ._formats import check_installed, gpu_is_there, makers
+from ._formats import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from ._genes import Genes
+from ._options import as_names, as_numeric, as_sampler, one_of
 from ._passes import Pass, Position, loads
 from ._workers import current_worker
-from .abc import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
     import anndata as ad
+    import numpy as np
     import zarr
 
+    from .abc import Sampler
     from .collection import DatasetCollection
     from .types import LoaderOutput
 
 __all__ = ["Loader"]
-
-_STATE_VERSION = 1
 
 
 class Loader:
@@ -105,8 +102,9 @@ class Loader:
 
     Notes
     -----
-    The process holds the rows of at most ``1 + prefetch`` load requests, of ``chunk_size * preload_nchunks`` rows each.
-    Results do not depend on `prefetch` or `num_threads`.
+    The process holds the rows of at most ``1 + prefetch`` load requests, of ``chunk_size * preload_nchunks`` rows each, besides
+    the batches that the caller keeps. The memory is kept for the next pass; it is freed with the loader, and when a pass is left
+    early. Results do not depend on `prefetch` or `num_threads`.
 
     Examples
     --------
@@ -143,7 +141,7 @@ class Loader:
         transform: Callable[[dict[str, Any]], Any] | None = None,
         to_torch: bool | None = None,
     ) -> None:
-        self._batch_sampler = _as_sampler(
+        self._batch_sampler = as_sampler(
             batch_sampler,
             chunk_size=chunk_size,
             preload_nchunks=preload_nchunks,
@@ -155,26 +153,26 @@ class Loader:
         if to_torch is not None:
             warnings.warn('to_torch is deprecated, pass to="torch" instead', DeprecationWarning, stacklevel=2)
             to = "torch" if to_torch else to
-        self._to = _one_of("to", to, ("torch", "jax"))
+        self._to = one_of("to", to, ("torch", "jax"))
         if self._to is not None:
             check_installed(self._to, f"to={self._to!r}")
         self._preload_to_gpu = None if preload_to_gpu is None else as_bool("preload_to_gpu", preload_to_gpu)
         if self._preload_to_gpu and self._to is None:
             check_installed("cupy", "preload_to_gpu=True")
         self._wanted = Wanted(
-            layers=_as_names("layers", layers),
-            obsm=_as_names("obsm", obsm),
-            obs_columns=None if obs_columns is None else _as_names("obs_columns", obs_columns),
+            layers=as_names("layers", layers),
+            obsm=as_names("obsm", obsm),
+            obs_columns=None if obs_columns is None else as_names("obs_columns", obs_columns),
         )
-        names = None if var_names is None else _as_names("var_names", var_names)
+        names = None if var_names is None else as_names("var_names", var_names)
         if names == ():
             msg = "var_names must name at least one variable, got none; pass None for all"
             raise ValueError(msg)
-        join = _one_of("join", join, ("inner", "outer"))
+        join = one_of("join", join, ("inner", "outer"))
         self._table = Table(genes=Genes(join=join, wanted=None if names is None else pd.Index(names)))
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
-        self._dtype = None if dtype is None else _as_numeric(dtype)
+        self._dtype = None if dtype is None else as_numeric(dtype)
         self._prefetch = as_count("prefetch", prefetch, minimum=0)
         self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         if transform is not None and not callable(transform):
@@ -184,6 +182,8 @@ class Loader:
         self._has_collection = False
         self._position: Position | None = None
         self._resume: Position | None = None
+        # Kept from pass to pass, because the first touch of fresh memory is slow.
+        self._pool = storage.BufferPool()
         self._n_passes = 0
         self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
 
@@ -222,12 +222,14 @@ class Loader:
                 "use_collection was called before, and takes one collection; add more data with add_adatas or add_paths"
             )
             raise RuntimeError(msg)
-        groups = collection_groups(collection, storage.open_group)
+        groups = collection_groups(collection)
         if not groups:
             msg = f"collection must hold at least one dataset, got an empty one: {collection!r}"
             raise ValueError(msg)
         if load_adata is None:
             added = [Dataset.from_group(group, self._wanted, _name_of(group)) for group in groups]
+            for dataset in added:
+                dataset.close()
         else:
             added = [Dataset.from_adata(load_adata(group), self._wanted, _name_of(group)) for group in groups]
         self._add(added)
@@ -337,8 +339,9 @@ class Loader:
         group = storage.open_group(path)
         try:
             dataset = Dataset.from_group(group, self._wanted, str(path))
+            # No open file is carried into a fork.
+            dataset.close()
         finally:
-            # A source opens its file again when it reads, so no handle is carried into a fork.
             if hasattr(group, "close"):
                 group.close()
         return dataset
@@ -438,6 +441,10 @@ class Loader:
         if number == self._n_passes:
             self._position = position
 
+    def _left_early(self) -> None:
+        # The old pool lives until the caller has dropped the last batch, and frees its memory then.
+        self._pool = storage.BufferPool()
+
     def _reader(self, table: Table) -> BatchReader:
         worker = current_worker()
         num_threads = self._num_threads
@@ -445,7 +452,7 @@ class Loader:
             num_threads = max(1, storage.available_cpus() // worker.count)
         gpu = self._preload_to_gpu
         if gpu is None:
-            gpu = self._to != "jax" and worker is None and gpu_is_there()
+            gpu = worker is None and gpu_is_there(self._to)
         dtypes: dict[bool, set[np.dtype[Any]]] = {True: set(), False: set()}
         for matrix in table.matrices.values():
             dtypes[matrix.is_sparse and not self._dense].add((matrix.has_genes and self._dtype) or matrix.dtype)
@@ -456,6 +463,7 @@ class Loader:
             dtype=self._dtype,
             return_index=self._return_index,
             num_threads=num_threads,
+            pool=self._pool,
             export_sparse=made.sparse,
             export_dense=made.dense,
         )
@@ -474,12 +482,7 @@ class Loader:
         position = self._position
         if position is None or position.sampler is not self._batch_sampler:
             position = Position(self._batch_sampler, self._batch_sampler.state_dict())
-        return {
-            "version": _STATE_VERSION,
-            "data": _fingerprint(self._checked_table()),
-            "sampler": position.state,
-            "n_batches_done_of_request": position.n_done,
-        }
+        return position.as_dict(self._checked_table())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where `state` was taken: the next pass begins with the very batch that came next there.
@@ -496,9 +499,9 @@ class Loader:
             When a pass is open.
         """
         self._check_no_pass("a state must not be loaded")
-        n_done = _checked_state(state, self._checked_table())
-        self._batch_sampler.load_state_dict(state["sampler"])
-        self._position = self._resume = Position(self._batch_sampler, state["sampler"], n_done)
+        position = Position.from_dict(state, self._checked_table(), self._batch_sampler)
+        self._batch_sampler.load_state_dict(position.state)
+        self._position = self._resume = position
 
     # -- other processes, copies, torch
 
@@ -519,78 +522,10 @@ class Loader:
         torch_data = sys.modules.get("torch.utils.data")
         if torch_data is not None and hasattr(torch_data, "IterableDataset"):
             torch_data.IterableDataset.register(Loader)
+            if self.__dict__.get("_to") == "torch":
+                let_torch_warn_unheard()
         return type(self)
 
 
-def _fingerprint(table: Table) -> dict[str, Any]:
-    lengths = hashlib.sha256(np.asarray(table.lengths, dtype="<i8").tobytes()).hexdigest()
-    return {"n_obs": table.n_obs, "n_datasets": len(table.lengths), "dataset_lengths_sha256": lengths}
-
-
-def _checked_state(state: dict[str, Any], table: Table) -> int:
-    """Return how many batches of the next load request are done."""
-    if not isinstance(state, dict):
-        msg = f"state must be a dict made by state_dict, got {type(state).__name__}"
-        raise TypeError(msg)
-    if state.get("version") != _STATE_VERSION:
-        msg = f"state must be a loader's, of version {_STATE_VERSION}, got version {state.get('version')!r}"
-        raise ValueError(msg)
-    ours, theirs = _fingerprint(table), state.get("data")
-    if ours != theirs:
-        msg = f"state belongs to other data: it was taken with {theirs}, this loader has {ours}"
-        raise ValueError(msg)
-    n_done = state.get("n_batches_done_of_request")
-    if not isinstance(n_done, int) or n_done < 0 or not isinstance(state.get("sampler"), dict):
-        msg = f"state must be a dict made by state_dict, got one with n_batches_done_of_request={n_done!r}"
-        raise ValueError(msg)
-    return n_done
-
-
-def _as_sampler(sampler: Sampler | None, **arguments: Any) -> Sampler:
-    given = {name: value for name, value in arguments.items() if value is not None}
-    if sampler is not None:
-        if given:
-            msg = f"{', '.join(given)} must not be given together with batch_sampler, which decides about them"
-            raise ValueError(msg)
-        if not isinstance(sampler, Sampler):
-            msg = f"batch_sampler must be an annbatch.abc.Sampler, got {type(sampler).__name__}"
-            raise TypeError(msg)
-        return sampler
-    from .samplers import RandomSampler, SequentialSampler
-
-    given = {"chunk_size": 512, "preload_nchunks": 32, "batch_size": 1, **given}
-    return RandomSampler(**given) if as_bool("shuffle", given.pop("shuffle", False)) else SequentialSampler(**given)
-
-
-def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
-    if value is not None and value not in choices:
-        msg = f"{name} must be None or one of {', '.join(map(repr, choices))}, got {value!r}"
-        raise ValueError(msg)
-    return value
-
-
-def _as_names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str):
-        msg = f"{parameter} must be a list of names, got the string {names!r}: pass [{names!r}]"
-        raise TypeError(msg)
-    found = tuple(names)
-    if not all(isinstance(name, str) for name in found):
-        msg = f"{parameter} must be a list of names, got {names!r}"
-        raise TypeError(msg)
-    twice = [name for name, count in Counter(found).items() if count > 1]
-    if twice:
-        msg = f"{parameter} must name each only once, got {', '.join(map(repr, twice[:3]))} more than once"
-        raise ValueError(msg)
-    return found
-
-
-def _as_numeric(dtype: Any) -> np.dtype[Any]:
-    found: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
-    if found.kind not in "biuf":
-        msg = f"dtype must be a number type, got {found}"
-        raise ValueError(msg)
-    return found
-
-
-def _name_of(group: zarr.Group) -> str:
-    return f"dataset {group.name.strip('/') or group.name!r} of the collection"
+def _name_of(group: Any) -> str:
+    return f"{group.file.filename if hasattr(group, 'file') else group.name.strip('/')} of the collection"

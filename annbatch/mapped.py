@@ -15,7 +15,7 @@ from ._files import open_files, read_labels
 from ._joins import join_genes
 from ._labels import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
 from ._matrices import JoinedMatrix, RowsOfFile
-from ._samples import Column, Sample, collate, make_samples, register_with_torch
+from ._samples import Column, collate, make_samples, register_with_torch
 from ._workers import current_worker
 from .storage import BufferPool, available_cpus
 from .storage.frames import Labels
@@ -42,7 +42,7 @@ class MappedCollection:
         Paths of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
     layers_keys
         Matrices to return, one key or several. None or ``"X"`` is ``.X``; ``"raw.X"`` is ``.raw.X``, which is never joined;
-        others are keys of ``.layers``.
+        others are keys of ``.layers``. An empty list: none.
     obs_keys
         Columns of ``.obs`` to return, one key or several.
     obsm_keys
@@ -143,7 +143,7 @@ class MappedCollection:
         if join not in ("inner", "outer", None):
             msg = f'join must be "inner", "outer" or None, got {join!r}'
             raise ValueError(msg)
-        self.layers_keys = _keys("layers_keys", layers_keys) or ["X"]
+        self.layers_keys = ["X"] if layers_keys is None else _keys("layers_keys", layers_keys)
         self.obs_keys = _keys("obs_keys", obs_keys)
         self.obsm_keys = _keys("obsm_keys", obsm_keys)
         self.obs_filter = _conditions(obs_filter)
@@ -180,7 +180,7 @@ class MappedCollection:
                 self.dtype,
             )
             for name in names
-            if name in self._files[0].matrices or any(name in file.matrices for file in self._files)
+            if any(name in file.matrices for file in self._files)
         }
         self._columns = {key: self._merged(key) for key in self.obs_keys}
         self._more_labels: dict[str, LabelColumn] = {}
@@ -247,6 +247,8 @@ class MappedCollection:
             If the collection is closed.
         TypeError
             If ``index`` is not an integer.
+        ValueError
+            If a file is damaged, or ``dtype`` cannot hold a value.
         """
         try:
             number = operator.index(index)
@@ -276,6 +278,8 @@ class MappedCollection:
             If the collection is closed.
         TypeError
             If ``indices`` are not integers.
+        ValueError
+            If a file is damaged, or ``dtype`` cannot hold a value.
         """
         if type(self).__getitem__ is not MappedCollection.__getitem__:
             # A subclass that changes samples must see every one of them.
@@ -435,14 +439,13 @@ class MappedCollection:
 
     def __repr__(self) -> str:
         parts = [f"{len(self._files)} files", f"{self.n_obs} x {'?' if self.n_vars is None else self.n_vars}"]
-        parts += [f"{name}: {', '.join(keys)}" for name, keys in (("layers", self.layers_keys), ("obs", self.obs_keys))]
-        if self.obsm_keys:
-            parts.append(f"obsm: {', '.join(self.obsm_keys)}")
+        kinds = (("layers", self.layers_keys), ("obs", self.obs_keys), ("obsm", self.obsm_keys))
+        parts += [f"{name}: {', '.join(keys)}" for name, keys in kinds if keys]
         if self.closed:
             parts.append("closed")
         return f"<MappedCollection {'; '.join(parts)}>"
 
-    def _read(self, numbers: np.ndarray, num_threads: int) -> list[Sample]:
+    def _read(self, numbers: np.ndarray, num_threads: int) -> list[dict[str, Any]]:
         if self.closed:
             msg = "this MappedCollection is closed: make a new one to read rows"
             raise RuntimeError(msg)

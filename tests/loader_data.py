@@ -46,8 +46,7 @@ def write(adata, path):
         if path.suffix == ".zarr":
             ad.io.write_elem(zarr.open_group(path, mode="w"), "/", adata)
         else:
-            with h5py.File(path, "w") as file:
-                ad.io.write_elem(file, "/", adata)
+            adata.write_h5ad(path)
     return path
 
 

@@ -26,7 +26,9 @@ def write(adata: ad.AnnData, folder: Path, name: str, fmt: str = "h5ad") -> Path
             # Written element by element: anndata's own writer takes the format from a global setting.
             group = zarr.open_group(path, mode="w", zarr_format=int(fmt[-1]))
             group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-            parts = {"obs": adata.obs, "var": adata.var, "layers": dict(adata.layers), "obsm": dict(adata.obsm)}
+            # anndata 0.13 keeps X among the layers, under the key None.
+            layers = {key: layer for key, layer in adata.layers.items() if key is not None}
+            parts = {"obs": adata.obs, "var": adata.var, "layers": layers, "obsm": dict(adata.obsm)}
             if adata.X is not None:
                 parts["X"] = adata.X
             if adata.raw is not None:

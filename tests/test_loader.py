@@ -15,6 +15,9 @@ from annbatch import Loader, RandomSampler, SequentialSampler
 from annbatch.abc import Sampler
 from tests.loader_data import as_array, contents, make_adata, opened, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
 
 @pytest.fixture(scope="module", params=["sparse", "dense"])
 def parts(request):
@@ -74,7 +77,9 @@ def test_batch_has_the_documented_keys_only():
     assert batch["X"].shape == (1, 3)
 
 
-@pytest.mark.parametrize("settings", [{"prefetch": 0}, {"prefetch": 3}, {"num_threads": 1}, {"num_threads": 4}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"prefetch": 0}, {"prefetch": 3}, {"num_threads": 1}, {"num_threads": 4}], ids=str
+)
 def test_results_do_not_depend_on_prefetch_and_threads(settings, added):
     def batches(**kwargs):
         loader = small_loader(shuffle=True, rng=np.random.default_rng(3), layers=["twice"], **kwargs).add_adatas(added)
@@ -235,8 +240,14 @@ def test_values_have_the_dtype_of_the_store_or_the_given_one():
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_dtype_applies_to_x_and_layers_but_not_to_obsm(dense):
-    batch = next(iter(small_loader(dtype="float64", layers=["twice"], obsm=["pca"], dense=dense).add_adata(make_adata())))
-    assert (batch["X"].dtype, batch["layers"]["twice"].dtype, batch["obsm"]["pca"].dtype) == ("float64", "float64", "float32")
+    batch = next(
+        iter(small_loader(dtype="float64", layers=["twice"], obsm=["pca"], dense=dense).add_adata(make_adata()))
+    )
+    assert (batch["X"].dtype, batch["layers"]["twice"].dtype, batch["obsm"]["pca"].dtype) == (
+        "float64",
+        "float64",
+        "float32",
+    )
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 from annbatch import ClassSampler, Loader, SequentialSampler
 from tests.loader_data import as_array, make_adata, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
 
 def bare(n_obs=5, n_var=3, dtype="float32", *, sparse=True):
     values = np.ones((n_obs, n_var), dtype)
@@ -31,7 +34,11 @@ def bare(n_obs=5, n_var=3, dtype="float32", *, sparse=True):
     [
         ({"to": "numpy"}, ValueError, "to must be None or one of 'torch', 'jax', got 'numpy'"),
         ({"join": "left"}, ValueError, "join must be None or one of 'inner', 'outer', got 'left'"),
-        ({"layers": "counts"}, TypeError, r"layers must be a list of names, got the string 'counts': pass \['counts'\]"),
+        (
+            {"layers": "counts"},
+            TypeError,
+            r"layers must be a list of names, got the string 'counts': pass \['counts'\]",
+        ),
         ({"obsm": [1]}, TypeError, r"obsm must be a list of names, got \[1\]"),
         ({"obs_columns": ["a", "a"]}, ValueError, "obs_columns must name each only once, got 'a'"),
         ({"var_names": []}, ValueError, "var_names must name at least one variable"),
@@ -69,7 +76,9 @@ def test_arguments_of_the_sampler_exclude_batch_sampler(argument):
         Loader(batch_sampler=SequentialSampler(4, 1, 4), **argument)
 
 
-@pytest.mark.parametrize("use", [len, iter, Loader.state_dict, lambda x: x.n_var, lambda x: x.dataset_type], ids=range(5))
+@pytest.mark.parametrize(
+    "use", [len, iter, Loader.state_dict, lambda x: x.n_var, lambda x: x.dataset_type], ids=range(5)
+)
 def test_loader_without_data_says_so(use):
     with pytest.raises(ValueError, match="the loader has no data; add some with add_paths"):
         use(Loader())
@@ -95,17 +104,47 @@ ABC = genes(*"abc")
 @pytest.mark.parametrize(
     ("good", "bad", "error", "message"),
     [
-        ((bare(), frame(5), None), (bare(), None, None), ValueError, "either all datasets have obs or none has: .* dataset 2 has"),
-        ((bare(), None, None), (bare(), frame(5), None), ValueError, "the first was added without obs, dataset 2 has one"),
+        (
+            (bare(), frame(5), None),
+            (bare(), None, None),
+            ValueError,
+            "either all datasets have obs or none has: .* dataset 2 has",
+        ),
+        (
+            (bare(), None, None),
+            (bare(), frame(5), None),
+            ValueError,
+            "the first was added without obs, dataset 2 has one",
+        ),
         ((bare(), None, ABC), (bare(), None, None), ValueError, "either all datasets have var or none has"),
         ((bare(), None, None), (bare(sparse=False), None, None), ValueError, "sparse in all datasets or dense in all"),
-        ((bare(), None, None), (bare(n_var=4), None, None), ValueError, r"number of variables .* got \(3,\), and \(4,\) in dataset 2"),
+        (
+            (bare(), None, None),
+            (bare(n_var=4), None, None),
+            ValueError,
+            r"number of variables .* got \(3,\), and \(4,\) in dataset 2",
+        ),
         ((np.ones((5, 3, 2)), None, None), (np.ones((5, 3, 4)), None, None), ValueError, "same shape of a row"),
         ((bare(), None, ABC), (bare(), None, genes(*"acb")), ValueError, "in another order. Pass join='inner'"),
         ((bare(), None, ABC), (bare(), None, genes(*"abd")), ValueError, r"lacks 1 names of the first dataset \('c'\)"),
-        ((bare(), None, ABC.assign(x=1)), (bare(), None, ABC.assign(x=2)), ValueError, r"same names .* other columns \(x\)"),
-        ((bare(), frame(5), None), (bare(), frame(4), None), ValueError, "obs must have 5 rows to fit X, got 4 for dataset 2"),
-        ((bare(), None, ABC), (bare(), None, genes(*"ab")), ValueError, "var must have 3 rows to fit X, got 2 for dataset 2"),
+        (
+            (bare(), None, ABC.assign(x=1)),
+            (bare(), None, ABC.assign(x=2)),
+            ValueError,
+            r"same names .* other columns \(x\)",
+        ),
+        (
+            (bare(), frame(5), None),
+            (bare(), frame(4), None),
+            ValueError,
+            "obs must have 5 rows to fit X, got 4 for dataset 2",
+        ),
+        (
+            (bare(), None, ABC),
+            (bare(), None, genes(*"ab")),
+            ValueError,
+            "var must have 3 rows to fit X, got 2 for dataset 2",
+        ),
         ((bare(), frame(5), None), (bare(), {"a": 1}, None), TypeError, "obs must be a pandas DataFrame, got dict"),
         (
             (bare(), frame(5), None),
@@ -132,8 +171,16 @@ def test_what_does_not_fit_is_refused_and_nothing_is_added(good, bad, error, mes
     [
         (lambda loader: loader.add_adata(bare()), TypeError, "dataset 0 must be an AnnData, got csr_matrix"),
         (lambda loader: loader.add_adata(ad.AnnData(obs=frame(3))), ValueError, "dataset 0 has no X"),
-        (lambda loader: loader.add_datasets([bare()], obs=[]), ValueError, "obs must hold one frame per dataset, got 0 for 1"),
-        (lambda loader: loader.add_paths("a.h5ad"), TypeError, r"paths must be a list of paths, got the single path 'a.h5ad'"),
+        (
+            lambda loader: loader.add_datasets([bare()], obs=[]),
+            ValueError,
+            "obs must hold one frame per dataset, got 0 for 1",
+        ),
+        (
+            lambda loader: loader.add_paths("a.h5ad"),
+            TypeError,
+            r"paths must be a list of paths, got the single path 'a.h5ad'",
+        ),
         (lambda loader: loader.add_paths(["not there.h5ad"]), FileNotFoundError, "not there.h5ad"),
     ],
     ids=range(5),
@@ -196,7 +243,10 @@ def test_nothing_may_be_added_while_a_pass_is_open():
 def aligned(parts, names):
     """The plain model: one dense array per data set, with a column of zeros for every name that it lacks."""
     return np.concatenate(
-        [pd.DataFrame(as_array(p.X), columns=p.var_names).reindex(columns=names, fill_value=0).to_numpy() for p in parts]
+        [
+            pd.DataFrame(as_array(p.X), columns=p.var_names).reindex(columns=names, fill_value=0).to_numpy()
+            for p in parts
+        ]
     )
 
 
@@ -235,7 +285,9 @@ def test_var_names_without_join():
         assert batch["X"].has_canonical_format
 
 
-names_of_datasets = st.lists(st.permutations("abcdef").flatmap(lambda p: st.integers(1, 6).map(lambda n: p[:n])), min_size=1, max_size=4)
+names_of_datasets = st.lists(
+    st.permutations("abcdef").flatmap(lambda p: st.integers(1, 6).map(lambda n: p[:n])), min_size=1, max_size=4
+)
 
 
 @given(gene_lists=names_of_datasets, join=st.sampled_from(["inner", "outer"]), dense=st.booleans())
@@ -314,11 +366,18 @@ def collection(tmp_path_factory):
 @pytest.mark.parametrize("load", [None, "read", "lazy"])
 def test_collection_is_read_in_the_order_of_its_numbers(collection, form, load):
     path, group, expected = collection
-    given = {"path": path, "str": str(path), "group": group, "iterable": [group[f"dataset_{i}"] for i in (0, 1, 2, 10)]}[form]
+    given = {
+        "path": path,
+        "str": str(path),
+        "group": group,
+        "iterable": [group[f"dataset_{i}"] for i in (0, 1, 2, 10)],
+    }[form]
     load_adata = {
         None: None,
         "read": ad.io.read_elem,
-        "lazy": lambda group: ad.AnnData(ad.io.sparse_dataset(group["X"]), obs=ad.io.read_elem(group["obs"]), var=expected.var),
+        "lazy": lambda group: ad.AnnData(
+            ad.io.sparse_dataset(group["X"]), obs=ad.io.read_elem(group["obs"]), var=expected.var
+        ),
     }[load]
     loader = small_loader(shuffle=True).use_collection(given, load_adata=load_adata)
     assert loader.n_obs == expected.n_obs
@@ -371,7 +430,9 @@ def test_copy_of_a_loader_in_mid_pass():
     assert len(list(batches)) == 8
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))], ids=["deepcopy", "pickle"]
+)
 def test_copies_yield_the_same(tmp_path, how):
     from tests.loader_data import contents
 

@@ -91,7 +91,9 @@ def test_deprecated_spelling(torch):
 )
 def test_missing_library_says_what_to_install(monkeypatch, kwargs, library):
     monkeypatch.setattr("annbatch._formats.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=rf"needs {library}, which is not installed: pip install annbatch\[{library}\]"):
+    with pytest.raises(
+        ImportError, match=rf"needs {library}, which is not installed: pip install annbatch\[{library}\]"
+    ):
         Loader(**kwargs)
 
 
@@ -135,9 +137,12 @@ def test_jax_that_would_cut_values_to_32_bits_is_refused(jax):
     loader = Loader(to="jax", batch_size=2, chunk_size=2).add_dataset(np.full((2, 2), 1e300))
     with pytest.raises(ValueError, match="to='jax' would cut float64 to 32 bits; pass dtype='float32'"):
         iter(loader)
-    with jax.experimental.enable_x64():
+    jax.config.update("jax_enable_x64", True)
+    try:
         (batch,) = loader
         assert np.asarray(batch["X"]).tolist() == [[1e300] * 2] * 2
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 needs_gpu = pytest.mark.skipif(not gpu_is_there(), reason="needs cupy and a GPU")
@@ -152,7 +157,9 @@ def test_cupy_arrays(dense):
     adata = make_adata()
     for batch in small_loader(preload_to_gpu=True, dense=dense, shuffle=True, obsm=["pca"]).add_adata(adata):
         assert isinstance(batch["X"], cupy.ndarray if dense else csr_matrix)
-        np.testing.assert_array_equal(batch["X"].get() if dense else batch["X"].get().toarray(), adata.X[batch["index"]].toarray())
+        np.testing.assert_array_equal(
+            batch["X"].get() if dense else batch["X"].get().toarray(), adata.X[batch["index"]].toarray()
+        )
         np.testing.assert_array_equal(batch["obsm"]["pca"].get(), adata.obsm["pca"][batch["index"]])
 
 

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from annbatch._obs import ObsTable, concat_obs
 from tests.loader_data import make_adata, small_loader, write
 
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
 
 def test_categories_are_united_in_order_of_appearance(tmp_path):
-    parts = [make_adata(20, seed=i, labels=labels, prefix=f"{i}_") for i, labels in enumerate((["T", "B"], ["A", "B"], ["T"]))]
+    parts = [
+        make_adata(20, seed=i, labels=labels, prefix=f"{i}_")
+        for i, labels in enumerate((["T", "B"], ["A", "B"], ["T"]))
+    ]
     paths = [write(part, tmp_path / f"{i}.h5ad") for i, part in enumerate(parts)]
     for loader in (small_loader(shuffle=True).add_adatas(parts), small_loader(shuffle=True).add_paths(paths)):
         expected = np.concatenate([part.obs["label"].astype(str) for part in parts])
@@ -33,8 +39,16 @@ def categorical(values, categories=None, *, ordered=False):
 @pytest.mark.parametrize(
     ("frames", "categories", "ordered"),
     [
-        ([categorical(["a"], ["a", "b"], ordered=True), categorical(["b"], ["a", "b"], ordered=True)], ["a", "b"], True),
-        ([categorical(["a"], ["a", "b"], ordered=True), categorical(["b"], ["b", "a"], ordered=True)], ["a", "b"], False),
+        (
+            [categorical(["a"], ["a", "b"], ordered=True), categorical(["b"], ["a", "b"], ordered=True)],
+            ["a", "b"],
+            True,
+        ),
+        (
+            [categorical(["a"], ["a", "b"], ordered=True), categorical(["b"], ["b", "a"], ordered=True)],
+            ["a", "b"],
+            False,
+        ),
         ([categorical(["a"], ["a"], ordered=True), categorical(["a"], ["a"])], ["a"], False),
         ([categorical(["a"], ["b", "a"]), categorical(["c"], ["a", "c"])], ["b", "a", "c"], False),
         ([categorical([1, 2]), categorical([3, 1])], [1, 2, 3], False),
@@ -61,7 +75,9 @@ def test_more_categories_than_the_narrow_codes_hold():
 
 def test_columns_that_a_data_set_lacks_are_missing_there():
     first = pd.DataFrame({"n": [1, 2], "flag": [True, False], "name": ["x", "y"]})
-    table = concat_obs([first, pd.DataFrame({"n": [3], "extra": [0.5]}), pd.DataFrame({"n": pd.Series([], dtype="int8")})])
+    table = concat_obs(
+        [first, pd.DataFrame({"n": [3], "extra": [0.5]}), pd.DataFrame({"n": pd.Series([], dtype="int8")})]
+    )
     assert table["n"].tolist() == [1, 2, 3]
     assert table["n"].dtype == "int64"
     assert table["flag"].isna().tolist() == [False, False, True]
@@ -79,7 +95,9 @@ def test_the_callers_frames_are_not_changed():
 
 @pytest.mark.parametrize("dtype", ["Int64", "boolean", "string", "datetime64[ns]", "float16", "object"])
 def test_other_kinds_of_columns(dtype):
-    values = {"datetime64[ns]": ["2020-01-01", "2021-01-01"], "boolean": [True, None], "string": ["a", None]}.get(dtype, [1, 0])
+    values = {"datetime64[ns]": ["2020-01-01", "2021-01-01"], "boolean": [True, None], "string": ["a", None]}.get(
+        dtype, [1, 0]
+    )
     obs = pd.DataFrame({"x": pd.array(values, dtype=dtype)}, index=["a", "b"])
     loader = small_loader(shuffle=True).add_datasets([np.ones((2, 1))] * 2, obs=[obs, obs])
     expected = pd.concat([obs, obs])

@@ -12,14 +12,18 @@ import threading
 import time
 import traceback
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from annbatch import storage
+from annbatch import Loader, storage
 from annbatch._prefetch import ReadAhead, in_order
 from tests.loader_data import make_adata, small_loader, write
+
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 
 def n_threads():
@@ -179,7 +183,7 @@ def leave_by_break(loader):
 
 
 def leave_by_error(loader):
-    with pytest.raises(ZeroDivisionError) as caught:
+    with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012
         for _ in loader:
             1 / 0  # noqa: B018
     # The traceback is still there, as in an interactive session.
@@ -235,7 +239,7 @@ def test_at_most_one_and_prefetch_load_requests_of_rows_are_held(monkeypatch, pr
 
 
 def open_files():
-    return sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
+    return sorted(str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
@@ -259,8 +263,7 @@ def test_a_thousand_abandoned_passes_leave_nothing(tmp_path, suffix):
 
 
 def resident_bytes():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def run(code, **kwargs):
@@ -275,7 +278,9 @@ def run(code, **kwargs):
     )
 
 
-@pytest.mark.parametrize("end", ["", "sys.exit(0)", "del loader", "import gc; gc.disable(); x = [batches]; x.append(x)"])
+@pytest.mark.parametrize(
+    "end", ["", "sys.exit(0)", "del loader", "import gc; gc.disable(); x = [batches]; x.append(x)"]
+)
 def test_interpreter_exits_with_a_pass_open(end):
     process = run(f"batches = iter(loader); next(batches)\n{end}")
     out, err = process.communicate(timeout=60)
@@ -360,3 +365,32 @@ def test_results_are_the_same_when_reading_is_slow_or_the_caller_is():
         time.sleep(0.003)
         seen.append(batch["index"].tolist())
     assert seen == expected
+
+
+def big_loader(**kwargs):
+    """Batches of 512 x 200 values, big enough to be made of pooled buffers."""
+    counts = np.ones((4096, 200), "float32")
+    return Loader(chunk_size=64, preload_nchunks=16, batch_size=512, **kwargs).add_dataset(counts)
+
+
+def test_a_second_pass_allocates_nothing_big(monkeypatch):
+    loader = big_loader(prefetch=0)
+    for _ in loader:
+        pass
+    made, empty = [], np.empty
+    monkeypatch.setattr(
+        np, "empty", lambda shape, *args, **kwargs: made.append(empty(shape, *args, **kwargs)) or made[-1]
+    )
+    for _ in loader:
+        pass
+    assert max(array.nbytes for array in made) < 100_000
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("leave", [leave_by_break, leave_by_error, leave_by_next])
+def test_leaving_early_frees_the_buffers(prefetch, leave):
+    loader = big_loader(prefetch=prefetch)
+    list(loader)
+    leave(loader)
+    gc.collect()
+    assert loader._pool.free_bytes + loader._pool.used_bytes == 0

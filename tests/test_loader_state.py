@@ -178,7 +178,10 @@ def test_state_that_does_not_fit_says_so():
         loader.load_state_dict(state)
     batches.close()
     for other, message in (
-        (small_loader().add_adata(make_adata(49)), "state belongs to other data: it was taken with .*50.* this loader has .*49"),
+        (
+            small_loader().add_adata(make_adata(49)),
+            "state belongs to other data: it was taken with .*50.* this loader has .*49",
+        ),
         (small_loader().add_adatas([make_adata(20), make_adata(30)]), "state belongs to other data"),
         (Loader(batch_size=6, chunk_size=6).add_adata(ADATA), "state belongs to another sampler: here"),
         (small_loader(shuffle=True).add_adata(ADATA), "state belongs to another sampler"),

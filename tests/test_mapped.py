@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import tracemalloc
 from pathlib import Path
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ import pytest
 import scipy.sparse as sp
 
 from annbatch import MappedCollection
+from annbatch.storage.arrays import StoredArray
 from tests.mapped_files import cells, dense, write
 
 
@@ -87,6 +91,22 @@ def test_equal_genes_are_not_reordered(folder):
             assert (m.join_vars, m.shape) == (None, (4, 3))
             assert m.var_list[0] is m.var_list[1]
             np.testing.assert_array_equal(m[3]["X"], dense(adatas[1].X)[1])
+
+
+def test_equal_genes_in_different_encodings_are_equal(folder):
+    """anndata 0.13 writes names as text with a mask, older ones as plain text or byte strings."""
+    paths = [write(cells(np.random.default_rng(13), 2, ["z", "a"]), folder, f"encoding_{i}") for i in range(3)]
+    with h5py.File(paths[1], "a") as file, h5py.File(paths[2], "a") as third:
+        del file["var/_index"], third["var/_index"]
+        names = file["var"].create_group("_index")
+        names.attrs.update({"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"})
+        names.create_dataset("values", data=np.array(["z", "a"], dtype=object), dtype=h5py.string_dtype())
+        names["mask"] = np.array([False, False])
+        third["var/_index"] = np.array([b"z", b"a"])
+    with MappedCollection(paths, join=None) as m:
+        assert m.var_joint.tolist() == ["z", "a"]
+        assert m.check_vars_non_aligned(["z", "a"]) == []
+        assert m.join_vars is None
 
 
 def test_no_shared_gene(folder):
@@ -408,6 +428,12 @@ def test_a_batch_is_its_own(two):
         np.testing.assert_array_equal(m.__getitems__([0])[0]["X"], expected)
 
 
+def test_samples_of_labels_alone(two):
+    with MappedCollection(two[1], layers_keys=[], obs_keys=["donor", "age"]) as m:
+        assert m[1] == {"donor": 1, "age": 1, "_store_idx": 0}
+        assert repr(m) == "<MappedCollection 2 files; 8 x 2; obs: donor, age>"
+
+
 def test_samples_are_rows_of_one_block(two):
     with MappedCollection(two[1], layers_keys=["X"]) as m:
         samples = m.__getitems__([7, 0, 3])
@@ -535,6 +561,30 @@ def test_the_tables_are_closed_after_opening(folder):
     m.close()
 
 
+def test_opening_keeps_no_object_per_row_and_reads_no_matrix(folder, monkeypatch):
+    n_rows = 20_000
+    rng = np.random.default_rng(11)
+    obs = {
+        "text": rng.choice(["x", "y"], n_rows).astype(object),
+        "category": pd.Categorical(rng.choice(["u", "v"], n_rows)),
+    }
+    adata = ad.AnnData(
+        sp.csr_matrix((n_rows, 3), dtype="float32"), obs=pd.DataFrame(obs, index=np.arange(n_rows).astype(str))
+    )
+    path = write(adata, folder, "many_rows")
+    monkeypatch.setattr(StoredArray, "read", None)
+    MappedCollection([path])  # imports are not what is counted here
+    gc.collect()
+    tracemalloc.start()
+    m = MappedCollection([path] * 5, obs_keys=["text", "category"])
+    size, _ = tracemalloc.get_traced_memory()
+    n_objects = sum(trace.count for trace in tracemalloc.take_snapshot().statistics("filename"))
+    tracemalloc.stop()
+    assert len(m) == 5 * n_rows
+    assert size < 6 * len(m)  # two codes of one byte, and change
+    assert n_objects < len(m) / 20
+
+
 # -- old files
 
 
@@ -561,3 +611,17 @@ def test_a_file_of_the_first_generation(tmp_path, two):
         np.testing.assert_array_equal(samples[0]["raw.X"], X.toarray()[3])
         assert [sample["cell_type"] for sample in samples] == [3, 1, 3]
         np.testing.assert_array_equal(samples[2]["X"], dense(adatas[0][0, ["c", "b"]].X)[0])
+
+
+def test_a_file_without_rows(folder, two):
+    empty = cells(np.random.default_rng(12), 0, ["b", "c"], cell_type=pd.Categorical([], ["B"]))
+    path = write(empty, folder, "empty")
+    with MappedCollection([path], obs_keys="cell_type") as m:
+        assert (len(m), m.shape) == (0, (0, 2))
+        assert m.get_label_weights("cell_type").shape == (0,)
+        assert m.encoders == {"cell_type": {"B": 0}}
+        with pytest.raises(IndexError, match="out of range for 0 rows"):
+            m[0]
+    with MappedCollection([path, *two[1]], obs_keys="cell_type") as m:
+        assert len(m) == 8
+        assert m[0]["_store_idx"] == 1

@@ -36,11 +36,22 @@ class RunTable:
 
     @classmethod
     def build(cls, codes: np.ndarray, start: int, stop: int, *, n_classes: int, chunk_size: int) -> RunTable:
-        """Build the table over ``codes[start:stop]``, which holds codes in ``[0, n_classes)``.
+        """Build the table over ``codes[start:stop]``, at least one row.
 
         One pass over the codes, whatever their integer type; memory grows with the number of runs, not of rows.
+
+        Raises
+        ------
+        ValueError
+            When a code is not in ``[0, n_classes)``.
         """
         run_start, run_code = _find_all_runs(codes, start, stop, guess=(stop - start) // chunk_size + 1)
+        # Looked at on every build, since the kernel below indexes with the codes, which their owner may have changed.
+        lowest, highest = int(run_code.min()), int(run_code.max())
+        if lowest < 0 or highest >= n_classes:
+            what = "NA" if lowest == -1 else f"code {lowest if lowest < 0 else highest}"
+            msg = f"classes must not be NA and have codes in [0, {n_classes}), got {what} in rows [{start}, {stop})"
+            raise ValueError(msg)
         table = cls(
             class_offset=np.empty(n_classes + 1, dtype=np.int64),
             run_start=np.empty(len(run_start), dtype=np.int64),

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from annbatch._checks import as_bool, as_count
-from annbatch._random import request_stream, take_pass_seed
+from annbatch._random import pass_entropy, request_stream, take_pass_seed
 from annbatch._workers import Worker, current_worker
 from annbatch.abc import Sampler
 
@@ -33,13 +33,15 @@ class SeekableSampler(Sampler):
 
     worker_aware = True
 
+    # Rows per pass, or None for all of a range; whether a row may come twice.
+    _num_samples: int | None = None
+    _replacement: bool = False
+
     def __init__(self, chunk_size: int, preload_nchunks: int, batch_size: int, *, drop_last: bool) -> None:
         self._chunk_size = as_count("chunk_size", chunk_size)
         self._preload_nchunks = as_count("preload_nchunks", preload_nchunks)
         self._batch_size = as_count("batch_size", batch_size)
         self._drop_last = as_bool("drop_last", drop_last)
-        # Set by DistributedSampler, so that ranks with the same seed draw from streams of their own.
-        self._rank_key: tuple[int, ...] = ()
         window = self._chunk_size * self._preload_nchunks
         if window < self._batch_size or window % self._batch_size != 0:
             msg = (
@@ -78,6 +80,17 @@ class SeekableSampler(Sampler):
     ) -> Iterator[LoadRequest]:
         """Make the requests of a pass, from this worker's request `first_request` on."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Who writes a `_sample` of their own decides what each worker yields.
+        if "_sample" in cls.__dict__ and "worker_aware" not in cls.__dict__:
+            cls.worker_aware = False
+
+    @property
+    def can_seek(self) -> bool:
+        """Whether requests are made by number here; not in a subclass that brings its own ``_sample`` or ``sample``."""
+        return type(self)._sample is SeekableSampler._sample and type(self).sample is Sampler.sample
+
     def n_batches(self, n_obs: int) -> int:
         """Count the batches that one pass yields, over all DataLoader workers together.
 
@@ -90,17 +103,21 @@ class SeekableSampler(Sampler):
         return n_rows // self._batch_size if self._drop_last else -(-n_rows // self._batch_size)
 
     def _sample(self, n_obs: int) -> Iterator[LoadRequest]:
-        return self._sample_from(n_obs, 0, current_worker())
+        return self._seek(n_obs, 0, current_worker())
 
     def _sample_from(self, n_obs: int, first_request: int, worker: Worker | None) -> Iterator[LoadRequest]:
+        if type(self)._sample is SeekableSampler._sample:
+            return self._seek(n_obs, first_request, worker)
+        return super()._sample_from(n_obs, first_request, worker)
+
+    def _seek(self, n_obs: int, first_request: int, worker: Worker | None) -> Iterator[LoadRequest]:
         entropy: tuple[int, ...] = ()
         if self.shuffle:
-            seed = take_pass_seed(self._required_rng())
-            entropy = (seed,) if worker is None else worker.entropy(seed)
+            entropy = pass_entropy(take_pass_seed(self._required_rng()), worker)
         return self._requests(n_obs, entropy, first_request, worker)
 
     def _stream(self, entropy: tuple[int, ...], request: int) -> np.random.PCG64:
-        return request_stream(entropy, (*self._rank_key, request))
+        return request_stream(entropy, self._inner.rank_key, request)
 
     def _config(self) -> dict[str, Any]:
         return {

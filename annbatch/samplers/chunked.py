@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from annbatch._checks import as_bool, as_count, as_generator, as_range, resolve_range
+from annbatch._random import pass_stream
 from annbatch._rle import draw_chunks, shuffle_segments
 
 from ._seekable import SeekableSampler, chunk_requests, cut_batches
@@ -194,14 +195,15 @@ class RandomSampler(_RangeSampler):
     replacement
         Draw chunks independently, so that rows may come again.
     num_samples
-        Rows per pass, exactly. None: as many as the range holds. Without replacement at most that many.
+        Rows per pass, exactly. None: as many as the range holds. Without replacement at most that many, and fewer than all
+        are whole random chunks, the last one cut at its end: with a large `chunk_size` take a multiple of it.
     drop_last
         Leave out a last batch of fewer than `batch_size` rows.
     mask
         Rows to visit, half open: ``slice(start, stop)``. None: all.
     rng
         Source of randomness: a pass takes one seed from it. None: a fresh seed. The same seed and arguments give the same
-        requests on every platform. ``torch.manual_seed`` has no influence, except in DataLoader workers.
+        requests on every platform. ``torch.manual_seed`` has no influence, except in DataLoader workers, where every epoch begins with torch's seed.
 
     Raises
     ------
@@ -291,28 +293,33 @@ class RandomSampler(_RangeSampler):
     ) -> Iterator[LoadRequest]:
         start, stop = resolve_range(self._mask, n_obs)
         n_rows = self._n_rows(n_obs)
+        first, step = (first_request, 1) if worker is None else (worker.id + first_request * worker.count, worker.count)
+        numbers = range(first, -(-n_rows // (self._chunk_size * self._preload_nchunks)), step)
+        # Made here and not in the generator, so that `sample` fails at once when there is no memory for it.
+        permutation = None
+        if not self._replacement:
+            stream = pass_stream(entropy, self._inner.rank_key)
+            permutation = _Permutation((stop - start) // self._chunk_size, stream)
+        return self._numbered_requests(numbers, range(start, stop), n_rows, entropy, permutation)
+
+    def _numbered_requests(
+        self, numbers: range, rows: range, n_rows: int, entropy: tuple[int, ...], permutation: _Permutation | None
+    ) -> Iterator[LoadRequest]:
         window = self._chunk_size * self._preload_nchunks
-        worker_id, n_workers = (0, 1) if worker is None else (worker.id, worker.count)
-        permutation = None if self._replacement else _Permutation((stop - start) // self._chunk_size)
-        for number in range(-(-n_rows // window)):
-            turn, dealt_to = divmod(number, n_workers)
-            wanted = dealt_to == worker_id and turn >= first_request
-            if permutation is None and not wanted:
-                continue
+        for number in numbers:
             stream = self._stream(entropy, number)
             n_requested = min(window, n_rows - number * window)
             if permutation is None:
-                starts = self._starts_anywhere(stream, stop - start, n_requested)
+                starts = self._starts_anywhere(stream, len(rows), n_requested)
             else:
-                # Also for requests that are not wanted, since every draw depends on those before it.
-                starts = permutation.draw(stream, -(-n_requested // self._chunk_size)) * self._chunk_size
-            if not wanted:
-                continue
+                first_chunk = number * self._preload_nchunks
+                starts = permutation[first_chunk : first_chunk - (-n_requested // self._chunk_size)] * self._chunk_size
             positions = np.empty(n_requested, dtype=np.int64)
             shuffle_segments(stream, n_requested, positions)
             splits = cut_batches(positions, self._batch_size, drop_last=self._drop_last)
             if splits:
-                yield {"requests": chunk_requests(start + starts, self._chunk_size, n_requested), "splits": splits}
+                requests = chunk_requests(rows.start + starts, self._chunk_size, n_requested)
+                yield {"requests": requests, "splits": splits}
 
     def _starts_anywhere(self, stream: np.random.PCG64, n_range: int, n_requested: int) -> np.ndarray:
         rng = np.random.Generator(stream)
@@ -325,21 +332,32 @@ class RandomSampler(_RangeSampler):
 
 
 class _Permutation:
-    """A random permutation of `n_chunks` chunks, drawn piece by piece; after them comes chunk `n_chunks`, the short one."""
+    """A random permutation of `n_chunks` chunks, drawn as far as it is read; after them comes chunk `n_chunks`, the short one."""
 
-    def __init__(self, n_chunks: int) -> None:
+    def __init__(self, n_chunks: int, stream: np.random.PCG64) -> None:
         self._n_chunks = n_chunks
+        self._stream = stream
         self._n_drawn = 0
         dtype = np.dtype(np.uint32 if n_chunks < 2**32 else np.uint64)
         # Anonymous memory reads as zeros, which `draw_chunks` takes for the identity, and is made on first touch, a page at
         # a time. NumPy would ask for huge pages, of which the first few thousand draws touch every one.
-        zeros = mmap.mmap(-1, max(n_chunks, 1) * dtype.itemsize)
+        try:
+            zeros = mmap.mmap(-1, max(n_chunks, 1) * dtype.itemsize)
+        except (OSError, OverflowError, ValueError) as error:
+            msg = f"a permutation of {n_chunks} chunks takes {n_chunks * dtype.itemsize} bytes; use a larger chunk_size"
+            raise MemoryError(msg) from error
         self._displaced = np.frombuffer(zeros, dtype=dtype, count=n_chunks)
 
-    def draw(self, stream: np.random.PCG64, n: int) -> np.ndarray:
-        """Numbers (int64) of the next `n` chunks."""
-        chunks = np.full(n, self._n_chunks, dtype=np.int64)
+    def __getitem__(self, chunks: slice) -> np.ndarray:
+        """Numbers (int64) of the chunks at these places, which must not be before those read last."""
+        # Draws that nobody asked for are made too, since every draw depends on those before it: 10 to 20 ns each.
+        while self._n_drawn < min(chunks.start, self._n_chunks):
+            self._draw(min(chunks.start - self._n_drawn, 65_536))
+        return self._draw(chunks.stop - chunks.start)
+
+    def _draw(self, n: int) -> np.ndarray:
+        drawn = np.full(n, self._n_chunks, dtype=np.int64)
         n_whole = min(n, self._n_chunks - self._n_drawn)
-        draw_chunks(stream, self._displaced, self._n_drawn, chunks[:n_whole])
+        draw_chunks(self._stream, self._displaced, self._n_drawn, drawn[:n_whole])
         self._n_drawn += n_whole
-        return chunks
+        return drawn

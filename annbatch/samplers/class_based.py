@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from functools import cached_property
@@ -18,6 +19,7 @@ from ._seekable import SeekableSampler, chunk_requests, cut_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Self
 
     from annbatch._workers import Worker
     from annbatch.types import LoadRequest
@@ -35,7 +37,7 @@ class _ClassWindow:
         categories = self._categories = sampler.classes.categories
         self.start, self.stop = start, stop
         self.table = RunTable.build(
-            sampler.classes.codes, start, stop, n_classes=len(categories), chunk_size=sampler.chunk_size
+            sampler._codes, start, stop, n_classes=len(categories), chunk_size=sampler.chunk_size
         )
         present = self.table.class_rows > 0
         drawable = present & (sampler.class_weights > 0)
@@ -78,7 +80,7 @@ class _ClassWindow:
     @cached_property
     def digest(self) -> int:
         """Checksum of labels and runs: tells data apart without looking at every row."""
-        labels = "\x1f".join(map(str, self._categories)).encode()
+        labels = repr(self._categories.tolist()).encode()
         return zlib.crc32(labels, zlib.crc32(self.table.run_start, zlib.crc32(self.table.class_offset)))
 
 
@@ -103,8 +105,10 @@ class _ClassBasedSampler(SeekableSampler):
     ) -> None:
         super().__init__(chunk_size, preload_nchunks, batch_size, drop_last=drop_last)
         self._classes = _as_categorical(classes)
+        # The caller's own memory, except when rows lie apart (a slice with a step, a column of a frame's block).
+        self._codes = np.ascontiguousarray(self._classes.codes)
         self._class_weights = _as_weights(class_weights, n_classes=len(self._classes.categories))
-        self._num_samples = as_count("num_samples", num_samples)
+        self._num_samples: int = as_count("num_samples", num_samples)
         self._rng = np.random.default_rng() if rng is None else as_generator(rng)
         self._mask = as_range(mask)
         self._window = _ClassWindow(self, *resolve_range(self._mask, len(self._classes)))
@@ -168,6 +172,12 @@ class _ClassBasedSampler(SeekableSampler):
         if len(self._classes) != n_obs:
             msg = f"classes must have one entry per row: got {len(self._classes)} classes for n_obs={n_obs}"
             raise ValueError(msg)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # The classes may be gigabytes, and nothing here changes them, the weights or the window in place.
+        twin = copy.copy(self)
+        twin._rng = copy.deepcopy(self._rng, memo)
+        return twin
 
     def _n_rows(self, n_obs: int) -> int:
         return self._num_samples
@@ -252,7 +262,8 @@ class ClassSampler(_ClassBasedSampler):
         Leave out a last batch of fewer than `batch_size` rows.
     rng
         Source of randomness: a pass takes one seed from it. None: a fresh seed. The same seed and arguments give the same
-        requests on every platform. ``torch.manual_seed`` has no influence.
+        requests on every platform. ``torch.manual_seed`` has no influence, except in a DataLoader worker, where every
+        epoch begins with torch's seed.
 
     Raises
     ------
@@ -338,17 +349,20 @@ def _as_categorical(classes: Any) -> pd.Categorical:
 def _as_weights(weights: Any, *, n_classes: int) -> np.ndarray:
     if weights is None:
         return np.ones(n_classes)
-    if isinstance(weights, (pd.Series, pd.DataFrame, dict)):
+    if isinstance(weights, (pd.Series, pd.DataFrame, dict, np.ma.MaskedArray)):
         msg = (
             f"class_weights must be an array in the order of classes.categories, got {type(weights).__name__}, whose labels "
-            "would be ignored; use pandas.Series(class_weights).reindex(classes.categories).to_numpy()"
+            "or mask would be ignored; use pandas.Series(class_weights).reindex(classes.categories).to_numpy()"
         )
         raise TypeError(msg)
     try:
-        values = np.array(weights, dtype=np.float64)
-    except (TypeError, ValueError):
+        given = np.asarray(weights)
+        values = np.array(weights, dtype=np.float64) if given.dtype.kind in "biufO" else None
+    except (TypeError, ValueError, OverflowError):
+        values = None
+    if values is None:
         msg = f"class_weights must be an array of numbers, got {weights!r}"
-        raise TypeError(msg) from None
+        raise TypeError(msg)
     if values.shape != (n_classes,):
         msg = f"class_weights must have one weight per class: {n_classes} classes, got shape {values.shape}"
         raise ValueError(msg)

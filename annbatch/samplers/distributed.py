@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from annbatch._checks import as_bool, as_count, as_range, resolve_range
+from annbatch._random import rank_key
+from annbatch._requests import requested_rows
+from annbatch._workers import current_worker
 from annbatch.abc import Sampler
 
 from ._seekable import SeekableSampler
@@ -32,21 +35,22 @@ class DistributedSampler(Sampler):
     ----------
     sampler
         The sampler to share out. A deep copy is made: neither is changed by the other afterwards. Its mask is kept: ranks
-        get pieces of the masked range.
+        get pieces of the masked range. A sampler of your own gets its piece through its mask, and must keep to it.
     dist_info
         Where rank and world size come from: "torch" (torch.distributed, initialised), "jax" (jax.process_index), or a
         function that returns ``(rank, world_size)``.
     enforce_equal_batches
-        Make every rank yield the same number of batches, as collective operations need. When the rows cannot be shared out
-        so, up to ``world_size - 1`` of them are left out of a pass: at the end of the range in passes 0, 2, 4, ..., at its
-        beginning in the others, so that two passes together visit every row.
+        Make every rank yield the same number of batches, as collective operations need. When the pieces differ so by a row
+        that they hold a different number of batches, the longer ones leave out one row a pass: their last row in one pass,
+        their first in the next (in DataLoader workers: in every other epoch on average), so that none is left out for good.
 
     Raises
     ------
     TypeError
         When `sampler` is no Sampler, or `dist_info` is of the wrong kind.
     ValueError
-        When rank or world size is out of range, or `num_samples` is smaller than the world size.
+        When rank or world size is out of range, `num_samples` is smaller than the world size, or `sampler` is shared out
+        already or holds a state that was loaded (load it into the DistributedSampler).
     RuntimeError
         When torch.distributed is not initialised.
 
@@ -70,13 +74,23 @@ class DistributedSampler(Sampler):
         if not isinstance(sampler, Sampler):
             msg = f"sampler must be an annbatch.abc.Sampler, got {type(sampler).__name__}"
             raise TypeError(msg)
+        if isinstance(sampler, DistributedSampler):
+            msg = "sampler must not be a DistributedSampler, which is shared out already; pass the sampler inside"
+            raise ValueError(msg)
+        if sampler._inner.resume is not None:
+            msg = "sampler must not hold a state that was loaded; load the state of the DistributedSampler into that"
+            raise ValueError(msg)
         self._enforce_equal_batches = as_bool("enforce_equal_batches", enforce_equal_batches)
         self._rank, self._world_size = _rank_and_world_size(dist_info)
         self._sampler = copy.deepcopy(sampler)
+        self._sampler._inner.rank_key = rank_key(self._rank)
+        # Of a sampler that is not ours the mask itself is moved to each pass's piece; this is the range that is shared.
+        self._mask = sampler.mask
         self.worker_aware = sampler.worker_aware
-        if isinstance(self._sampler, SeekableSampler):
-            self._sampler._rank_key = (self._rank,)  # noqa: SLF001
-            self._share_samples(self._sampler)
+        num_samples = getattr(sampler, "num_samples", None)
+        if num_samples is not None and num_samples < self._world_size:
+            msg = f"num_samples must be at least world_size={self._world_size}, got {num_samples}"
+            raise ValueError(msg)
 
     @property
     def rank(self) -> int:
@@ -110,14 +124,16 @@ class DistributedSampler(Sampler):
     @property
     def mask(self) -> slice:
         """Rows that the ranks share, half open; see :attr:`annbatch.abc.Sampler.mask`."""
-        return self._sampler.mask
+        return self._mask
 
     @mask.setter
     def mask(self, mask: slice | None) -> None:
         new = as_range(mask)
-        if new != self.mask:
+        if new != self._mask:
             self._refuse_while_open(new)
+            # Class-based samplers check it against their classes.
             self._sampler.mask = new
+            self._mask = new
 
     def validate(self, n_obs: int) -> None:
         """Check that the wrapped sampler fits data of `n_obs` rows, and that every rank gets some of them.
@@ -127,8 +143,7 @@ class DistributedSampler(Sampler):
         ValueError
             When it does not, or there are fewer rows than ranks.
         """
-        self._sampler.validate(n_obs)
-        self._share(n_obs, self._n_passes).validate(n_obs)
+        self._share(n_obs).validate(n_obs)
 
     def n_batches(self, n_obs: int) -> int:
         """Count the batches that one pass yields on this rank.
@@ -138,59 +153,72 @@ class DistributedSampler(Sampler):
         n_obs
             Number of rows of the data, over all ranks.
         """
-        return self._share(n_obs, self._n_passes).n_batches(n_obs)
+        return self._share(n_obs).n_batches(n_obs)
 
     def _sample(self, n_obs: int) -> Iterator[LoadRequest]:
-        return self._share(n_obs, self._n_passes).sample(n_obs)
+        return self._sample_from(n_obs, 0, current_worker())
 
     def _sample_from(self, n_obs: int, first_request: int, worker: Worker | None) -> Iterator[LoadRequest]:
-        return self._share(n_obs, self._n_passes)._sample_from(n_obs, first_request, worker)  # noqa: SLF001
+        turn = self._inner.n_passes if worker is None else worker.epoch_seed
+        if _is_ours(self._sampler):
+            return self._share(n_obs, turn)._sample_from(n_obs, first_request, worker)
+        self._sampler.mask = self._piece(n_obs, turn)
+        return _skipped(self._sampler.sample(n_obs), first_request, self._sampler.mask, n_obs)
 
-    def _share(self, n_obs: int, number: int) -> Sampler:
-        """The wrapped sampler, restricted to what this rank does in pass `number`.
-
-        A shallow copy, so that it draws its seeds from the same generator, while a pass that is still open keeps its mask.
-        """
-        share = copy.copy(self._sampler)
-        if isinstance(share, SeekableSampler) and share.shared_out_by == "samples":
+    def _share(self, n_obs: int, turn: int = 0) -> Sampler:
+        """A copy of the wrapped sampler, restricted to what this rank does; it draws from the same generator."""
+        share = _copy(self._sampler)
+        if not _is_ours(share):
+            share.mask = self._piece(n_obs, turn)
             return share
-        share.mask = self._rows_of(self._rank, n_obs, number)
+        num_samples = share._num_samples
+        if share.shared_out_by == "rows":
+            share.mask = self._piece(n_obs, turn)
+            start, stop = resolve_range(self._mask, n_obs)
+            if not (share.shuffle and (share._replacement or (num_samples or n_obs) < stop - start)):
+                # Every row of the piece.
+                num_samples = None
+        share._num_samples = None if num_samples is None else self._part(num_samples)
         return share
 
-    def _rows_of(self, rank: int, n_obs: int, number: int) -> slice:
-        start, stop = resolve_range(self._sampler.mask, n_obs)
+    def _part(self, num_samples: int) -> int:
+        each, left_over = divmod(num_samples, self._world_size)
+        return each if self._enforce_equal_batches else each + (self._rank < left_over)
+
+    def _piece(self, n_obs: int, turn: int) -> slice:
+        """Rows of this rank. Which end is left out, where that must be, alternates with `turn`."""
+        start, stop = self._shared_range(n_obs)
         each, left_over = divmod(stop - start, self._world_size)
         if each == 0:
             msg = f"the data must have at least one row per rank, got {stop - start} rows for world_size {self._world_size}"
             raise ValueError(msg)
-        if left_over == 0 or not self._enforce_equal_batches or self._same_count(start, each, n_obs):
-            first = start + rank * each + min(rank, left_over)
-            return slice(first, first + each + (rank < left_over))
-        if number % 2 == 1:
-            start += left_over
-        return slice(start + rank * each, start + (rank + 1) * each)
+        first = start + self._rank * each + min(self._rank, left_over)
+        last = first + each
+        if self._rank >= left_over:
+            return slice(first, last)
+        if not self._enforce_equal_batches or self._same_count(first, each, n_obs):
+            return slice(first, last + 1)
+        return slice(first + turn % 2, last + turn % 2)
 
-    def _same_count(self, start: int, each: int, n_obs: int) -> bool:
-        """Whether ranges of `each` and of `each + 1` rows give the same number of batches."""
-        probe = copy.copy(self._sampler)
+    def _shared_range(self, n_obs: int) -> tuple[int, int]:
+        start, stop = resolve_range(self._mask, n_obs)
+        num_samples = getattr(self._sampler, "num_samples", None)
+        if isinstance(self._sampler, SeekableSampler) and not self._sampler.shuffle and num_samples is not None:
+            # In order, the samples are the first rows of the range.
+            self._sampler.validate(n_obs)
+            stop = start + num_samples
+        return start, stop
+
+    def _same_count(self, first: int, each: int, n_obs: int) -> bool:
+        """Whether pieces of `each` and of `each + 1` rows give the same number of batches."""
+        probe = _copy(self._sampler)
+        if isinstance(probe, SeekableSampler):
+            probe._num_samples = None
         counts = []
         for n_rows in (each, each + 1):
-            probe.mask = slice(start, start + n_rows)
+            probe.mask = slice(first, first + n_rows)
             counts.append(probe.n_batches(n_obs))
         return counts[0] == counts[1]
-
-    def _share_samples(self, sampler: SeekableSampler) -> None:
-        """Replace `num_samples` by this rank's part of it."""
-        num_samples = getattr(sampler, "num_samples", None)
-        if num_samples is None:
-            return
-        each, left_over = divmod(num_samples, self._world_size)
-        if each == 0:
-            msg = f"num_samples must be at least world_size={self._world_size}, got {num_samples}"
-            raise ValueError(msg)
-        if not self._enforce_equal_batches:
-            each += self._rank < left_over
-        sampler._num_samples = each  # type: ignore[attr-defined] # noqa: SLF001
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -198,17 +226,54 @@ class DistributedSampler(Sampler):
             "rank": self._rank,
             "world_size": self._world_size,
             "enforce_equal_batches": self._enforce_equal_batches,
-            "sampler": self._sampler._config(),  # noqa: SLF001
+            "sampler": {**self._sampler._config(), "mask": [self._mask.start, self._mask.stop]},
         }
 
-    def _rng_restored(self, rng: np.random.Generator | None) -> None:
-        self._sampler._rng_restored(rng)  # noqa: SLF001
+    def _required_rng(self) -> np.random.Generator:
+        return self._sampler._required_rng()
+
+    def _restore_rng(self, rng: np.random.Generator) -> None:
+        self._sampler._restore_rng(rng)
 
     def __repr__(self) -> str:
         return f"DistributedSampler({self._sampler!r}, rank={self._rank}, world_size={self._world_size})"
 
 
+def _is_ours(sampler: Sampler) -> TypeGuard[SeekableSampler]:
+    return isinstance(sampler, SeekableSampler) and sampler.can_seek
+
+
+def _copy(sampler: Sampler) -> Sampler:
+    """A copy whose mask can be moved without moving the original's, and that draws from the same generator."""
+    if _is_ours(sampler):
+        return copy.copy(sampler)
+    # Whatever a sampler that is not ours holds and forwards to, only the generator may be shared.
+    rng = sampler.rng
+    return copy.deepcopy(sampler, {id(rng): rng})
+
+
+def _skipped(requests: Iterator[LoadRequest], first_request: int, mask: slice, n_obs: int) -> Iterator[LoadRequest]:
+    """Leave the first requests out, and check that the others keep to the mask."""
+    try:
+        for number, request in enumerate(requests):
+            rows = requested_rows(request["requests"], n_obs)
+            if len(rows) and (rows.min() < mask.start or rows.max() >= mask.stop):
+                msg = (
+                    f"a sampler that is shared out must keep to its mask, {mask}, but asked for rows {rows.min()} to "
+                    f"{rows.max()}; look at self.mask in its _sample"
+                )
+                raise ValueError(msg)
+            if number >= first_request:
+                yield request
+    finally:
+        if hasattr(requests, "close"):
+            requests.close()
+
+
 def _rank_and_world_size(dist_info: Any) -> tuple[int, int]:
+    if not (callable(dist_info) or isinstance(dist_info, str)):
+        msg = f"dist_info must be 'torch', 'jax' or a function that returns (rank, world_size), got {dist_info!r}"
+        raise TypeError(msg)
     if dist_info == "torch":
         import torch.distributed
 
@@ -226,8 +291,7 @@ def _rank_and_world_size(dist_info: Any) -> tuple[int, int]:
         info = dist_info()
     else:
         msg = f"dist_info must be 'torch', 'jax' or a function that returns (rank, world_size), got {dist_info!r}"
-        kind = ValueError if isinstance(dist_info, str) else TypeError
-        raise kind(msg)
+        raise ValueError(msg)
     if not isinstance(info, (tuple, list)) or len(info) != 2:
         msg = f"dist_info must return (rank, world_size), got {info!r}"
         raise TypeError(msg)

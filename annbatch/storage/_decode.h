@@ -76,6 +76,8 @@ static char *scratch_buffer(scratch_t *s, int which, size_t n) {
     return s->buffer[which];
 }
 
+static size_t scratch_bytes(const scratch_t *s) { return s->capacity[0] + s->capacity[1] + s->capacity[2]; }
+
 static void scratch_clear(scratch_t *s) {
     for (int i = 0; i < 3; i++) free(s->buffer[i]);
 #ifdef ANNBATCH_BLOSC2

@@ -1,9 +1,9 @@
 """The direct engine: worker threads that read, decode and place chunks without the GIL.
 
-The work of a request is a list of jobs, one per stored array (see storage/jobs.py). All their tasks form one queue; each
-worker takes the next task, reads that chunk, decodes it, and copies the pieces while the chunk is still in its cache.
-Nothing here calls Python, except for codecs that only Python has. Workers share no memory that both write: every piece has
-its own destination, every worker its own scratch and its own error.
+The work of a request is a list of jobs, one per stored array (see storage/jobs.py). All their tasks form one queue;
+each worker takes the next task, reads that chunk, decodes it, and copies the pieces while the chunk is still in its
+cache. Nothing here calls Python, except for codecs that only Python has. Workers share no memory that both write: every
+piece has its own destination, every worker its own scratch and its own error.
 """
 
 import numpy as np
@@ -64,6 +64,7 @@ cdef extern from "_decode.h" nogil:
     uint32_t _crc32c "crc32c"(const char *, size_t)
     char *scratch_buffer(scratch_t *, int, size_t)
     void scratch_clear(scratch_t *)
+    size_t scratch_bytes(const scratch_t *)
     int64_t decode_step(scratch_t *, int, int, const char *, size_t, char *, size_t, const int64_t *, int64_t, int)
     int64_t check_sum(int, const char *, size_t)
 
@@ -89,7 +90,8 @@ cdef enum:
     MAX_VECTOR = 256
     # A dense row is converted in stretches of this many bytes before its columns are renumbered.
     STRETCH_BYTES = 4096
-    MAX_SCRATCH = 64 << 20
+    # Scratch that a worker may keep for later calls.
+    MAX_IDLE_SCRATCH = 1 << 26
 
 # How a task can end.
 cdef enum:
@@ -214,10 +216,11 @@ cdef void file_path(const Table *table, int64_t number, char *path) noexcept nog
             n += snprintf(path + n, MAX_PATH - n, "%lld", <long long>position[d])
 
 
-cdef int open_chunk_file(const Table *table, int item, int64_t number, OpenFile *opened, int64_t *detail) noexcept nogil:
+cdef int open_chunk_file(const Table *table, int item, int64_t number, OpenFile *opened,
+                         int64_t *detail) noexcept nogil:
     """Have the file of a chunk open; the one open before is closed. -1 when it does not exist."""
     cdef char path[MAX_PATH]
-    cdef stamp_t stamp
+    cdef stamp_t stamp = [0, 0, 0]
     cdef int fd
     if opened.fd >= 0:
         if opened.item == item and opened.number == number:
@@ -241,8 +244,8 @@ cdef int open_chunk_file(const Table *table, int item, int64_t number, OpenFile 
     return FINE
 
 
-cdef int decode_in_python(PyObject *decoder, const char *source, int64_t n, char *target, int64_t capacity, int64_t *done,
-                          PyObject **error) noexcept with gil:
+cdef int decode_in_python(PyObject *decoder, const char *source, int64_t n, char *target, int64_t capacity,
+                          int64_t *done, PyObject **error) noexcept with gil:
     """Let a Python function decode ``n`` bytes."""
     cdef const uint8_t[::1] decoded
     try:
@@ -310,7 +313,9 @@ cdef int place_piece(const WorkItem *item, const char *source, const int64_t *pi
     cdef char stretch[STRETCH_BYTES]
     cdef int itemsize = item.table.itemsize
     if item.is_index:
-        if RENUMBER[item.target_itemsize == 8][item.source_type](source, target, piece[2], item.n_columns, item.columns) >= 0:
+        if RENUMBER[item.target_itemsize == 8][item.source_type](
+            source, target, piece[2], item.n_columns, item.columns
+        ) >= 0:
             return COLUMN
     elif item.columns == NULL:
         if item.source_type == item.target_type:
@@ -520,13 +525,14 @@ def run(list jobs not None, int num_threads):
     Parameters
     ----------
     jobs
-        Tuples (chunk table, tasks, pieces, source type, target type, target itemsize, n_columns or -1, columns or None).
+        Tuples (chunk table, tasks, pieces, source type, target type, target itemsize, n_columns or -1, columns or
+        None).
     num_threads
         Most threads to use, this one included.
 
     Returns
     -------
-    None, or (job number, chunk number, failure name, detail) of the first task that failed. Every destination may then have
+    None, or (job, chunk number, failure name, detail) of the first task that failed. Every destination may then have
     been written or not.
     """
     cdef Run state
@@ -548,7 +554,8 @@ def run(list jobs not None, int num_threads):
     try:
         if state.item == NULL or state.failure == NULL or state.scratch == NULL:
             raise MemoryError
-        for i, (chunk_table, tasks, pieces, source_type, target_type, itemsize, n_columns, new_columns) in enumerate(jobs):
+        for i, job in enumerate(jobs):
+            chunk_table, tasks, pieces, source_type, target_type, itemsize, n_columns, new_columns = job
             keep.append(set_table(&state.item[i].table, chunk_table))
             table = tasks
             state.item[i].task = &table[0, 0]
@@ -574,7 +581,10 @@ def run(list jobs not None, int num_threads):
         counts["tasks"] += state.n_tasks
         with nogil:
             run_workers(work, &state, n_workers)
-        idle_scratch.extend(scratch)
+        for worker in scratch:
+            # Stores with huge chunks exist; memory for them is not worth keeping.
+            if scratch_bytes(&(<Scratch>worker).scratch) <= MAX_IDLE_SCRATCH:
+                idle_scratch.append(worker)
         for i in range(n_workers):
             if state.failure[i].kind != FINE and (first == NULL or state.failure[i].number < first.number):
                 first = state.failure + i

@@ -44,7 +44,7 @@ class StoredArray(ABC):
     location: str
     direct: bool = True
     n_concurrent: ClassVar[int | None] = None
-    _table: Any = _UNKNOWN
+    _table: ChunkTable | None = _UNKNOWN
 
     @property
     @abstractmethod
@@ -118,7 +118,7 @@ class StoredArray(ABC):
             raise CorruptDataError(msg)
         return np.ascontiguousarray(values, native(values.dtype))
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most arrays hold nothing open
         """Drop what is held open; a later read opens it again."""
 
 
@@ -134,6 +134,7 @@ class MemoryArray(StoredArray):
 
     @property
     def read_rows(self) -> int:
+        """See the base class."""
         return max(1, _VIRTUAL_CHUNK // max(1, prod(self.shape[1:])))
 
     def _make_table(self) -> ChunkTable | None:
@@ -166,6 +167,7 @@ class Hdf5Array(StoredArray):
 
     @property
     def read_rows(self) -> int:
+        """See the base class."""
         if self._chunks:
             return int(self._chunks[0])
         return max(1, _VIRTUAL_CHUNK // max(1, prod(self.shape[1:])))
@@ -195,6 +197,7 @@ class Hdf5Array(StoredArray):
         return values
 
     def close(self) -> None:
+        """See the base class."""
         self._dataset = None
         if self._own_file is not None and self._pid == os.getpid():
             self._own_file.close()
@@ -208,13 +211,14 @@ class Hdf5Array(StoredArray):
 class ZarrArray(StoredArray):
     """An array of a Zarr store, of format 2 or 3, local or remote."""
 
-    def __init__(self, array: zarr.Array) -> None:
+    def __init__(self, array: zarr.Array[Any]) -> None:
         self.array = array
         self.location = f"{_store_name(array)} :: {array.path or '/'}"
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
 
     @property
     def read_rows(self) -> int:
+        """See the base class."""
         return int(self.array.chunks[0]) if self.array.chunks else 1
 
     @property
@@ -226,6 +230,7 @@ class ZarrArray(StoredArray):
 
     @property
     def n_concurrent(self) -> int | None:  # type: ignore[override]
+        """See the base class."""
         # A remote store answers slowly but many at a time.
         return None if self.is_local else 16
 
@@ -266,6 +271,6 @@ def stored_array(elem: Any, location: str | None = None) -> StoredArray:
     raise TypeError(msg)
 
 
-def _store_name(array: zarr.Array) -> str:
+def _store_name(array: zarr.Array[Any]) -> str:
     root = getattr(array.store, "root", None)
     return str(array.store if root is None else root)

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import numpy as np
 
     from .jobs import Job
 

@@ -23,7 +23,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["FrameReader", "Labels", "read_frame"]
+__all__ = ["FrameReader", "Labels", "code_dtype", "read_frame"]
 
 # Text is turned into codes in pieces, so that a column of many rows never exists as that many Python strings.
 _TEXT_ROWS_AT_ONCE = 1 << 16
@@ -167,7 +167,7 @@ class FrameReader:
             categories = _read_values(_Column(column.categories)).reshape(-1)
             codes = np.asarray(_read_raw(column))
             if self._numbers(codes, categories, name):
-                return Labels(codes.astype(_code_dtype(len(categories)), copy=False), categories)
+                return Labels(codes.astype(code_dtype(len(categories)), copy=False), categories)
             column = _Column(column.values, column.field)
         if _is_group(column.values):
             msg = f"column {name!r} of {_location(self._elem)} is not a plain column: it cannot serve as labels"
@@ -243,7 +243,7 @@ class FrameReader:
             return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=column.ordered)
         if _is_group(column.values):
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
-            from anndata.io import read_elem  # type: ignore[import-untyped]
+            from anndata.io import read_elem
 
             return read_elem(column.values)
         values = _read_values(column)
@@ -334,7 +334,8 @@ def _unmasked(elem: Any) -> Any:
     return elem["values"] if _is_group(elem) else elem
 
 
-def _code_dtype(n_categories: int) -> np.dtype[Any]:
+def code_dtype(n_categories: int) -> np.dtype[Any]:
+    """Return the smallest signed integer type that numbers so many categories."""
     return np.min_scalar_type(-max(n_categories, 1))
 
 
@@ -399,7 +400,7 @@ def _factorize_numbers(values: np.ndarray, mask: np.ndarray | None) -> Labels:
         present = ~mask.astype(bool, copy=False)
         codes = np.full(len(values), -1)
         codes[present], categories = pd.factorize(values[present], sort=True)
-    return Labels(codes.astype(_code_dtype(len(categories))), np.asarray(categories))
+    return Labels(codes.astype(code_dtype(len(categories))), np.asarray(categories))
 
 
 def _factorize_text(column: _Column) -> Labels:
@@ -410,7 +411,7 @@ def _factorize_text(column: _Column) -> Labels:
         rows = slice(start, min(start + _TEXT_ROWS_AT_ONCE, n_rows))
         codes, values = pd.factorize(_read_raw(column, rows))
         numbers = [found.setdefault(value, len(found)) for value in _decoded(np.asarray(values)).tolist()]
-        piece = np.array(numbers, dtype=_code_dtype(len(found)))[codes]
+        piece = np.array(numbers, dtype=code_dtype(len(found)))[codes]
         if column.mask is not None:
             piece[np.asarray(column.mask[rows], dtype=bool)] = -1
         numbered.append(piece)
@@ -419,7 +420,7 @@ def _factorize_text(column: _Column) -> Labels:
         used = set(np.unique(np.concatenate(numbered)).tolist()) if numbered else set()
         found = {value: number for value, number in found.items() if number in used}
     categories = sorted(found)
-    rank = np.full(max(found.values(), default=-1) + 2, -1, dtype=_code_dtype(len(found)))
+    rank = np.full(max(found.values(), default=-1) + 2, -1, dtype=code_dtype(len(found)))
     rank[[found[value] for value in categories]] = np.arange(len(categories))
     codes = np.concatenate([rank[piece] for piece in numbered]) if numbered else np.empty(0, np.int8)
     return Labels(codes, np.array(categories, dtype=object))

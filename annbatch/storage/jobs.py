@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from annbatch import _rows
 from annbatch.storage import _engine
 from annbatch.storage._dtypes import as_bytes, cast_exactly, lossy, type_code
@@ -15,6 +13,8 @@ from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.fallback import run_fallback
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .arrays import StoredArray
 
 __all__ = ["Job", "run"]

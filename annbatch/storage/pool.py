@@ -109,13 +109,14 @@ class BufferPool:
         return (BufferPool, (self._max_bytes,))
 
     def _take(self, n_bytes: int) -> np.ndarray:
-        blocks = self._free.get(n_bytes)
-        if blocks:
-            block = blocks.pop()
-            self._free_bytes -= n_bytes
+        # Batches of one loader differ a little in size: a somewhat larger block serves as well.
+        fitting = [size for size, blocks in self._free.items() if blocks and n_bytes <= size <= n_bytes + n_bytes // 2]
+        if fitting:
+            block = self._free[min(fitting)].pop()
+            self._free_bytes -= block.nbytes
         else:
             block = np.empty(n_bytes, np.uint8)
-        self._used_bytes += n_bytes
+        self._used_bytes += block.nbytes
         self._peak_bytes = max(self._peak_bytes, self._used_bytes)
         self._shrink()
         return block

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from annbatch import _rows
+
 from ._dtypes import common_dtype, native, type_code
 from .cpus import available_cpus
 from .jobs import Job, run
 from .sources import DenseSource, SparseSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import scipy.sparse as sp
     from numpy.typing import DTypeLike
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
 
+# Rows that a thread must have to be worth starting.
+_MIN_ROWS = 64
 _INT32_MAX = np.iinfo(np.int32).max
 
 
@@ -182,7 +186,7 @@ class _Request:
         self.n_out = int(self.edges[-1])
         self.parts = [_checked_part(part, sparse=sparse) for part in parts]
         self._check_positions()
-        self.trailing = self._trailing(n_var, sparse=sparse)
+        self.trailing = self._trailing(n_var)
         self.n_var = prod(self.trailing)
         for part in self.parts:
             _check_columns(part, self.n_var)
@@ -200,7 +204,7 @@ class _Request:
         """Return the stored values of each position, int64."""
         lengths = np.zeros(self.n_out, np.int64)
         for part in self.parts:
-            _rows.row_lengths(part.source.indptr, part.rows, part.dest, lengths)
+            _rows.row_lengths(_sparse(part).indptr, part.rows, part.dest, lengths)
         return lengths
 
     def fill_csr(self, lengths: np.ndarray) -> list[CSRBlock]:
@@ -225,38 +229,55 @@ class _Request:
     def compacted(self, staged: _Staged) -> list[CSRBlock]:
         """Cut staged rows into batches, without the dropped columns."""
         kept = np.empty(self.n_out, np.int64)
-        _rows.count_kept(staged.indices, staged.start, kept, 0, self.n_out)
+        self._in_blocks(lambda low, high: _rows.count_kept(staged.indices, staged.start, kept, low, high))
         blocks, value_address, index_address = self._new_blocks(kept, staged.indices.dtype)
-        _rows.compact(
-            staged.indices,
-            _address(staged.data),
-            self.dtype.itemsize,
-            staged.start,
-            index_address,
-            value_address,
-            sort=any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts),
-            n_columns=self.n_var,
-            low=0,
-            high=self.n_out,
+        sort = any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts)
+        self._in_blocks(
+            lambda low, high: _rows.compact(
+                staged.indices,
+                _address(staged.data),
+                self.dtype.itemsize,
+                staged.start,
+                index_address,
+                value_address,
+                sort=sort,
+                n_columns=self.n_var,
+                low=low,
+                high=high,
+            )
         )
         return blocks
 
     def densified(self, staged: _Staged) -> list[np.ndarray]:
         """Write staged rows into dense batches."""
         batches, address = self._new_dense()
-        _rows.densify(
-            staged.start,
-            _address(staged.data),
-            _address(staged.indices),
-            type_code(self.dtype),
-            staged.indices.dtype.itemsize == 8,
-            self.dtype.itemsize,
-            address,
-            self.n_var * self.dtype.itemsize,
-            0,
-            self.n_out,
+        self._in_blocks(
+            lambda low, high: _rows.densify(
+                staged.start,
+                _address(staged.data),
+                _address(staged.indices),
+                type_code(self.dtype),
+                staged.indices.dtype.itemsize == 8,
+                self.dtype.itemsize,
+                address,
+                self.n_var * self.dtype.itemsize,
+                low,
+                high,
+            )
         )
         return batches
+
+    def _in_blocks(self, work: Callable[[int, int], None]) -> None:
+        """Call ``work(low, high)`` for stretches that cover all rows, in several threads when there are many rows."""
+        n_threads = min(self.num_threads, self.n_out // _MIN_ROWS)
+        if n_threads <= 1:
+            work(0, self.n_out)
+            return
+        # More stretches than threads: the last ones even out what the first ones differed in.
+        borders = np.linspace(0, self.n_out, 4 * n_threads + 1).astype(int).tolist()
+        with ThreadPoolExecutor(n_threads, thread_name_prefix="annbatch-rows") as threads:
+            for future in [threads.submit(work, low, high) for low, high in pairwise(borders)]:
+                future.result()
 
     def densified_by_numpy(self, staged: _Staged) -> list[np.ndarray]:
         """Do the same for dtypes that the kernels do not compute with (float16, complex)."""
@@ -288,7 +309,7 @@ class _Request:
         jobs = []
         for part in self.parts:
             rows, dest = _ascending(part)
-            source = part.source
+            source = _sparse(part)
             for array, address, target, n_columns in (
                 (source.data, value_address, self.dtype, None),
                 (source.indices, index_address, index_dtype, source.shape[1]),
@@ -309,7 +330,7 @@ class _Request:
                 batch.fill(0)
         jobs = []
         for part in self.parts:
-            array = part.source.array
+            array = _dense(part).array
             rows, dest = _ascending(part)
             chunk_rows, row_stride = array.chunk_shape[0], prod(array.chunk_shape[1:])
             tasks, pieces = _rows.plan_rows(
@@ -349,7 +370,7 @@ class _Request:
             msg = f"each position must be in dest once, got position {position} {seen[position]} times"
             raise ValueError(msg)
 
-    def _trailing(self, n_var: int | None, *, sparse: bool) -> tuple[int, ...]:
+    def _trailing(self, n_var: int | None) -> tuple[int, ...]:
         shapes = {part.source.shape[1:] for part in self.parts if part.columns is None}
         if n_var is not None:
             wanted: tuple[int, ...] = (int(n_var),)
@@ -395,6 +416,16 @@ def _checked_part(part: Part, *, sparse: bool) -> Part:
         raise IndexError(msg)
     columns = None if part.columns is None else _int64(part.columns, "columns")
     return Part(part.source, rows, dest, columns)
+
+
+def _sparse(part: Part) -> SparseSource:
+    assert isinstance(part.source, SparseSource)
+    return part.source
+
+
+def _dense(part: Part) -> DenseSource:
+    assert isinstance(part.source, DenseSource)
+    return part.source
 
 
 def _check_columns(part: Part, n_var: int) -> None:

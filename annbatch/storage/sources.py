@@ -11,6 +11,8 @@ from .errors import CorruptDataError
 
 __all__ = ["DenseSource", "MatrixSource", "SparseSource", "open_matrix"]
 
+_CSR_KEYS = ("data", "indices", "indptr")
+
 
 class MatrixSource:
     """A matrix whose rows can be read.
@@ -71,6 +73,7 @@ class SparseSource(MatrixSource):
 
     @property
     def is_direct(self) -> bool:
+        """See the base class."""
         return self.data.is_direct and self.indices.is_direct
 
     @property
@@ -91,6 +94,7 @@ class SparseSource(MatrixSource):
         return self._indptr
 
     def close(self) -> None:
+        """See the base class."""
         for array in (self.data, self.indices, self._stored_indptr):
             array.close()
 
@@ -153,9 +157,11 @@ class DenseSource(MatrixSource):
 
     @property
     def is_direct(self) -> bool:
+        """See the base class."""
         return self.array.is_direct
 
     def close(self) -> None:
+        """See the base class."""
         self.array.close()
 
 
@@ -192,26 +198,34 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
     import scipy.sparse as sp
 
     if sp.issparse(elem):
-        if elem.format != "csr":
-            raise TypeError(_not_csr(f"a scipy {elem.format} matrix", elem.format))
-        parts = [
-            stored_array(getattr(elem, key), f"matrix in memory :: {key}") for key in ("data", "indices", "indptr")
-        ]
-        return SparseSource(*parts, elem.shape, "matrix in memory")  # type: ignore[arg-type]
+        return _in_memory(elem, direct=direct)
     group = _encoded_group(elem)
     if group is None:
         array = stored_array(elem)
         array.direct = direct
         return DenseSource(array)
-    missing = [key for key in ("data", "indices", "indptr") if key not in group]
+    missing = [key for key in _CSR_KEYS if key not in group]
     location = _group_location(group)
     if missing:
         msg = f"{location} holds no CSR matrix: {', '.join(missing)} missing"
         raise CorruptDataError(msg)
-    arrays = [stored_array(group[key]) for key in ("data", "indices", "indptr")]
-    for array in arrays:
+    arrays = {key: stored_array(group[key]) for key in _CSR_KEYS}
+    return _sparse_source(arrays, _csr_shape(group, location), location, direct=direct)
+
+
+def _in_memory(matrix: Any, *, direct: bool) -> SparseSource:
+    if matrix.format != "csr":
+        raise TypeError(_not_csr(f"a scipy {matrix.format} matrix", matrix.format))
+    arrays = {key: stored_array(getattr(matrix, key), f"matrix in memory :: {key}") for key in _CSR_KEYS}
+    return _sparse_source(arrays, matrix.shape, "matrix in memory", direct=direct)
+
+
+def _sparse_source(
+    arrays: dict[str, StoredArray], shape: tuple[int, ...], location: str, *, direct: bool
+) -> SparseSource:
+    for array in arrays.values():
         array.direct = direct
-    return SparseSource(*arrays, _csr_shape(group, location), location)  # type: ignore[arg-type]
+    return SparseSource(arrays["data"], arrays["indices"], arrays["indptr"], shape, location)
 
 
 def _encoded_group(elem: Any) -> Any:

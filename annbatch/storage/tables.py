@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,16 +132,18 @@ def use_libdeflate() -> bool:
     """
     names = ["libdeflate.so.0", "libdeflate.0.dylib"]
     try:
-        from deflate import _deflate
+        _deflate = import_module("deflate._deflate")
     except ImportError:
         pass
     else:
-        names.insert(0, _deflate.__file__)
+        names.insert(0, str(_deflate.__file__))
     functions = ("alloc_decompressor", "free_decompressor", "zlib_decompress", "gzip_decompress")
     for name in names:
         try:
             library = ctypes.CDLL(name)
-            addresses = [ctypes.cast(getattr(library, f"libdeflate_{f}"), ctypes.c_void_p).value for f in functions]
+            addresses = [
+                ctypes.cast(getattr(library, f"libdeflate_{f}"), ctypes.c_void_p).value or 0 for f in functions
+            ]
         except (OSError, AttributeError):
             continue
         _engine.use_libdeflate(*addresses)

@@ -90,7 +90,12 @@ def _version_3(document: dict[str, Any], folder: str, dtype: np.dtype) -> ChunkT
 
 
 def _one_file_per_chunk(
-    shape: tuple[int, ...], chunk_shape: tuple[int, ...], dtype: np.dtype, codecs: list[Codec], prefix: str, separator: str
+    shape: tuple[int, ...],
+    chunk_shape: tuple[int, ...],
+    dtype: np.dtype,
+    codecs: list[Codec],
+    prefix: str,
+    separator: str,
 ) -> ChunkTable:
     grid = _grid(shape, chunk_shape)
     return ChunkTable(
@@ -186,12 +191,14 @@ class _ShardIndexes:
         missing = (entries == np.uint64(2**64 - 1)).all(axis=-1)
         too_far = ~missing & ((entries[..., 0] > stat.st_size) | (entries[..., 1] > stat.st_size - entries[..., 0]))
         if too_far.any():
-            msg = f"{path}: the shard index leads beyond the end of the file, at chunk {int(np.flatnonzero(too_far)[0])}"
+            msg = (
+                f"{path}: the shard index leads beyond the end of the file, at chunk {int(np.flatnonzero(too_far)[0])}"
+            )
             raise CorruptDataError(msg)
         position = np.unravel_index(file, table.file_grid)
+        first = [int(p) * n for p, n in zip(position, self.per_shard, strict=True)]
         inside = tuple(
-            slice(p * n, min((p + 1) * n, whole))
-            for p, n, whole in zip(position, self.per_shard, table.grid, strict=True)
+            slice(f, min(f + n, whole)) for f, n, whole in zip(first, self.per_shard, table.grid, strict=True)
         )
         used = tuple(slice(0, s.stop - s.start) for s in inside)
         table.offset.reshape(table.grid)[inside] = np.where(missing, 0, entries[..., 0]).astype(np.int64)[used]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from annbatch import DatasetCollection
 
 from .files import write_collection, write_h5ad
+from .sizes import levels
 
 
 class Build:
     """add_adatas with its defaults on one file and on two: peak memory must not grow with the input."""
 
     param_names = ("files",)
-    params = ([1, 2],)
+    params = (levels([2, 1]),)
     timeout = 300
 
     def setup_cache(self) -> list[str]:
@@ -28,7 +31,7 @@ class Build:
 
     def add(self, paths: list[str], files: int) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
-        DatasetCollection(self.out).add_adatas(paths[:files], rng=0, progress=False)
+        DatasetCollection(self.out).add_adatas(paths[:files], rng=np.random.default_rng(0), progress=False)
 
     def time_add_adatas(self, paths: list[str], files: int) -> None:
         self.add(paths, files)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from .counts import thinned_cells
 from .sizes import size
 
@@ -24,5 +26,5 @@ def write_collection(paths: list[str]) -> str:
     from annbatch import DatasetCollection
 
     out = str(Path("collection.zarr").resolve())
-    DatasetCollection(out).add_adatas(paths, rng=0, progress=False)
+    DatasetCollection(out).add_adatas(paths, rng=np.random.default_rng(0), progress=False)
     return out

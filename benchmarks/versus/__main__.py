@@ -108,7 +108,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=PYTHON", help="use this interpreter for ours, annbatch, ..."
     )
-    parser.add_argument("--python", help="interpreter to make the environments with (default: one that is new enough)")
+    parser.add_argument(
+        "--python", help="interpreter to make environments with where this one is too old (default: python3.12, ...)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -181,9 +181,9 @@ CASES: tuple[Case, ...] = (
         step_of="loader-32x256",
     ),
     _straight_from_files("h5ad", "Loader straight on h5ad, chunk 32 x 256; scDataset, blocks of 64", 5, "h5ad"),
-    _straight_from_files("h5ad-gzip", "the same on gzip-compressed h5ad", 8, "gzip h5ad"),
+    _straight_from_files("h5ad-gzip", "Loader straight on gzip-compressed h5ad, the same settings", 8, "gzip h5ad"),
     _mapped("batches", "MappedCollection in a DataLoader, batch 128, shuffled, h5ad", 15, "all"),
-    _mapped("2000-genes", "the same with m.collate and 2,000 chosen genes", 60, "genes"),
+    _mapped("2000-genes", "MappedCollection with m.collate and 2,000 chosen genes", 60, "genes"),
     Case(
         "add-adatas",
         "add_adatas: build a collection from the files",
@@ -198,7 +198,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "add-adatas-half",
-        "add_adatas: the same from half of the files",
+        "add_adatas: from half of the files",
         ours=Side("ours", "build.py", {"side": "ours"}, "half of h5ad"),
         peer=Side("annbatch", "build.py", {"side": "peer"}, "half of h5ad"),
         measures=(Measure("peak_memory", "bytes", title="peak memory", limit=2.5e9),),

@@ -37,9 +37,9 @@ def _python_version(python: str) -> tuple[int, ...]:
     return tuple(map(int, answer.stdout.split())) if answer.returncode == 0 else (0, 0)
 
 
-def _find_python(oldest: tuple[int, int]) -> str:
-    """Find an interpreter that is new enough: this one if it is, else the oldest other that is."""
-    names = [sys.executable, *(f"python3.{minor}" for minor in range(oldest[1], 15))]
+def find_python(oldest: tuple[int, int], other: str | None = None) -> str:
+    """Find an interpreter that is new enough: this one if it is, then ``other``, then the oldest on the search path."""
+    names = [sys.executable, other or "", *(f"python3.{minor}" for minor in range(oldest[1], 15))]
     for python in filter(None, map(shutil.which, names)):
         if _python_version(python) >= oldest:
             return python
@@ -51,8 +51,8 @@ def _find_python(oldest: tuple[int, int]) -> str:
 class Environments:
     """Makes environments on first use under ``folder`` and knows how to run a script in each.
 
-    ``given`` maps names to interpreters to use instead of making an environment; ``python`` is the interpreter to make
-    environments with.
+    ``given`` maps names to interpreters to use instead of making an environment; ``python`` is an interpreter to make
+    environments with where this one is too old.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ class Environments:
         print(f"making the environment of {name} in {folder} (once)", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         for command in (
-            [self.python or _find_python(OLDEST_PYTHON[name]), "-m", "venv", str(folder)],
+            [find_python(OLDEST_PYTHON[name], self.python), "-m", "venv", str(folder)],
             [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements)],
         ):
             answer = subprocess.run(command, capture_output=True, text=True, check=False)

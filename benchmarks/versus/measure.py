@@ -62,7 +62,7 @@ class Sizes:
 
     cells: int = 50_000
     files: int = 4
-    seconds: float = 3.0
+    seconds: float = 2.0
     sampler_fraction: float = 1.0
     rounds: int | None = None
 

@@ -27,6 +27,11 @@ def figure_text(value: float, unit: str) -> str:
     return f"{rounded:,.0f}"
 
 
+def times_text(ratio: float) -> str:
+    """Write a ratio with three significant digits."""
+    return f"{ratio:,.0f} x" if ratio >= 100 else f"{ratio:.3g} x"
+
+
 def spread_text(summary: dict[str, Any] | None, unit: str) -> str:
     """Write the median with the lowest and the highest round."""
     if summary is None:
@@ -71,7 +76,7 @@ def markdown_table(results: dict[str, Any], *, only_goals: bool = False) -> str:
                 continue
             what = case["title"] if not measure["title"] else f"{case['title']}: {measure['title']}"
             unit = " rows/s" if measure["unit"] == "rows/s" else ""
-            ratio = "" if measure["ratio"] is None else f"**{measure['ratio']:.3g} x**"
+            ratio = "" if measure["ratio"] is None else f"**{times_text(measure['ratio'])}**"
             lines.append(
                 f"| `{case['name']}` | {what} | {case['peer']} | {spread_text(measure['peer'], measure['unit'])}"
                 f"{unit if measure['peer'] else ''} | {spread_text(measure['ours'], measure['unit'])}"
@@ -92,7 +97,7 @@ def markdown_table(results: dict[str, Any], *, only_goals: bool = False) -> str:
 def bars(results: dict[str, Any]) -> list[tuple[str, float, float | None]]:
     """(label, times better, goal) of the first figure of each case that has one."""
     return [
-        (f"{case['name']}  ({case['peer']})", measure["ratio"], measure["goal"])
+        (f"{' '.join([case['name'], measure['title']]).strip()}  ({case['peer']})", measure["ratio"], measure["goal"])
         for case in results["cases"]
         for measure in case["measures"][:1]
         if measure["ratio"] is not None
@@ -102,6 +107,7 @@ def bars(results: dict[str, Any]) -> list[tuple[str, float, float | None]]:
 def plot(results: dict[str, Any], paths: list[Path]) -> None:
     """Draw how many times better each case is, with its goal as a tick."""
     import matplotlib as mpl
+    import matplotlib.ticker
 
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "versus"
@@ -110,13 +116,14 @@ def plot(results: dict[str, Any], paths: list[Path]) -> None:
     found = bars(results)[::-1]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.3 * len(found)), layout="constrained")
     positions = range(len(found))
-    axes.barh(positions, [max(ratio, 1e-3) for _, ratio, _ in found], color="#4878a8", height=0.62)
+    axes.barh(positions, [ratio - 1 for _, ratio, _ in found], left=1, color="#4878a8", height=0.62)
     for position, (_, ratio, goal) in zip(positions, found, strict=True):
-        axes.annotate(f" {ratio:.3g} x", (max(ratio, 1.0), position), va="center", fontsize=8)
+        axes.annotate(f" {times_text(ratio)}", (max(ratio, goal or 1.0, 1.0), position), va="center", fontsize=8)
         if goal is not None:
             axes.plot([goal, goal], [position - 0.4, position + 0.4], color="#c44e52", linewidth=2)
     axes.set_yticks(list(positions), [label for label, _, _ in found], fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:g}"))
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times better than the peer (log scale); red: the goal")
     axes.margins(x=0.12)

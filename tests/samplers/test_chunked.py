@@ -106,16 +106,16 @@ def test_the_order_for_one_seed_is_pinned():
 
 
 PINNED_FIRST_PASS = [
-    ([(0, 4), (8, 12)], [[7, 2, 5, 1], [4, 0, 6, 3]]),
-    ([(12, 16), (4, 8)], [[1, 2, 0, 7], [5, 3, 6, 4]]),
-    ([(16, 18)], [[0, 1]]),
+    ([(0, 4), (8, 12)], [[4, 0, 1, 7], [5, 2, 3, 6]]),
+    ([(4, 8), (12, 16)], [[6, 4, 7, 2], [0, 3, 5, 1]]),
+    ([(16, 18)], [[1, 0]]),
 ]
 PINNED_SECOND_PASS = [
-    ([(12, 16), (0, 4)], [[4, 0, 5, 6], [2, 3, 1, 7]]),
-    ([(4, 8), (8, 12)], [[1, 2, 6, 4], [3, 7, 0, 5]]),
+    ([(12, 16), (0, 4)], [[3, 6, 1, 4], [7, 5, 2, 0]]),
+    ([(4, 8), (8, 12)], [[5, 0, 4, 2], [1, 3, 7, 6]]),
     ([(16, 18)], [[0, 1]]),
 ]
-PINNED_SINGLE_ROWS = [([1, 3, 4, 7, 2, 0], [[1, 5, 3, 4, 0, 2]]), ([5, 6], [[0, 1]])]
+PINNED_SINGLE_ROWS = [([1, 3, 4, 7, 2, 0], [[0, 5, 3, 1, 2, 4]]), ([6, 5], [[1, 0]])]
 
 
 def test_all_orders_of_chunks_occur_equally_often():
@@ -250,6 +250,21 @@ def test_a_hundred_million_rows_start_quickly_in_little_memory():
     seconds, mebibytes = map(float, done.stdout.split())
     assert seconds < 5
     assert mebibytes < 1500
+
+
+def test_more_chunks_than_memory_holds_are_refused_before_the_first_request():
+    with pytest.raises(MemoryError, match="use a larger chunk_size"):
+        RandomSampler(1, 4096, 256).sample(10**17)
+
+
+def test_a_subclass_may_bring_its_own_sample():
+    class Even(RandomSampler):
+        def _sample(self, n_obs):
+            yield {"requests": np.arange(0, n_obs, 2)}
+
+    assert sorted(np.concatenate(batches_of(Even(1, 4, 2).sample(7))).tolist()) == [0, 2, 4, 6]
+    assert not Even(1, 4, 2).worker_aware
+    assert RandomSampler(1, 4, 2).worker_aware
 
 
 def test_requests_of_any_length_repeat_nothing_at_scale():

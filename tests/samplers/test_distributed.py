@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annbatch import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedClassSampler
+from annbatch.abc import Sampler
 
 from .checks import batches_of, plain
-from .test_base import Custom
+from .test_base import Custom, custom
 
 CLASSES = pd.Categorical(np.repeat(list("abcd"), 100))
 
@@ -73,7 +74,7 @@ def test_rows_are_left_out_only_when_they_cannot_be_shared_out():
     assert sum(len(b) for shard in passes(ranks(random(), 2), 43) for b in shard) == 43
     samplers = ranks(random(), 2)
     even, odd = ({row for shard in passes(samplers, 41) for b in shard for row in b.tolist()} for _ in range(2))
-    assert set(range(41)) - even == {40}
+    assert set(range(41)) - even == {20}
     assert set(range(41)) - odd == {0}
 
 
@@ -210,6 +211,112 @@ def test_properties_come_from_the_wrapped_sampler():
     assert "rank=0, world_size=2" in repr(sampler)
 
 
+class Forwarding(Sampler):
+    """Delegates everything, its mask and generator too, to a sampler inside."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    batch_size = property(lambda self: self.inner.batch_size)
+    shuffle = property(lambda self: self.inner.shuffle)
+    mask = property(lambda self: self.inner.mask, lambda self, mask: setattr(self.inner, "mask", mask))
+    rng = property(lambda self: self.inner.rng, lambda self, rng: setattr(self.inner, "rng", rng))
+
+    def validate(self, n_obs):
+        self.inner.validate(n_obs)
+
+    def n_batches(self, n_obs):
+        return self.inner.n_batches(n_obs)
+
+    def _sample(self, n_obs):
+        yield from self.inner.sample(n_obs)
+
+
+def test_counting_and_passing_never_shrink_the_range_of_a_sampler_that_forwards_its_mask():
+    samplers = ranks(Forwarding(RandomSampler(1, 8, 4, rng=np.random.default_rng(0))), 2)
+    for _ in range(3):
+        assert [sampler.n_batches(100) for sampler in samplers] == [13, 13]
+        shards = passes(samplers, 100)
+        assert sorted(row for shard in shards for b in shard for row in b.tolist()) == list(range(100))
+
+
+def test_resume_of_a_sampler_that_forwards_its_generator():
+    def rank():
+        return DistributedSampler(Forwarding(random()), dist_info=lambda: (1, 2))
+
+    expected = rank()
+    tails = [plain(expected.sample(200)) for _ in range(2)]
+    sampler = rank()
+    requests = sampler.sample(200)
+    next(requests)
+    resumed = rank()
+    resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+    assert plain(resumed.sample(200)) == tails[0][1:]
+    assert plain(resumed.sample(200)) == tails[1]
+
+
+def test_a_sampler_that_is_shared_out_is_not_shared_out_again():
+    with pytest.raises(ValueError, match="must not be a DistributedSampler"):
+        DistributedSampler(ranks(classes(), 2)[0], dist_info=lambda: (0, 2))
+
+
+def test_a_sampler_that_holds_a_loaded_state_is_refused():
+    inner = random()
+    next(inner.sample(100))
+    restored = random()
+    restored.load_state_dict(inner.state_dict())
+    with pytest.raises(ValueError, match="must not hold a state that was loaded"):
+        DistributedSampler(restored, dist_info=lambda: (0, 2))
+
+
+@pytest.mark.parametrize("kind", [RandomSampler, SequentialSampler])
+def test_no_row_is_lost_for_good_when_as_many_samples_are_asked_for_as_there_are_rows(kind):
+    samplers = ranks(kind(64, 4, 64, num_samples=1001), 2)
+    seen = {row for _ in range(2) for shard in passes(samplers, 1001) for b in shard for row in b.tolist()}
+    assert seen == set(range(1001))
+
+
+def test_the_first_rows_in_order_are_shared_out():
+    shards = passes(ranks(SequentialSampler(5, 4, 10, num_samples=60), 3), 300)
+    assert [np.concatenate(shard).tolist() for shard in shards] == [list(range(20 * r, 20 * r + 20)) for r in range(3)]
+
+
+def test_ranks_of_a_custom_sampler_share_no_stream():
+    class Half(Custom):
+        def _sample(self, n_obs):
+            rows = np.arange(self.mask.start, self.mask.stop)
+            yield {"requests": self.rng.choice(rows, 10)}
+
+    inner = Half()
+    inner.rng = np.random.default_rng(0)
+    first, second = (next(sampler.sample(100)) for sampler in ranks(inner, 2))
+    assert (first["requests"] != second["requests"] - 50).any()
+    assert np.concatenate(first["splits"]).tolist() != np.concatenate(second["splits"]).tolist()
+
+
+def test_a_custom_sampler_that_ignores_its_mask_is_refused():
+    # Every rank would yield the same rows.
+    with pytest.raises(ValueError, match=r"must keep to its mask, slice\(30, 60"):
+        list(DistributedSampler(custom(as_array=True), dist_info=lambda: (1, 2)).sample(60))
+
+
+def test_what_a_custom_sampler_counts_is_kept_from_pass_to_pass():
+    class Epochs(Custom):
+        epoch = 0
+
+        def _sample(self, n_obs):
+            self.epoch += 1
+            yield {"requests": [slice(self.mask.start, self.mask.start + self.epoch)]}
+
+    sampler = ranks(Epochs(shuffle=False), 2)[1]
+    assert [len(b) for _ in range(3) for b in batches_of(sampler.sample(60))] == [1, 2, 3]
+
+
+def test_the_classes_are_not_copied():
+    sampler = ranks(classes(), 2)[0]
+    assert np.shares_memory(sampler._sampler.classes.codes, CLASSES.codes)
+
+
 @pytest.mark.parametrize(
     ("dist_info", "error", "match"),
     [
@@ -217,6 +324,7 @@ def test_properties_come_from_the_wrapped_sampler():
         (lambda: (-1, 2), ValueError, "rank must be >= 0, got -1"),
         (lambda: (0, 0), ValueError, "world_size must be >= 1, got 0"),
         (lambda: 3, TypeError, r"must return \(rank, world_size\), got 3"),
+        (np.array([0, 1]), TypeError, "dist_info must be 'torch', 'jax' or a function"),
         ("mpi", ValueError, "dist_info must be 'torch', 'jax' or a function .* got 'mpi'"),
         (None, TypeError, "dist_info must be 'torch', 'jax' or a function"),
     ],

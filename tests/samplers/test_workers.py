@@ -145,3 +145,41 @@ def test_a_state_of_another_worker_is_refused():
         resumed.load_state_dict(state)
         with pytest.raises(ValueError, match=r"taken with \(worker, workers\)=\(1, 3\), here it is"):
             as_worker(resumed, 200, worker)
+
+
+def test_one_worker_sees_another_order_every_epoch_also_of_a_custom_sampler():
+    # Of the rows that it draws itself, and of the splits that it gets.
+    for arguments in ({}, {"as_array": True}):
+        first, second, again = (as_worker(custom(**arguments), 200, Worker(0, 1, seed)) for seed in (1, 2, 1))
+        assert [r["requests"] for r in first if isinstance(r["requests"], list)] != [
+            r["requests"] for r in second if isinstance(r["requests"], list)
+        ] or arguments
+        assert plain(first) != plain(second)
+        assert plain(first) == plain(again)
+
+
+def test_leftover_rows_of_ranks_are_visited_in_fresh_workers_too():
+    # Every epoch's workers begin with the same copy of the sampler, whose passes all have number 0.
+    seen = set()
+    for epoch_seed in range(4):
+        for rank in range(3):
+            sampler = DistributedSampler(RandomSampler(1, 4, 4), dist_info=lambda rank=rank: (rank, 3))
+            seen.update(row for b in batches_of(as_worker(sampler, 50, Worker(0, 1, epoch_seed))) for row in b.tolist())
+    assert seen == set(range(50))
+
+
+def test_later_passes_of_a_persistent_worker_follow_the_original_after_a_resume():
+    original, resumed = Worker(1, 2, 7), Worker(1, 2, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annbatch.abc, "current_worker", lambda: original)
+        sampler = random()
+        requests = sampler.sample(200)
+        next(requests)
+        state = sampler.state_dict()
+        list(requests)
+        expected = [plain(sampler.sample(200)) for _ in range(2)]
+        patch.setattr(annbatch.abc, "current_worker", lambda: resumed)
+        twin = random()
+        twin.load_state_dict(state)
+        list(twin.sample(200))
+        assert [plain(twin.sample(200)) for _ in range(2)] == expected

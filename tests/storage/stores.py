@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import h5py
 import numpy as np
 import scipy.sparse as sp
 import zarr
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def random_csr(rng, n_obs, n_var, density=0.3, dtype="float32", index_dtype="int32"):

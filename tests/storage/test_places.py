@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import anndata as ad
 import h5py
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from annbatch import storage
 
 @pytest.fixture
 def stores(tmp_path):
-    adata = ad.AnnData(np.ones((3, 2), "float32"))
-    adata.write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "w") as f:
+        f["X"] = np.ones((3, 2), "float32")
     zarr.open_group(tmp_path / "a.zarr", mode="w")
     zarr.open_group(tmp_path / "v2", mode="w", zarr_format=2)
     return tmp_path

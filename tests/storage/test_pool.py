@@ -66,7 +66,8 @@ def test_unused_memory_never_exceeds_what_was_in_use_at_once():
         del array
         assert pool.used_bytes == 0
         assert pool.free_bytes <= 3_500_000
-    array = pool.empty(3_000_000, "uint8")
+    kept = pool.empty(3_000_000, "uint8")
+    assert kept.nbytes == 3_000_000
     assert pool.free_bytes + pool.used_bytes <= 3_500_000
 
 

@@ -1,0 +1,121 @@
+"""The side-by-side runs: figures are worked out right, failures become rows, documents keep what is not ours to change."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.versus.cases import CASES, Case, Measure, Side
+from benchmarks.versus.environments import OLDEST_PYTHON, REQUIREMENTS, find_python
+from benchmarks.versus.measure import WORKERS, Sizes, Versus, WorkerError, run_worker, summary, times_better
+from benchmarks.versus.report import PEERS, figure_text, markdown_table, plot, rewrite_section
+
+
+@pytest.fixture
+def workers(tmp_path, monkeypatch):
+    """A folder of workers, and an environment that runs them with this interpreter."""
+    monkeypatch.setattr("benchmarks.versus.measure.WORKERS", tmp_path)
+    environments = SimpleNamespace(
+        interpreter=lambda name: sys.executable, variables=lambda name: None, folder=tmp_path
+    )
+
+    def write(name, code):
+        (tmp_path / name).write_text(code)
+        return environments
+
+    return write
+
+
+def test_every_case_has_what_it_needs_and_a_name_of_its_own():
+    assert len({case.name for case in CASES}) == len(CASES)
+    for case in CASES:
+        assert (WORKERS / case.ours.worker).exists()
+        assert (WORKERS / case.peer.worker).exists()
+        assert case.ours.environment == "ours" != case.peer.environment
+        assert (REQUIREMENTS / f"{case.peer.environment}.txt").exists()
+        assert case.peer.environment in OLDEST_PYTHON
+        assert case.peer.environment in PEERS
+
+
+def test_an_interpreter_that_is_too_old_is_not_taken():
+    assert find_python((3, 11)) == sys.executable
+    with pytest.raises(RuntimeError, match="Python 3.99 or later not found"):
+        find_python((3, 99), other=sys.executable)
+
+
+def test_times_better_is_above_one_when_we_are_better():
+    assert times_better([300.0, 100.0, 200.0], [50.0], more_is_better=True) == 4.0
+    assert times_better([2.0], [10.0, 6.0, 8.0], more_is_better=False) == 4.0
+    assert times_better([], [1.0], more_is_better=True) is None
+
+
+def test_summary_keeps_the_spread():
+    assert summary([3.0, 1.0, 2.0]) == {"median": 2.0, "lowest": 1.0, "highest": 3.0, "rounds": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(123_456, "rows/s", "123,000"), (0.0123, "s", "12.3 ms"), (12.34, "s", "12.3 s"), (2.5e9, "bytes", "2.50 GB")],
+)
+def test_figures_have_three_digits_and_a_unit(value, unit, text):
+    assert figure_text(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ValueError('no such thing')", "no such thing"),
+        ("import sys; sys.exit(3)", "exit status 3"),
+        ("print('done')", "no line of JSON"),
+        ("import time; time.sleep(60)", "no result after 1 s"),
+    ],
+)
+def test_a_worker_that_fails_says_why(workers, code, reason):
+    environments = workers("worker.py", code)
+    with pytest.raises(WorkerError, match=reason):
+        run_worker(environments, "ours", "worker.py", {}, timeout=1)
+
+
+def test_a_side_that_fails_is_a_row_with_its_reason(workers, tmp_path):
+    workers("good.py", "print('{\"seconds\": 2.0}')")
+    environments = workers("bad.py", "raise KeyError('lost')")
+    case = Case("a-case", "A case", Side("ours", "good.py"), Side("annbatch", "bad.py"), (Measure("seconds", "s", 2),))
+    versus = Versus(environments, SimpleNamespace(folder=tmp_path), Sizes(rounds=2))
+    figures = versus.run(case, {case.name: case})
+    assert figures["measures"][0]["ours"]["rounds"] == 2
+    assert figures["measures"][0]["peer"] is None
+    machine = {"cpu": "a cpu", "cpus": 2, "memory_gb": 8, "load": 0.1}
+    row = {"name": case.name, "title": case.title, "peer": "annbatch 0.3.1", "commit": "abc", **figures}
+    table = markdown_table({"date": "2026-01-01", "machine": machine, "sizes": vars(Sizes()), "cases": [row]})
+    assert "| failed | 2 s (2 s to 2 s) |" in table
+    assert "`a-case`: peer failed: KeyError: 'lost'" in table
+
+
+def test_a_ratio_below_one_is_drawn_too(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra 'bench')")
+    measures = [
+        [{"title": "", "ratio": ratio, "goal": goal}] for ratio, goal in [(0.2, 2.0), (30.0, None), (None, 5.0)]
+    ]
+    cases = [{"name": f"case-{i}", "peer": "a peer", "measures": measure} for i, measure in enumerate(measures)]
+    plot({"cases": cases}, [tmp_path / "plot.svg"])
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert "0.2 x" in drawn
+    assert "30 x" in drawn
+    assert "case-2" not in drawn
+
+
+def test_rewriting_a_section_leaves_the_rest_alone(tmp_path):
+    document = tmp_path / "document.md"
+    document.write_text("before\n<!-- versus:begin -->\nold\n<!-- versus:end -->\nafter\n")
+    rewrite_section(document, "versus", "new\n")
+    rewrite_section(document, "versus", "newer\n")
+    assert document.read_text() == "before\n<!-- versus:begin -->\nnewer\n<!-- versus:end -->\nafter\n"
+
+
+@pytest.mark.parametrize("text", ["nothing", "<!-- versus:end -->\n<!-- versus:begin -->", "<!-- versus:begin -->" * 2])
+def test_a_document_without_its_markers_is_refused_and_kept(tmp_path, text):
+    document = tmp_path / "document.md"
+    document.write_text(text)
+    with pytest.raises(ValueError, match="must hold the lines"):
+        rewrite_section(document, "versus", "new")
+    assert document.read_text() == text

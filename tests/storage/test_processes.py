@@ -1,0 +1,100 @@
+"""Sources in other processes, and stores that answer many requests at a time."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import threading
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import MemoryStore
+
+from annbatch import storage
+
+from .stores import csr_attrs, csr_parts, random_csr, write_h5, write_zarr
+
+MATRIX = random_csr(np.random.default_rng(0), 100, 30)
+ROWS = np.random.default_rng(1).permutation(100)
+
+
+def read(source):
+    (block,) = storage.read_csr([storage.Part(source, ROWS, np.arange(100))], np.array([0, 100]), n_var=30)
+    return block.to_scipy()
+
+
+def send(source, queue):
+    queue.put(read(source))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("form", ["h5", "zarr"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_source_reads_in_another_process(method, form, direct, tmp_path):
+    if method not in mp.get_all_start_methods():
+        pytest.skip(f"this system cannot start processes by {method}")
+    path = (write_h5 if form == "h5" else write_zarr)(tmp_path / f"a.{form}", csr_parts(MATRIX), csr_attrs(MATRIX))
+    handle = h5py.File(path, "r") if form == "h5" else zarr.open_group(path, mode="r")
+    source = storage.open_matrix(handle["X"], direct=direct)
+    if direct or method == "spawn":
+        read(source)  # used before the fork
+    context = mp.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=send, args=(source, queue))
+    child.start()
+    assert (queue.get(timeout=60) != MATRIX[ROWS]).nnz == 0
+    child.join(60)
+    assert child.exitcode == 0
+    assert (read(source) != MATRIX[ROWS]).nnz == 0
+
+
+class SlowStore(MemoryStore):
+    """A store whose answers can only come when several were asked for at once, as over a network."""
+
+    waiting = 0
+    most_waiting = 0
+
+    async def get(self, key, prototype, byte_range=None):
+        import asyncio
+
+        SlowStore.waiting += 1
+        SlowStore.most_waiting = max(SlowStore.most_waiting, SlowStore.waiting)
+        await asyncio.sleep(0.005)
+        SlowStore.waiting -= 1
+        return await super().get(key, prototype, byte_range)
+
+
+def test_a_remote_store_gets_many_requests_at_a_time():
+    store = SlowStore()
+    group = zarr.open_group(store, mode="w").create_group("X")
+    group.attrs.update(csr_attrs(MATRIX))
+    for name, array in csr_parts(MATRIX).items():
+        group.create_array(name, data=array, chunks=(20,))
+    source = storage.open_matrix(group)
+    assert not source.is_direct
+    SlowStore.most_waiting = 0
+    assert (read(source) != MATRIX[ROWS]).nnz == 0
+    assert SlowStore.most_waiting > 4
+
+
+@pytest.mark.parametrize("form", ["h5", "zarr", "memory"])
+def test_several_threads_read_from_one_source(form, tmp_path):
+    if form == "memory":
+        source = storage.open_matrix(MATRIX)
+    else:
+        path = (write_h5 if form == "h5" else write_zarr)(tmp_path / f"a.{form}", csr_parts(MATRIX), csr_attrs(MATRIX))
+        handle = h5py.File(path, "r") if form == "h5" else zarr.open_group(path, mode="r")
+        source = storage.open_matrix(handle["X"])
+    wrong = []
+
+    def work():
+        wrong.extend(1 for _ in range(10) if (read(source) != MATRIX[ROWS]).nnz)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

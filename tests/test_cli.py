@@ -28,7 +28,9 @@ def place(tmp_path, inputs):
 
 def test_build_and_add(tmp_path, inputs, capsys):
     out = str(tmp_path / "new.zarr")
-    assert main(["build", out, *inputs, "--groupby", "cell_type", "--seed", "1", "--quiet", "--dataset-size", "70"]) == 0
+    assert (
+        main(["build", out, *inputs, "--groupby", "cell_type", "--seed", "1", "--quiet", "--dataset-size", "70"]) == 0
+    )
     assert "new.zarr: 2 datasets" in capsys.readouterr().out
     assert main(["build", out, inputs[0], "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"path": out, "datasets": 3}
@@ -39,7 +41,16 @@ def test_build_options(tmp_path, inputs, capsys):
     genes = tmp_path / "genes.txt"
     genes.write_text("g3\ng1\n")
     codec = '[{"name": "zstd", "configuration": {"level": 2}}]'
-    arguments = ["--var-subset", str(genes), "--no-compact", "--no-shuffle", "--zarr-compressor", codec, "--max-memory", "90MB"]
+    arguments = [
+        "--var-subset",
+        str(genes),
+        "--no-compact",
+        "--no-shuffle",
+        "--zarr-compressor",
+        codec,
+        "--max-memory",
+        "90MB",
+    ]
     assert main(["build", str(tmp_path / "o.zarr"), *inputs, *arguments, "--n-obs-per-chunk", "4", "--quiet"]) == 0
     group = next(iter(DatasetCollection(tmp_path / "o.zarr")))
     assert group["X/data"].dtype == np.float32

@@ -64,7 +64,11 @@ def test_union_of_ranges():
     assert WholeRange.union([]).whole
 
 
-@given(st.lists(st.integers(0, 5), max_size=12), st.randoms(use_true_random=False), st.sampled_from(["u1", "u2", "f4", "f8"]))
+@given(
+    st.lists(st.integers(0, 5), max_size=12),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["u1", "u2", "f4", "f8"]),
+)
 def test_place_ragged_equals_a_loop(lengths, random, dtype):
     n = len(lengths)
     section = Ragged(starts_of(np.array(lengths, np.int64)), (np.arange(sum(lengths)).astype(dtype),))

@@ -16,7 +16,10 @@ OPTIONS = {"groupby": "cell_type", "dataset_size": 60, "progress": False, "max_m
 
 @pytest.fixture
 def inputs(tmp_path):
-    return [write(tmp_path, name, cells(50, seed=i, prefix=f"p{i}")) for i, name in enumerate(["a.h5ad", "b.zarr", "c.h5ad"])]
+    return [
+        write(tmp_path, name, cells(50, seed=i, prefix=f"p{i}"))
+        for i, name in enumerate(["a.h5ad", "b.zarr", "c.h5ad"])
+    ]
 
 
 def build(tmp_path, name, inputs, executor):

@@ -68,7 +68,9 @@ def test_theirs_opens_here_and_takes_more(tmp_path, two):
     peer(tmp_path, BUILD, tmp_path / "c.zarr", *paths)
     collection = DatasetCollection(tmp_path / "c.zarr")
     found = read_all(collection)
-    expected = np.concatenate([a[[n for n in found.obs_names if n in a.obs_names]].X.toarray().sum(axis=0) for a in adatas])
+    expected = np.concatenate(
+        [a[[n for n in found.obs_names if n in a.obs_names]].X.toarray().sum(axis=0) for a in adatas]
+    )
     assert expected.sum() == found.X.sum()
     collection.add_adatas([cells(10, prefix="c")], progress=False)
     assert len(collection.obs()) == 100

@@ -43,7 +43,7 @@ class LoaderOutput(TypedDict):
     obs
         Annotations of the rows, row-aligned with ``X``, or None when the data has none.
     var
-        Annotations of the variables, or None when the data has none. The same object in every batch.
+        Annotations of the variables, or None when the data has none. A shallow copy: do not write into its values.
     index
         Global row numbers (int64), or None unless ``return_index=True``.
     layers, obsm

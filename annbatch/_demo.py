@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _N_CLASSES = 12
 _N_FILES = 4
+_LEAST_CELLS = 4000
 _TEST_SHARE = 0.2
 _CHUNK_ROWS = 32
 _BATCH_ROWS = 128
@@ -73,6 +74,9 @@ def run_demo(
     out: Path, *, n_cells: int, n_passes: int, seed: int, progress: bool, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Make the files, build the collection, train twice; ``say`` gets what a person wants to read. Returns the same as plain data."""
+    if n_cells < _LEAST_CELLS:
+        msg = f"cells must be >= {_LEAST_CELLS}, so that the rare class fills a chunk, got {n_cells}"
+        raise ValueError(msg)
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     real = real_cells()

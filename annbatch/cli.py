@@ -236,7 +236,7 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
 
     return run_demo(
         options.out,
-        n_cells=max(positive_int("cells", options.cells), 1000),
+        n_cells=positive_int("cells", options.cells),
         n_passes=positive_int("passes", options.passes),
         seed=options.seed,
         progress=not options.quiet,

@@ -19,6 +19,7 @@ CODECS = (("lz4", 3), ("lz4", 9), ("lz4hc", 1), ("lz4hc", 2), ("lz4hc", 4), ("zs
 
 
 def thinned(n_cells):
+    """Deep cells made of real ones."""
     rng = np.random.default_rng(0)
     real = real_cells().counts
     picked = real[rng.integers(0, real.shape[0], n_cells)]
@@ -28,6 +29,7 @@ def thinned(n_cells):
 
 
 def measure(values, chunk, codec):
+    """Bytes a value, and million values a second written and read."""
     pieces = [values[i : i + chunk] for i in range(0, len(values) - chunk + 1, chunk)]
     n = chunk * len(pieces)
     began = time.perf_counter()
@@ -44,6 +46,7 @@ def measure(values, chunk, codec):
 
 
 def main(n_cells):
+    """Print the table."""
     blosc.use_threads = False
     counts = thinned(n_cells)
     arrays = [array.astype(np.uint16) for array in (counts.data, counts.indices)]

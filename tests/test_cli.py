@@ -108,8 +108,8 @@ def test_demo(tmp_path, capsys):
     assert "held-out cells" in captured.err
     assert (tmp_path / "out" / "cells_0.h5ad").exists()
     # A second demo in the same place starts anew.
-    assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "2000", "--passes", "1", "--quiet"]) == 0
-    assert len(DatasetCollection(tmp_path / "out" / "collection.zarr").obs()) == 2000
+    assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "5000", "--passes", "1", "--quiet"]) == 0
+    assert len(DatasetCollection(tmp_path / "out" / "collection.zarr").obs()) == 5000
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,7 @@ def test_demo(tmp_path, capsys):
         (["build", "out.zarr", "nowhere.h5ad", "--max-memory", "much"], "max_memory must be a size"),
         (["build", "out.zarr", "x.h5ad", "--zarr-compressor", "zip"], "zarr_compressor must be a JSON list"),
         (["bench", "nowhere.zarr"], "nowhere.zarr"),
+        (["demo", "--cells", "10"], "cells must be >= 4000"),
     ],
 )
 def test_errors_without_traceback(tmp_path, monkeypatch, capsys, arguments, text):

@@ -73,7 +73,8 @@ def write_element(root: Any, name: str, value: Any) -> None:
     # Whatever the user or the version of anndata prefers: one file each is right for small things, and text with missing values is text.
     chosen = {"auto_shard_zarr_v3": False, "allow_write_nullable_strings": True}
     with ad.settings.override(**{key: value for key, value in chosen.items() if key in dir(ad.settings)}):
-        ad.io.write_elem(root, name, value)
+        parent, _, key = name.rpartition("/")
+        ad.io.write_elem(root[parent] if parent else root, key, value)
 
 
 class Sink(ABC):

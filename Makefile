@@ -40,11 +40,26 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/bench
-	cd benchmarks && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) $(ARGS)
+	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) $(ARGS)
 
 # Each benchmark once, on small data, to see that it still runs.
 bench-quick: $(VENV)/bench
-	cd benchmarks && ANNBATCH_BENCH_QUICK=1 ../$(BIN)/asv run --python=same --quick --show-stderr --dry-run $(ARGS)
+	$(BIN)/python -m benchmarks.quick $(ARGS)
+
+# Side by side with other loaders, each in an environment of its own. Needs Python 3.12 (for the others), half an hour, and
+# torch: make versus WITH="torch==2.13.0" ARGS="--python python3.12"
+versus: $(VENV)/bench $(VENV)/test
+	$(BIN)/python -m benchmarks.versus --out docs/versus --write README.md --write docs/performance.md $(ARGS)
+
+# The tests of kernels and storage under the address and undefined-behaviour sanitizers, in a copy of the sources, so that the
+# modules that were built here stay as they are.
+sanitize: $(VENV)/test
+	rm -rf $(VENV)/sanitize && mkdir $(VENV)/sanitize && cp -r setup.py pyproject.toml README.md annbatch tests $(VENV)/sanitize/
+	cd $(VENV)/sanitize && find annbatch \( -name '*.so' -o -name '*.c' \) -delete && \
+	ANNBATCH_SANITIZE=1 ANNBATCH_CYTHON_DEBUG=1 ../bin/python setup.py --quiet build_ext --inplace && \
+	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=. \
+	../bin/python -m pytest -q -p no:cacheprovider tests/test_rows.py tests/samplers/test_rle.py tests/storage $(ARGS)
 
 $(VENV)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or later, or pass PYTHON=/path/to/python" >&2; exit 1; }
@@ -54,7 +69,7 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
 	$(PIP) install "setuptools>=77" "Cython>=3.1" "numpy>=2" wheel
-	@$(PIP) install "blosc2>=3" || echo "no blosc2 wheel for this platform: its codecs will be decoded through numcodecs"
+	@$(PIP) install "blosc2>=4" || echo "no blosc2 wheel for this platform: its codecs will be decoded through numcodecs"
 	touch $@
 
 # Editable, without build isolation: what was compiled is what the checked-out sources say.

@@ -74,6 +74,10 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     assert len(blocks) >= 3
     script = tmp_path / "readme.py"
     # A guard, since examples with worker processes are started by importing the script again.
-    script.write_text("if __name__ == '__main__':\n" + "\n".join("    " + line for block in blocks for line in block.splitlines()))
-    done = subprocess.run([sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    script.write_text(
+        "if __name__ == '__main__':\n" + "\n".join("    " + line for block in blocks for line in block.splitlines())
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -87,13 +87,29 @@ def draw_integers(bit_generator, uint64_t n, int64_t[::1] out not None):
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs of equal codes
 
+cdef inline Py_ssize_t skip_equal(
+    const code_t[::1] codes, Py_ssize_t position, Py_ssize_t stop, code_t current, Py_ssize_t lanes,
+) noexcept nogil:
+    """Go on from `position` in steps of `lanes` codes, as long as all of them are `current`."""
+    cdef Py_ssize_t k
+    cdef code_t differs
+    while position + lanes <= stop:
+        differs = 0
+        # Without a branch, so that compilers turn it into vector instructions.
+        for k in range(lanes):
+            differs |= codes[position + k] ^ current
+        if differs != 0:
+            break
+        position += lanes
+    return position
+
+
 cdef Py_ssize_t find_runs_(
     const code_t[::1] codes, Py_ssize_t start, Py_ssize_t stop, int64_t[::1] run_start, int64_t[::1] run_code,
     Py_ssize_t* n_found,
 ) noexcept nogil:
-    cdef Py_ssize_t capacity = run_start.shape[0], position = start, k
-    cdef Py_ssize_t lanes = 64 // sizeof(code_t)
-    cdef code_t current, differs
+    cdef Py_ssize_t capacity = run_start.shape[0], position = start
+    cdef code_t current
     n_found[0] = 0
     while position < stop and n_found[0] < capacity:
         current = codes[position]
@@ -101,16 +117,10 @@ cdef Py_ssize_t find_runs_(
         run_code[n_found[0]] = current
         n_found[0] += 1
         position += 1
-        # Runs are long: look at 64 bytes at a time, in a loop that compilers turn into vector instructions.
-        while position + lanes <= stop:
-            differs = 0
-            for k in range(lanes):
-                differs |= codes[position + k] ^ current
-            if differs != 0:
-                break
-            position += lanes
-        while position < stop and codes[position] == current:
-            position += 1
+        # Runs are long: steps of 64 bytes through them, then of 8 bytes, then of one code to their end.
+        position = skip_equal(codes, position, stop, current, 64 // sizeof(code_t))
+        position = skip_equal(codes, position, stop, current, 8 // sizeof(code_t))
+        position = skip_equal(codes, position, stop, current, 1)
     return position
 
 

@@ -17,6 +17,7 @@ from ._files import open_files, read_labels
 from ._joins import join_genes
 from ._labels import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
 from ._matrices import JoinedMatrix, RowsOfFile
+from ._options import as_names, as_numeric
 from ._samples import Column, collate, make_samples, register_with_torch
 from ._workers import current_worker
 from .storage import BufferPool, available_cpus
@@ -153,7 +154,7 @@ class MappedCollection:
         self.encode_labels = _encoded_keys(encode_labels, self.obs_keys)
         self.unknown_label = _unknown_labels(unknown_label, self.encode_labels)
         self.parallel = parallel
-        self.dtype = _number_dtype(dtype)
+        self.dtype = None if dtype is None else as_numeric(dtype)
         self.num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self.path_list = paths
 
@@ -172,7 +173,8 @@ class MappedCollection:
             raise ValueError(msg)
         self.var_list = [file.var_names for file in self._files]
         names_of_files = [file.name for file in self._files]
-        genes = join_genes(self.var_list, names_of_files, join, _chosen_genes(var_names))
+        wanted = None if var_names is None else as_names("var_names", var_names)
+        genes = join_genes(self.var_list, names_of_files, join, wanted)
         self.join_vars, self.var_joint, self.var_indices = genes.how, genes.names, genes.sources
         self._matrices = {
             name: JoinedMatrix(
@@ -590,19 +592,3 @@ def _unknown_labels(unknown_label: Any, encoded: list[str]) -> dict[str, Any]:
             msg = f"unknown_label must be a label, or a dict of one label per key, got {label!r} for a label"
             raise TypeError(msg)
     return dict(unknown_label)
-
-
-def _number_dtype(dtype: Any) -> np.dtype[Any] | None:
-    checked = None if dtype is None else np.dtype(dtype)
-    if checked is not None and checked.kind not in "biufc":
-        # Text above all: it would cut numbers off where they are longer than the text may be.
-        msg = f"dtype must be one of numbers or bool, got {checked}"
-        raise TypeError(msg)
-    return checked
-
-
-def _chosen_genes(var_names: Any) -> list[Any] | None:
-    if isinstance(var_names, str):
-        msg = f"var_names must be a list of gene names, got the single name {var_names!r}"
-        raise TypeError(msg)
-    return None if var_names is None else _listed("var_names", var_names)

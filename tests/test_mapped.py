@@ -128,11 +128,11 @@ def test_var_names_choose_and_order_the_genes(two):
 
 def test_var_names_that_cannot_be_had(two):
     _, paths = two
-    with pytest.raises(KeyError, match="1 of 2 names are not in the genes that all files share: 'a'"):
+    with pytest.raises(KeyError, match="var_names must be names that all files share .*, got 1 unknown ones: 'a'"):
         MappedCollection(paths, var_names=["b", "a"])
-    with pytest.raises(KeyError, match="not in any file: 'nope'"):
+    with pytest.raises(KeyError, match="var_names must be names of the data, got 1 unknown ones: 'nope'"):
         MappedCollection(paths, join="outer", var_names=["nope"])
-    with pytest.raises(ValueError, match="must not repeat a name, got 'b'"):
+    with pytest.raises(ValueError, match="var_names must name each only once, got 'b'"):
         MappedCollection(paths, var_names=["b", "b"])
     with pytest.raises(ValueError, match="var_names needs join"):
         MappedCollection(paths, join=None, var_names=["b"])
@@ -142,7 +142,7 @@ def test_var_names_that_cannot_be_had(two):
 def test_gene_names_that_repeat(folder, two):
     repeated = cells(np.random.default_rng(3), 2, ["b", "b", "c"])
     path = write(repeated, folder, "repeated")
-    with pytest.raises(ValueError, match=r"repeated.h5ad has gene names that repeat \('b'\)"):
+    with pytest.raises(ValueError, match=r"must be unique to be aligned, got 'b' more than once in .*repeated.h5ad"):
         MappedCollection([path, two[1][0]])
     with MappedCollection([path, path]) as m:
         np.testing.assert_array_equal(m[0]["X"], dense(repeated.X)[0])
@@ -532,10 +532,10 @@ def test_repr_names_what_is_read(two):
         ({"obs_keys": ["donor", "donor"]}, ValueError, r"got \['donor'\] more than once"),
         ({"num_threads": 1.5}, TypeError, "num_threads must be an integer, got 1.5"),
         ({"dtype": "nope"}, TypeError, "nope"),
-        ({"dtype": "U4"}, TypeError, "dtype must be one of numbers or bool, got <U4"),
-        ({"dtype": "datetime64[s]"}, TypeError, "dtype must be one of numbers or bool"),
-        ({"var_names": "bc"}, TypeError, "var_names must be a list of gene names, got the single name 'bc'"),
-        ({"var_names": 5}, TypeError, "var_names must be a list, got 5 of type int"),
+        ({"dtype": "U4"}, ValueError, "dtype must be a number type, got <U4"),
+        ({"dtype": "datetime64[s]"}, ValueError, "dtype must be a number type"),
+        ({"var_names": "bc"}, TypeError, "var_names must be a list of names, got the string 'bc'"),
+        ({"var_names": 5}, TypeError, "var_names must be a list of names, got 5"),
         ({"obs_keys": 5}, TypeError, "obs_keys must be a list, got 5 of type int"),
         ({"obs_filter": {"cell_type": [["T"]]}}, TypeError, r"obs_filter\['cell_type'\] must be a value or a list"),
         ({"obs_keys": "donor", "unknown_label": ["x"]}, TypeError, r"unknown_label must be a label, .* got \['x'\]"),

@@ -145,7 +145,8 @@ def _names_and_rows(path: Path, group: Any, reader: FrameReader, obs_filter: Map
             keep &= row_filter(reader.labels(column), values) if column in reader.columns else False
         rows = np.flatnonzero(keep)
         n_rows = len(rows)
-    return OpenFile(path, str(path), rows, n_rows, names)
+    # Opened again for labels that are asked for later, maybe from another working directory.
+    return OpenFile(path.absolute(), str(path), rows, n_rows, names)
 
 
 def _column(reader: FrameReader, key: str, rows: np.ndarray | None, *, as_labels: bool) -> np.ndarray | Labels | None:

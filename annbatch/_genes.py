@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+
+from ._names import check_known, check_unique, join_names, some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,27 +66,19 @@ class Genes:
             if frames and self.join is None:
                 msg = f"all var must be identical without join; {name}: {_difference(frames[0], frame)}"
                 raise ValueError(msg)
-            if (self.join is not None or self.wanted is not None) and not frame.index.is_unique:
-                twice = frame.index[frame.index.duplicated()].unique()
-                msg = f"var names must be unique to be aligned, got {_some(twice)} more than once in {name}"
-                raise ValueError(msg)
+            if self.join is not None or self.wanted is not None:
+                check_unique(frame.index, name)
             frame_of_dataset.append(len(frames))
             frames.append(frame)
-            joined = frame.index if joined is None else self._join(joined, frame.index)
+            joined = (
+                frame.index if joined is None or self.join is None else join_names([joined, frame.index], self.join)
+            )
         if joined is not None and len(joined) == 0 and any(len(frame) for frame in frames):
             msg = f"join='inner' must leave at least one variable, but {names[-1]} shares none with the other datasets"
             raise ValueError(msg)
         if self.wanted is not None and joined is not None and self.join != "outer":
-            _check_known(self.wanted, joined)
+            check_known(self.wanted, joined, self.join)
         return replace(self, frames=tuple(frames), frame_of_dataset=tuple(frame_of_dataset), joined=joined, _columns={})
-
-    def _join(self, joined: pd.Index, names: pd.Index) -> pd.Index:
-        together: pd.Index[Any]
-        if self.join == "inner":
-            together = joined[joined.isin(names)]
-        else:
-            together = pd.Index(sorted({*joined, *names}), dtype=object)
-        return together
 
     @property
     def names(self) -> pd.Index:
@@ -94,7 +88,7 @@ class Genes:
             return self.joined
         if self.join == "outer":
             # A name may come with any dataset, so it can only be missed once all are there.
-            _check_known(self.wanted, self.joined)
+            check_known(self.wanted, self.joined, self.join)
         return self.wanted
 
     def columns(self, dataset: int) -> np.ndarray | None:
@@ -146,19 +140,7 @@ def _difference(first: pd.DataFrame, other: pd.DataFrame) -> str:
     else:
         missing, new = first.index.difference(other.index), other.index.difference(first.index)
         if len(missing) or len(new):
-            what = f"lacks {len(missing)} names of the first dataset ({_some(missing)}) and has {len(new)} others ({_some(new)})"
+            what = f"lacks {len(missing)} names of the first dataset ({some(missing)}) and has {len(new)} others ({some(new)})"
         else:
             what = "has the names of the first dataset in another order"
     return f"its var {what}. Pass join='inner' or join='outer' to align datasets by name"
-
-
-def _check_known(wanted: pd.Index, names: pd.Index) -> None:
-    unknown = wanted[~wanted.isin(names)]
-    if len(unknown):
-        msg = f"var_names must be names of the data, got {len(unknown)} unknown ones: {_some(unknown)}"
-        raise KeyError(msg)
-
-
-def _some(names: pd.Index) -> str:
-    shown = ", ".join(repr(str(name)) for name in names[:3])
-    return shown + (", ..." if len(names) > 3 else "")

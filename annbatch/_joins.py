@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from ._names import check_known, check_unique, join_names
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -56,7 +58,7 @@ def join_genes(
         "inner" (shared genes in the order of the first file), "outer" (all genes; sorted when the files differ) or None
         (every file as it is).
     var_names
-        Keep just these of the joint genes, in this order.
+        Keep just these of the joint genes, in this order; distinct.
 
     Raises
     ------
@@ -75,8 +77,9 @@ def join_genes(
         joint = None
     else:
         for names, path in zip(var_list, paths, strict=True):
-            _check_unique(names, path)
-        joint = _shared(var_list) if how == "inner" else _union(var_list)
+            check_unique(names, path)
+        # Files of the same genes share one Index: each is gone through once.
+        joint = join_names(list({id(names): names for names in var_list}.values()), how)
         if not len(joint):
             msg = f'join="inner": no gene is in all {n_files} files; use join="outer" to keep the genes of every file'
             raise ValueError(msg)
@@ -84,8 +87,10 @@ def join_genes(
         if joint is None:
             msg = f'var_names needs join="inner" or join="outer": the genes of {paths[differ[0]]} and {paths[0]} differ'
             raise ValueError(msg)
-        _check_unique(joint, paths[0])
-        joint = _chosen(joint, var_names, how if differ else None)
+        check_unique(joint, paths[0])
+        wanted: pd.Index[Any] = pd.Index(list(var_names), dtype=object)
+        check_known(wanted, joint, how if differ else None)
+        joint = wanted
     if joint is None or (joint is first and not differ):
         return GeneJoin(None, joint, [None] * n_files, [None] * n_files)
 
@@ -102,46 +107,5 @@ def join_genes(
     )
 
 
-def _shared(var_list: Sequence[pd.Index[Any]]) -> pd.Index[Any]:
-    keep = np.ones(len(var_list[0]), dtype=bool)
-    for names in {id(names): names for names in var_list[1:]}.values():
-        keep &= np.asarray(var_list[0].isin(names))
-    shared: pd.Index[Any] = var_list[0][keep]
-    return shared
-
-
-def _union(var_list: Sequence[pd.Index[Any]]) -> pd.Index[Any]:
-    distinct = {id(names): names for names in var_list}
-    union: pd.Index[Any] = pd.Index(sorted(set().union(*distinct.values())), dtype=object)
-    return union
-
-
-def _chosen(joint: pd.Index[Any], var_names: Sequence[str], how: str | None) -> pd.Index[Any]:
-    chosen: pd.Index[Any] = pd.Index(list(var_names), dtype=object)
-    repeated = chosen[chosen.duplicated()]
-    if len(repeated):
-        msg = f"var_names must not repeat a name, got {_some(repeated)} more than once"
-        raise ValueError(msg)
-    unknown = chosen[~chosen.isin(joint)]
-    if len(unknown):
-        where = "the files" if how is None else "the genes that all files share" if how == "inner" else "any file"
-        msg = f"var_names: {len(unknown)} of {len(chosen)} names are not in {where}: {_some(unknown)}"
-        raise KeyError(msg)
-    return chosen
-
-
 def _places(names: pd.Index[Any], wanted: pd.Index[Any]) -> np.ndarray:
     return np.asarray(names.get_indexer(wanted), dtype=np.int64)
-
-
-def _check_unique(names: pd.Index[Any], path: str) -> None:
-    if not names.is_unique:
-        repeated = names[names.duplicated()].unique()
-        msg = (
-            f"{path} has gene names that repeat ({_some(repeated)}), so its columns cannot be matched with other files"
-        )
-        raise ValueError(msg)
-
-
-def _some(names: pd.Index[Any]) -> str:
-    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")

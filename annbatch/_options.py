@@ -1,4 +1,4 @@
-"""Arguments of Loader, checked."""
+"""Arguments of Loader and MappedCollection, checked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def as_names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         msg = f"{parameter} must be a list of names, got the string {names!r}: pass [{names!r}]"
         raise TypeError(msg)
-    found = tuple(names)
+    try:
+        found = tuple(names)
+    except TypeError:
+        msg = f"{parameter} must be a list of names, got {names!r}"
+        raise TypeError(msg) from None
     if not all(isinstance(name, str) for name in found):
         msg = f"{parameter} must be a list of names, got {names!r}"
         raise TypeError(msg)

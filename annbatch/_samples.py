@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import numpy as np
 
 _TORCH_COLLATE = "torch.utils.data._utils.collate"
 
@@ -103,6 +103,8 @@ def collate(samples: Sequence[Any]) -> Any:
         If torch is not installed.
     KeyError
         If a key is only in some of the samples, because not every file has it.
+    ValueError
+        If rows of a key differ in shape, because its columns differ between files and are not joined.
     """
     try:
         import torch
@@ -112,16 +114,12 @@ def collate(samples: Sequence[Any]) -> Any:
         raise ImportError(msg) from error
     batch = _unchanged_batch(samples)
     if batch is None:
-        _check_keys(samples)
+        _check_alike(samples)
         return default_collate([dict(sample) if isinstance(sample, Sample) else sample for sample in samples])
     out: dict[str, Any] = {}
     for key, column in batch.columns.items():
-        if column.block is not None:
-            out[key] = torch.from_numpy(column.block)
-        elif all(isinstance(value, str) for value in column.values):
-            out[key] = list(column.values)
-        else:
-            out[key] = default_collate(list(column.values))
+        # Text makes no tensor, nor do the missing labels in it: torch would look at the first value and then stumble.
+        out[key] = list(column.values) if column.block is None else torch.from_numpy(column.block)
     return out
 
 
@@ -147,12 +145,22 @@ def _collate_for_torch(samples: Sequence[Any], *, collate_fn_map: Any = None) ->
     return module.collate(plain, collate_fn_map=collate_fn_map)
 
 
-def _check_keys(samples: Sequence[Any]) -> None:
-    keys = [set(sample) for sample in samples if isinstance(sample, dict)]
+def _check_alike(samples: Sequence[Any]) -> None:
+    """See that samples can be stacked; torch would not say which key is in the way."""
+    dicts = [sample for sample in samples if isinstance(sample, dict)]
+    keys = [set(sample) for sample in dicts]
     partial = sorted(keys[0].union(*keys) - keys[0].intersection(*keys)) if keys else []
     if partial:
         msg = f"{partial} is only in some samples of the batch, because not every file has it: leave it out, or batch by file"
         raise KeyError(msg)
+    for key in dicts[0] if dicts else ():
+        shapes = sorted({sample[key].shape for sample in dicts if isinstance(sample[key], np.ndarray)})
+        if len(shapes) > 1:
+            msg = (
+                f"{key!r} must have rows of one shape to be stacked, got {shapes[0]} and {shapes[1]} in one batch: "
+                "its columns differ between files, so join the genes, leave it out, or batch by file"
+            )
+            raise ValueError(msg)
 
 
 def _unchanged_batch(samples: Sequence[Any]) -> _Batch | None:

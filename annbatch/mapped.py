@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Hashable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,17 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from ._checks import as_count
 from ._files import open_files, read_labels
 from ._joins import join_genes
 from ._labels import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
 from ._matrices import JoinedMatrix, RowsOfFile
+from ._options import as_names, as_numeric
 from ._samples import Column, collate, make_samples, register_with_torch
 from ._workers import current_worker
 from .storage import BufferPool, available_cpus
 from .storage.frames import Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -151,8 +154,8 @@ class MappedCollection:
         self.encode_labels = _encoded_keys(encode_labels, self.obs_keys)
         self.unknown_label = _unknown_labels(unknown_label, self.encode_labels)
         self.parallel = parallel
-        self.dtype = None if dtype is None else np.dtype(dtype)
-        self.num_threads = _checked_threads(num_threads)
+        self.dtype = None if dtype is None else as_numeric(dtype)
+        self.num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self.path_list = paths
 
         names = [*self.layers_keys, *self.obs_keys, *(f"obsm_{key}" for key in self.obsm_keys), "_store_idx"]
@@ -169,7 +172,9 @@ class MappedCollection:
             msg = f"obs_filter={obs_filter!r}: no row of the {len(paths)} files passes it"
             raise ValueError(msg)
         self.var_list = [file.var_names for file in self._files]
-        genes = join_genes(self.var_list, [file.name for file in self._files], join, var_names)
+        names_of_files = [file.name for file in self._files]
+        wanted = None if var_names is None else as_names("var_names", var_names)
+        genes = join_genes(self.var_list, names_of_files, join, wanted)
         self.join_vars, self.var_joint, self.var_indices = genes.how, genes.names, genes.sources
         self._matrices = {
             name: JoinedMatrix(
@@ -255,7 +260,7 @@ class MappedCollection:
         except TypeError:
             msg = f"index must be an integer, got {type(index).__name__}; __getitems__ takes a list of integers"
             raise TypeError(msg) from None
-        return dict(self._read(np.array([number], dtype=np.int64), num_threads=1)[0])
+        return dict(self._read(np.array([number]), num_threads=1)[0])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Read a batch; torch's DataLoader calls this.
@@ -291,7 +296,7 @@ class MappedCollection:
             msg = f"indices must be a list of integers, got {numbers.dtype} of shape {numbers.shape}"
             raise TypeError(msg)
         register_with_torch()
-        return list(self._read(numbers.astype(np.int64, copy=False), num_threads=self._threads()))
+        return list(self._read(numbers, num_threads=self._threads()))
 
     collate = staticmethod(collate)
 
@@ -450,10 +455,12 @@ class MappedCollection:
             msg = "this MappedCollection is closed: make a new one to read rows"
             raise RuntimeError(msg)
         n_obs = self.n_obs
+        # Before they become int64, where a larger number would wrap around to another row.
         outside = (numbers < -n_obs) | (numbers >= n_obs)
         if outside.any():
             msg = f"index {numbers[outside][0]} is out of range for {n_obs} rows"
             raise IndexError(msg)
+        numbers = numbers.astype(np.int64, copy=False)
         numbers = np.where(numbers < 0, numbers + n_obs, numbers)
         of_file = np.searchsorted(self._starts, numbers, side="right") - 1
         groups = self._by_file(numbers, of_file)
@@ -517,17 +524,25 @@ def _paths(path_list: Any) -> list[Path]:
     if isinstance(path_list, str | os.PathLike):
         msg = f"path_list must be a list of paths, got the single path {path_list!r}"
         raise TypeError(msg)
-    paths = [Path(path) for path in path_list]
+    paths = [Path(path) for path in _listed("path_list", path_list)]
     if not paths:
         msg = "path_list must hold at least one path, got none"
         raise ValueError(msg)
     return paths
 
 
+def _listed(name: str, values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        msg = f"{name} must be a list, got {values!r} of type {type(values).__name__}"
+        raise TypeError(msg) from None
+
+
 def _keys(name: str, keys: Any) -> list[str]:
     if keys is None:
         return []
-    found = [keys] if isinstance(keys, str) else list(keys)
+    found = [keys] if isinstance(keys, str) else _listed(name, keys)
     wrong = [key for key in found if not isinstance(key, str)]
     if wrong:
         msg = f"{name} must hold text, got {wrong[0]!r} of type {type(wrong[0]).__name__}"
@@ -541,10 +556,15 @@ def _conditions(obs_filter: Any) -> dict[str, list[Any]]:
     if not hasattr(obs_filter, "items"):
         msg = f"obs_filter must be a dict of column: value or values, got {type(obs_filter).__name__}"
         raise TypeError(msg)
-    return {
-        column: list(values) if isinstance(values, list | tuple | set | frozenset | np.ndarray) else [values]
-        for column, values in obs_filter.items()
-    }
+    conditions = {}
+    for column, values in obs_filter.items():
+        one = isinstance(values, str | bytes) or not isinstance(values, Iterable)
+        conditions[column] = [values] if one else list(values)
+        for value in conditions[column]:
+            if not isinstance(value, Hashable):
+                msg = f"obs_filter[{column!r}] must be a value or a list of values, got {value!r} for a value"
+                raise TypeError(msg)
+    return conditions
 
 
 def _encoded_keys(encode_labels: Any, obs_keys: list[str]) -> list[str]:
@@ -562,16 +582,13 @@ def _unknown_labels(unknown_label: Any, encoded: list[str]) -> dict[str, Any]:
     if unknown_label is None:
         return {}
     if not hasattr(unknown_label, "items"):
-        return dict.fromkeys(encoded, unknown_label)
+        unknown_label = dict.fromkeys(encoded, unknown_label)
     not_encoded = [key for key in unknown_label if key not in encoded]
     if not_encoded:
         msg = f"unknown_label: the keys must be encoded keys {encoded}, got {not_encoded}"
         raise ValueError(msg)
+    for label in unknown_label.values():
+        if not isinstance(label, Hashable):
+            msg = f"unknown_label must be a label, or a dict of one label per key, got {label!r} for a label"
+            raise TypeError(msg)
     return dict(unknown_label)
-
-
-def _checked_threads(num_threads: int | None) -> int | None:
-    if num_threads is not None and num_threads < 1:
-        msg = f"num_threads must be >= 1 or None, got {num_threads}"
-        raise ValueError(msg)
-    return num_threads

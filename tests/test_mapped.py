@@ -128,11 +128,11 @@ def test_var_names_choose_and_order_the_genes(two):
 
 def test_var_names_that_cannot_be_had(two):
     _, paths = two
-    with pytest.raises(KeyError, match="1 of 2 names are not in the genes that all files share: 'a'"):
+    with pytest.raises(KeyError, match="var_names must be names that all files share .*, got 1 unknown ones: 'a'"):
         MappedCollection(paths, var_names=["b", "a"])
-    with pytest.raises(KeyError, match="not in any file: 'nope'"):
+    with pytest.raises(KeyError, match="var_names must be names of the data, got 1 unknown ones: 'nope'"):
         MappedCollection(paths, join="outer", var_names=["nope"])
-    with pytest.raises(ValueError, match="must not repeat a name, got 'b'"):
+    with pytest.raises(ValueError, match="var_names must name each only once, got 'b'"):
         MappedCollection(paths, var_names=["b", "b"])
     with pytest.raises(ValueError, match="var_names needs join"):
         MappedCollection(paths, join=None, var_names=["b"])
@@ -142,7 +142,7 @@ def test_var_names_that_cannot_be_had(two):
 def test_gene_names_that_repeat(folder, two):
     repeated = cells(np.random.default_rng(3), 2, ["b", "b", "c"])
     path = write(repeated, folder, "repeated")
-    with pytest.raises(ValueError, match=r"repeated.h5ad has gene names that repeat \('b'\)"):
+    with pytest.raises(ValueError, match=r"must be unique to be aligned, got 'b' more than once in .*repeated.h5ad"):
         MappedCollection([path, two[1][0]])
     with MappedCollection([path, path]) as m:
         np.testing.assert_array_equal(m[0]["X"], dense(repeated.X)[0])
@@ -394,6 +394,16 @@ def test_an_index_out_of_range(two, bad):
             m.__getitems__([0, bad])
 
 
+def test_a_number_beyond_int64_is_no_row(two):
+    """It must not wrap around to a row from the end."""
+    with MappedCollection(two[1]) as m:
+        for bad in (2**64 - 1, np.uint64(2**64 - 1), 10**30, -(10**30)):
+            with pytest.raises(IndexError, match=f"index {bad} is out of range for 8 rows"):
+                m[bad]
+        with pytest.raises(IndexError, match="index 18446744073709551615 is out of range"):
+            m.__getitems__(np.array([0, 2**64 - 1], dtype="uint64"))
+
+
 @pytest.mark.parametrize("bad", [1.0, "1", slice(0, 2), [1]])
 def test_an_index_that_is_no_integer(two, bad):
     with MappedCollection(two[1]) as m, pytest.raises(TypeError, match="index must be an integer"):
@@ -518,9 +528,17 @@ def test_repr_names_what_is_read(two):
         ({"obs_keys": [1]}, TypeError, "obs_keys must hold text, got 1 of type int"),
         ({"obs_filter": "T"}, TypeError, "obs_filter must be a dict"),
         ({"obs_filter": {"cell_type": "nope"}}, ValueError, "no row of the 2 files passes it"),
-        ({"num_threads": 0}, ValueError, "num_threads must be >= 1 or None, got 0"),
+        ({"num_threads": 0}, ValueError, "num_threads must be >= 1, got 0"),
         ({"obs_keys": ["donor", "donor"]}, ValueError, r"got \['donor'\] more than once"),
+        ({"num_threads": 1.5}, TypeError, "num_threads must be an integer, got 1.5"),
         ({"dtype": "nope"}, TypeError, "nope"),
+        ({"dtype": "U4"}, ValueError, "dtype must be a number type, got <U4"),
+        ({"dtype": "datetime64[s]"}, ValueError, "dtype must be a number type"),
+        ({"var_names": "bc"}, TypeError, "var_names must be a list of names, got the string 'bc'"),
+        ({"var_names": 5}, TypeError, "var_names must be a list of names, got 5"),
+        ({"obs_keys": 5}, TypeError, "obs_keys must be a list, got 5 of type int"),
+        ({"obs_filter": {"cell_type": [["T"]]}}, TypeError, r"obs_filter\['cell_type'\] must be a value or a list"),
+        ({"obs_keys": "donor", "unknown_label": ["x"]}, TypeError, r"unknown_label must be a label, .* got \['x'\]"),
     ],
 )
 def test_bad_arguments(two, arguments, error, message):
@@ -528,7 +546,26 @@ def test_bad_arguments(two, arguments, error, message):
         MappedCollection(two[1], **arguments)
 
 
+@pytest.mark.parametrize("kind", [list, tuple, set, iter, np.array, pd.Series, pd.Index, pd.Categorical])
+def test_the_values_of_a_filter_may_come_in_any_container(two, kind):
+    with MappedCollection(two[1], obs_filter={"cell_type": kind(["T", "NK"])}) as m:
+        assert m.original_shapes == [(3, 3), (1, 3)]
+
+
+def test_the_working_directory_may_change(folder, monkeypatch):
+    path = write(cells(np.random.default_rng(3), 2, ["a"], donor=["x", "y"]), folder, "relative")
+    monkeypatch.chdir(folder)
+    m = MappedCollection([path.name])
+    monkeypatch.chdir("/")
+    with m:
+        assert m[0]["X"].shape == (1,)
+        assert m.get_merged_labels("donor").tolist() == ["x", "y"]
+        assert m.path_list == [Path(path.name)]
+
+
 def test_bad_paths(tmp_path, two):
+    with pytest.raises(TypeError, match="path_list must be a list, got None"):
+        MappedCollection(None)
     with pytest.raises(TypeError, match="path_list must be a list of paths, got the single path"):
         MappedCollection(str(two[1][0]))
     with pytest.raises(ValueError, match="at least one path"):

@@ -14,11 +14,14 @@ per row, as integer codes and the categories that they number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
 import pandas as pd
+
+from .errors import CorruptDataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -98,12 +101,12 @@ class FrameReader:
             self.columns = tuple(columns)
             self.index_name = self._index_key
 
-    @property
+    @cached_property
     def n_rows(self) -> int:
         """Number of rows."""
         if not _is_group(self._elem):
             return int(self._elem.shape[0])
-        return int(self._column(self._index_key).values.shape[0])
+        return int(self._stored(self._index_key).values.shape[0])
 
     def index(self) -> pd.Index[Any]:
         """Read the row names.
@@ -133,8 +136,8 @@ class FrameReader:
         ------
         KeyError
             If there is no such column.
-        ValueError
-            If a code numbers no category.
+        CorruptDataError
+            If the column is listed but not stored, has not one value per row, or a code numbers no category.
         """
         self._check_name(name)
         return self._read(name)
@@ -158,8 +161,8 @@ class FrameReader:
             If there is no such column.
         TypeError
             If the column holds neither text nor numbers.
-        ValueError
-            If a code numbers no category.
+        CorruptDataError
+            If the column is listed but not stored, has not one value per row, or a code numbers no category.
         """
         self._check_name(name)
         column = self._column(name)
@@ -195,6 +198,8 @@ class FrameReader:
         ------
         KeyError
             If there is no such column.
+        CorruptDataError
+            If the column is listed but not stored, or has not one value per row.
         """
         self._check_name(name)
         column = self._column(name)
@@ -212,8 +217,23 @@ class FrameReader:
             raise KeyError(msg)
 
     def _column(self, name: str) -> _Column:
+        """Find a column and see that it has one value per row: NumPy would stretch a single one over all rows."""
+        column = self._stored(name)
+        for part in (column.values, column.mask):
+            if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
+                msg = (
+                    f"column {name!r} of {_location(self._elem)} must have one value per row, but has shape {part.shape} "
+                    f"for {self.n_rows} rows: the file is damaged"
+                )
+                raise CorruptDataError(msg)
+        return column
+
+    def _stored(self, name: str) -> _Column:
         if not _is_group(self._elem):
             return _Column(self._elem, name, categories=self._uns_categories(name))
+        if name not in self._elem:
+            msg = f"column {name!r} of {_location(self._elem)} is listed but not stored: the file is damaged"
+            raise CorruptDataError(msg)
         elem = self._elem[name]
         if not _is_group(elem):
             if "categories" not in elem.attrs:
@@ -262,7 +282,7 @@ class FrameReader:
             f"column {name!r} of {_location(self._elem)} has codes from {codes.min()} to {codes.max()} "
             f"but {len(categories)} categories: the file is damaged"
         )
-        raise ValueError(msg)
+        raise CorruptDataError(msg)
 
 
 def read_frame(elem: Any, columns: Iterable[str] | None = None) -> pd.DataFrame:
@@ -287,8 +307,8 @@ def read_frame(elem: Any, columns: Iterable[str] | None = None) -> pd.DataFrame:
         If a column does not exist.
     TypeError
         If ``elem`` is not a stored table.
-    ValueError
-        If a code of a categorical column numbers no category.
+    CorruptDataError
+        If a column is listed but not stored, has not one value per row, or a code numbers no category.
 
     Examples
     --------

@@ -155,6 +155,26 @@ def test_codes_are_int64_where_no_label_is_missing(paths):
         assert {batch["cell_type"].dtype for batch in DataLoader(m, batch_size=8)} == {torch.int64}
 
 
+@pytest.mark.parametrize("collate", [default_collate, MappedCollection.collate])
+def test_text_labels_are_a_list_wherever_one_is_missing(paths, collate):
+    with MappedCollection(paths[1:2], obs_keys="cell_type", encode_labels=False) as m:
+        missing = np.flatnonzero(pd.isna(m.get_merged_labels("cell_type"))).tolist()
+        there = np.flatnonzero(~pd.isna(m.get_merged_labels("cell_type"))).tolist()
+        for rows in (missing[:1] + there[:1], there[:1] + missing[:1], missing[:2], there[:2]):
+            samples = m.__getitems__(rows)
+            assert collate(samples)["cell_type"] == [sample["cell_type"] for sample in samples]
+
+
+@pytest.mark.parametrize("collate", [default_collate, MappedCollection.collate])
+def test_rows_of_different_length_are_named(paths, tmp_path, collate):
+    longer = write(cells(np.random.default_rng(1), 2, list("abcd")), tmp_path, "longer")
+    with (
+        MappedCollection([paths[0], longer], join=None) as m,
+        pytest.raises(ValueError, match=r"'X' must have rows of one shape to be stacked, got \(3,\) and \(4,\)"),
+    ):
+        collate(m.__getitems__([0, 20]))
+
+
 def test_a_key_that_only_some_files_have(paths):
     with MappedCollection(paths, layers_keys=["X", "counts"]) as m:
         with pytest.raises(KeyError, match=r"\['counts'\] is only in some samples of the batch"):

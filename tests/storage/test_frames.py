@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from annbatch.storage import frames
+from annbatch.storage import CorruptDataError, frames
 from annbatch.storage.frames import FrameReader, read_frame
 
 # anndata 0.13 asks pandas 3 for an option that it has deprecated, each time it writes text.
@@ -298,6 +298,37 @@ def test_a_code_without_category_is_refused(tmp_path):
             read_frame(obs)
 
 
+@pytest.mark.parametrize("n_values", [1, 5])
+@pytest.mark.parametrize("kind", ["numbers", "codes", "mask"])
+def test_a_column_that_has_not_one_value_per_row_is_refused(tmp_path, kind, n_values):
+    """A single value above all: NumPy takes it for a value of every row."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        obs = new_group(file, "0.2.0", ["n"])
+        if kind == "numbers":
+            obs["n"] = np.zeros(n_values)
+        elif kind == "codes":
+            obs["n/codes"] = np.zeros(n_values, "int8")
+            write_text(obs["n"], "categories", TYPES)
+        else:
+            obs["n/values"] = np.zeros(len(NAMES))
+            obs["n/mask"] = np.zeros(n_values, bool)
+        message = rf"column 'n' of .*a\.h5 :: obs must have one value per row, but has shape \({n_values},\)"
+        for read in (FrameReader.column, FrameReader.labels, FrameReader.numbers):
+            with pytest.raises(CorruptDataError, match=message):
+                read(FrameReader(obs), "n")
+
+
+def test_a_column_that_is_listed_but_not_stored_is_named(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        obs = new_group(file, "0.2.0", ["n"])
+        message = r"column '{}' of .*a\.h5 :: obs is listed but not stored"
+        with pytest.raises(CorruptDataError, match=message.format("n")):
+            FrameReader(obs).labels("n")
+        del obs["names"]
+        with pytest.raises(CorruptDataError, match=message.format("names")):
+            _ = FrameReader(obs).n_rows
+
+
 def test_what_is_no_table_is_refused(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["X"] = np.zeros((2, 2))
@@ -309,10 +340,11 @@ def test_what_is_no_table_is_refused(tmp_path):
 
 def test_codes_take_the_smallest_type_that_fits(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        obs = new_group(file, "0.2.0", ["n"])
         for n_categories, dtype in [(128, np.int8), (129, np.int16), (32769, np.int32)]:
-            obs.pop("n", None)
-            obs["n"] = np.arange(n_categories)
+            file.pop("obs", None)
+            obs = new_group(file, "0.2.0", ["n"])
+            obs["n"] = obs["numbers"] = np.arange(n_categories)
+            obs.attrs["_index"] = "numbers"
             labels = FrameReader(obs).labels("n")
             assert labels.codes.dtype == dtype
             np.testing.assert_array_equal(labels.codes, np.arange(n_categories))

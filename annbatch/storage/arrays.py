@@ -296,8 +296,13 @@ def stored_array(elem: Any, location: str | None = None) -> StoredArray:
     Raises
     ------
     TypeError
-        It is none of them.
+        It is none of them, or has a mask, which batches do not.
     """
+    if isinstance(elem, np.ma.MaskedArray):
+        msg = (
+            "expected an array without a mask, got a numpy.ma.MaskedArray; say what masked values are, e.g. X.filled(0)"
+        )
+        raise TypeError(msg)
     if isinstance(elem, np.ndarray):
         return MemoryArray(elem, location or "array in memory")
     module = type(elem).__module__.partition(".")[0]

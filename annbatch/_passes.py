@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-
-import numpy as np
 
 from ._prefetch import ReadAhead, in_order
 
@@ -36,7 +33,7 @@ class Position:
         """Return the state of a loader over `table`: plain data that survives JSON."""
         return {
             "version": _STATE_VERSION,
-            "data": _fingerprint(table),
+            "data": dict(table.fingerprint),
             "sampler": self.state,
             "n_batches_done_of_request": self.n_done,
         }
@@ -50,7 +47,7 @@ class Position:
         if state.get("version") != _STATE_VERSION:
             msg = f"state must be a loader's, of version {_STATE_VERSION}, got version {state.get('version')!r}"
             raise ValueError(msg)
-        ours, theirs = _fingerprint(table), state.get("data")
+        ours, theirs = table.fingerprint, state.get("data")
         if ours != theirs:
             msg = f"state belongs to other data: it was taken with {theirs}, this loader has {ours}"
             raise ValueError(msg)
@@ -59,11 +56,6 @@ class Position:
             msg = f"state must be a dict made by state_dict, got one with n_batches_done_of_request={n_done!r}"
             raise ValueError(msg)
         return cls(sampler, state["sampler"], n_done)
-
-
-def _fingerprint(table: Table) -> dict[str, Any]:
-    lengths = hashlib.sha256(np.asarray(table.lengths, dtype="<i8").tobytes()).hexdigest()
-    return {"n_obs": table.n_obs, "n_datasets": len(table.lengths), "dataset_lengths_sha256": lengths}
 
 
 Item: TypeAlias = tuple[Any, Position]

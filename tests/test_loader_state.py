@@ -205,3 +205,13 @@ def test_state_that_does_not_fit_says_so():
     fits.load_state_dict(state | {"n_batches_done_of_request": 7})
     with pytest.raises(ValueError, match="7 batches of a load request are done, but it has 2"):
         list(fits)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_state_of_the_same_files_in_another_order_is_refused(dense):
+    """Both have 50 rows: only what is in them tells them apart."""
+    one, two = (make_adata(50, seed=seed, prefix=f"{seed}_", dense=dense) for seed in (0, 1))
+    state = saved(small_loader().add_adatas([one, two]))
+    small_loader().add_adatas([one, two]).load_state_dict(state)
+    with pytest.raises(ValueError, match="state belongs to other data"):
+        small_loader().add_adatas([two, one]).load_state_dict(state)

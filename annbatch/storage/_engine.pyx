@@ -33,6 +33,7 @@ cdef extern from "_system.h" nogil:
         int64_t size, time_ns, inode
     ctypedef void (*worker_fn)(void *, int) noexcept nogil
     int file_open(const char *, stamp_t *)
+    bint file_exists(const char *)
     void file_close(int)
     int64_t file_read(int, char *, int64_t, int64_t)
     int64_t file_read_pieces(int, iovec *, int, int64_t)
@@ -157,6 +158,7 @@ cdef struct Table:
     PyObject *decoder[MAX_CODECS]
     char fill[16]
     const char *root
+    const char *document
     int n_dims
     int64_t grid[MAX_DIMS]
     char separator
@@ -218,7 +220,10 @@ cdef void file_path(const Table *table, int64_t number, char *path) noexcept nog
 
 cdef int open_chunk_file(const Table *table, int item, int64_t number, OpenFile *opened,
                          int64_t *detail) noexcept nogil:
-    """Have the file of a chunk open; the one open before is closed. -1 when it does not exist."""
+    """Have the file of a chunk open; the one open before is closed. -1 when the array lacks it.
+
+    When the whole array is gone (moved, unmounted), its chunks are not fill values but lost.
+    """
     cdef char path[MAX_PATH]
     cdef stamp_t stamp = [0, 0, 0]
     cdef int fd
@@ -231,7 +236,7 @@ cdef int open_chunk_file(const Table *table, int item, int64_t number, OpenFile 
     fd = file_open(path, &stamp)
     if fd < 0:
         if fd == -ENOENT:
-            return CHANGED if table.stamp != NULL else -1
+            return -1 if table.stamp == NULL and file_exists(table.document) else CHANGED
         detail[0] = -fd
         return CANNOT_READ
     if table.stamp != NULL and (
@@ -511,6 +516,7 @@ cdef object set_table(Table *table, object chunk_table):
     memset(table.fill, 0, 16)
     memcpy(table.fill, PyBytes_AS_STRING(fill), <size_t>min(16, PyBytes_GET_SIZE(fill)))
     table.root = PyBytes_AS_STRING(chunk_table.root)
+    table.document = PyBytes_AS_STRING(chunk_table.document)
     table.key_prefix = PyBytes_AS_STRING(chunk_table.key_prefix)
     table.separator = chunk_table.separator[0]
     table.n_dims = len(chunk_table.file_grid)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from itertools import product
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -212,7 +214,7 @@ class ZarrArray(StoredArray):
     """An array of a Zarr store, of format 2 or 3, local or remote."""
 
     def __init__(self, array: zarr.Array[Any]) -> None:
-        self.array = array
+        self.array = _at_absolute_path(array)
         self.location = f"{_store_name(array)} :: {array.path or '/'}"
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
 
@@ -243,7 +245,49 @@ class ZarrArray(StoredArray):
         return {key: value for key, value in self.__dict__.items() if key != "_table"}
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self.array[start:stop])
+        values = np.asarray(self.array[start:stop])
+        self._check_files_of_fill(values, start)
+        return values
+
+    def _check_files_of_fill(self, values: np.ndarray, start: int) -> None:
+        """Raise ValueError when a file whose items all came out as the fill value is empty, or lost with the whole array.
+
+        For zarr-python a chunk that is not there is one of fill values. So is an empty shard, which no writer makes. Only
+        files that came out so are looked for: that costs a remote store nothing in the usual case.
+        """
+        array = self.array
+        if not values.size:
+            return
+        fill = np.asarray(0 if array.fill_value is None else array.fill_value, values.dtype)
+        is_fill = np.isnan(values) if np.isnan(fill) else values == fill
+        file_shape = array.shards or array.chunks
+        borders = [(start, start + len(values)), *((0, n) for n in array.shape[1:])]
+        files = [range(low // n, -(-high // n)) for (low, high), n in zip(borders, file_shape, strict=True)]
+        for file in product(*files):
+            inside = tuple(
+                slice(max(0, i * n - low), (i + 1) * n - low)
+                for i, n, (low, _) in zip(file, file_shape, borders, strict=True)
+            )
+            if is_fill[inside].all():
+                self._check_file(array.metadata.encode_chunk_key(file))
+
+    def _check_file(self, key: str) -> None:
+        from zarr.core.sync import sync
+
+        at = self.array.store_path
+        document = at / ("zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray")
+        try:
+            size = sync(at.store.getsize((at / key).path))
+        except FileNotFoundError:
+            if not sync(document.exists()):
+                msg = (
+                    f"{key} is missing, as is the array's metadata: the store was moved or removed after it was opened"
+                )
+                raise ValueError(msg) from None
+        else:
+            if size == 0:
+                msg = f"{key} is cut short: it is empty"
+                raise ValueError(msg)
 
 
 def stored_array(elem: Any, location: str | None = None) -> StoredArray:
@@ -252,8 +296,13 @@ def stored_array(elem: Any, location: str | None = None) -> StoredArray:
     Raises
     ------
     TypeError
-        It is none of them.
+        It is none of them, or has a mask, which batches do not.
     """
+    if isinstance(elem, np.ma.MaskedArray):
+        msg = (
+            "expected an array without a mask, got a numpy.ma.MaskedArray; say what masked values are, e.g. X.filled(0)"
+        )
+        raise TypeError(msg)
     if isinstance(elem, np.ndarray):
         return MemoryArray(elem, location or "array in memory")
     module = type(elem).__module__.partition(".")[0]
@@ -269,6 +318,22 @@ def stored_array(elem: Any, location: str | None = None) -> StoredArray:
             return ZarrArray(elem)
     msg = f"expected a numpy.ndarray, h5py.Dataset or zarr.Array, got {type(elem).__module__}.{type(elem).__qualname__}"
     raise TypeError(msg)
+
+
+def _at_absolute_path(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return the array by a path that stays right when the process, or a worker of it, changes its folder."""
+    import zarr
+    from zarr.storage import LocalStore
+
+    store = array.store
+    if not isinstance(store, LocalStore) or Path(store.root).is_absolute():
+        return array
+    return zarr.open_array(
+        LocalStore(Path(store.root).absolute(), read_only=True),
+        path=array.path,
+        mode="r",
+        zarr_format=array.metadata.zarr_format,
+    )
 
 
 def _store_name(array: zarr.Array[Any]) -> str:

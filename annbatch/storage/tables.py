@@ -59,6 +59,8 @@ class ChunkTable:
         int32, the file of each chunk. None: chunk ``i`` is in file ``i``, or there is just one file.
     stamp
         int64, three per file: size, modification time in ns, inode, as they were when ``offset`` and ``length`` were read.
+    document
+        Path of the array's metadata. A chunk whose file is missing has the fill value only while this is there.
     prepare
         Called with the numbers of the chunks that are about to be read, to fill ``offset``, ``length`` and ``stamp``.
     """
@@ -78,6 +80,7 @@ class ChunkTable:
     mask: np.ndarray | None = None
     file: np.ndarray | None = None
     stamp: np.ndarray | None = None
+    document: bytes = b""
     prepare: Callable[[np.ndarray], None] | None = None
 
     @property

@@ -51,6 +51,7 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
         return None
     if table is not None:
         fill = array.fill_value
+        table.document = os.fsencode(folder / name)
         table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
     return table
 
@@ -179,6 +180,11 @@ class _ShardIndexes:
                 f.seek(stat.st_size - n_bytes if self.at_end else 0)
                 index = np.frombuffer(f.read(n_bytes), np.uint8)
         except FileNotFoundError:
+            if not os.path.exists(table.document):  # noqa: PTH110
+                msg = (
+                    f"{path} is missing, as is the array's metadata: the store was moved or removed after it was opened"
+                )
+                raise CorruptDataError(msg) from None
             # No shard: all its chunks have the fill value. There is no stamp to compare with, but also no file to open.
             return
         if len(index) != n_bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import warnings
 
@@ -192,11 +193,7 @@ def test_damage_is_reported_with_file_array_and_chunk(damage, tmp_path):
         read_all(source, dtype="float64", pool=storage.BufferPool())
 
 
-# zarr-python takes an empty shard file for one that does not exist.
-FOUND_BY_THE_FALLBACK = [damage for damage in FOUND_WHILE_READING if damage is not empty_shard]
-
-
-@pytest.mark.parametrize("damage", FOUND_BY_THE_FALLBACK, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("damage", FOUND_WHILE_READING, ids=lambda f: f.__name__)
 def test_the_fallback_reports_damage_as_well_or_the_store_is_still_readable_to_it(damage, tmp_path):
     source = storage.open_matrix(_group(damage(tmp_path)), direct=False)
     with warnings.catch_warnings():
@@ -297,6 +294,48 @@ def test_a_file_that_changes_while_open_is_noticed(store, change, tmp_path):
         flip(file, 100)
     with pytest.raises(storage.CorruptDataError, match="the file was changed, replaced or removed after it was opened"):
         read_all(source)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "fallback"])
+@pytest.mark.parametrize("touched", [True, False], ids=["touched", "untouched"])
+@pytest.mark.parametrize("store", [plain_zarr, sharded], ids=["plain", "shards"])
+def test_a_store_that_is_moved_away_is_noticed(store, touched, direct, tmp_path):
+    """Zarr says that a missing chunk has the fill value: so a share that was unmounted would turn into zeros."""
+    path = store(tmp_path)
+    source = storage.open_matrix(_group(path), direct=direct)
+    source.indptr  # noqa: B018
+    if touched:
+        first = storage.Part(source, ROWS[:1], ROWS[:1])
+        storage.read_csr([first], np.array([0, 1]), n_var=N_VAR)
+    path.rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(
+        storage.CorruptDataError, match=r"a\.zarr.*(moved or removed|replaced or removed) after it was opened"
+    ):
+        read_all(source)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "fallback"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_chunks_that_were_never_stored_have_the_fill_value(zarr_format, direct, tmp_path):
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(40, 3), chunks=(10, 2), dtype="f4", fill_value=np.nan, zarr_format=zarr_format
+    )
+    array[5:15] = 1
+    (batch,) = storage.read_dense(
+        [storage.Part(storage.open_matrix(array, direct=direct), np.arange(40), np.arange(40))], np.array([0, 40])
+    )
+    np.testing.assert_array_equal(batch, array[:])
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "fallback"])
+def test_a_relative_path_stays_right_when_the_folder_is_changed(direct, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sharded(tmp_path)
+    source = storage.open_matrix(zarr.open_group("a.zarr", mode="r")["X"], direct=direct)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (block,) = read_all(pickle.loads(pickle.dumps(source)))
+    assert (block.to_scipy() != MATRIX).nnz == 0
 
 
 def test_a_chunk_file_that_is_cut_while_open_is_noticed(tmp_path):

@@ -278,3 +278,8 @@ def test_batches_from_a_pool_are_equal_and_independent():
 
 def test_repr_names_kind_shape_and_way():
     assert repr(storage.open_matrix(np.zeros((3, 2), "float32"))) == "<dense 3x2 float32, direct: array in memory>"
+
+
+def test_a_masked_array_is_refused():
+    with pytest.raises(TypeError, match=r"without a mask, got a numpy.ma.MaskedArray; .* X.filled\(0\)"):
+        storage.open_matrix(np.ma.masked_equal(np.eye(3), 0))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .columns import Column, ColumnWriter
-from .fields import Array, Field, Ragged, starts_of
+from .fields import SOURCE_DTYPE, Array, Field, Ragged, starts_of
 from .plan import cut_by_bytes
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from .schema import MatrixType, Schema
     from .sink import Sink, Stream
 
-SOURCE_DTYPE = "annbatch-source-dtype"
 INDEX = "obs/_index"
 _PARTS = {"categorical": ["codes"], "number": ["values"], "nullable": ["values", "mask"], "text": ["text", "mask"]}
 

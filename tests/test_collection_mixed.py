@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 
 import anndata as ad
@@ -96,7 +98,7 @@ def test_view_of_a_backed_file(tmp_path, into):
 def test_another_load_adata_is_another_call(tmp_path, monkeypatch):
     import annbatch._build.build as build
 
-    def stop(_):
+    def stop(*_):
         msg = "stop"
         raise RuntimeError(msg)
 
@@ -196,3 +198,16 @@ class TestCommand:
         out = tmp_path / "c.zarr"
         assert main(["build", str(out), str(path), "--var-subset", str(tmp_path / "genes.txt"), "--quiet"]) == 0
         assert list(read_all(DatasetCollection(out)).var_names) == ["gene one"]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_bars_count_rows(tmp_path, capsys, threads):
+    place = DatasetCollection(tmp_path / "c.zarr")
+    with ThreadPoolExecutor(threads) if threads else nullcontext() as executor:
+        place.add_adatas([cells(33), cells(44, prefix="b")], dataset_size=50, executor=executor)
+    shown = capsys.readouterr().err
+    for what in ("Reading inputs", "Writing datasets"):
+        [last] = [line for line in shown.replace("\r", "\n").splitlines() if line.startswith(what) and "100%" in line][
+            -1:
+        ]
+        assert "77.0/77.0" in last

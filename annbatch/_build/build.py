@@ -144,7 +144,7 @@ def build(
             )
             for name, start, stop in zip(names, edges[:-1], edges[1:], strict=True)
         ]
-        run_all(executor, assemble, assembles, _bar("Writing datasets", len(assembles), options))
+        _run_assembles(executor, assembles, n_obs, options)
         work.commit(names)
         _finish(work, target, names)
 
@@ -313,7 +313,7 @@ def _deal_tasks(
 
 
 def _run_deals(executor: Executor | None, tasks: list[DealTask], num_threads: int, options: Options) -> None:
-    bar = _bar("Reading inputs", len(tasks), options)
+    bar = _bar("Reading inputs", sum(task.stop - task.start for task in tasks), options)
     if executor is not None:
         run_all(executor, deal, tasks, bar)
         return
@@ -322,6 +322,16 @@ def _run_deals(executor: Executor | None, tasks: list[DealTask], num_threads: in
             run_all(threads, deal, tasks, bar)
     finally:
         close_inputs()
+
+
+def _run_assembles(executor: Executor | None, tasks: list[AssembleTask], n_obs: int, options: Options) -> None:
+    bar = _bar("Writing datasets", n_obs, options)
+    if executor is not None:
+        run_all(executor, assemble, tasks, bar)
+        return
+    with bar:
+        for task in tasks:
+            assemble(task, bar.update)
 
 
 def _stored_dtypes(schema: Schema, notes: list[dict[str, Any]]) -> dict[str, np.dtype[Any]]:
@@ -339,4 +349,4 @@ def _finish(work: WorkFolder, target: Target, names: list[str]) -> None:
 
 
 def _bar(what: str, total: int, options: Options) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit="task", disable=not options.progress)
+    return tqdm(total=total, desc=what, unit="row", unit_scale=True, disable=not options.progress)

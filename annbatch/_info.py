@@ -33,12 +33,17 @@ def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
         {"name": name, "n_obs": len(frame), "matrices": dict(_matrices(group, len(frame)))}
         for name, group, frame in zip(names, groups, frames, strict=True)
     ]
+    # A dataset may lack a column that another one has: its rows have no label then.
+    dtypes: dict[str, Any] = {}
+    for frame in frames:
+        for name in frame:
+            dtypes.setdefault(str(name), frame[name].dtype)
     if labels is None:
-        categorical = [str(name) for name in frames[0] if isinstance(frames[0][name].dtype, pd.CategoricalDtype)]
+        categorical = [name for name, dtype in dtypes.items() if isinstance(dtype, pd.CategoricalDtype)]
         labels = [name for name in categorical if name != "src_path"]
-    unknown = [name for name in labels if any(name not in frame for frame in frames)]
+    unknown = [name for name in labels if name not in dtypes]
     if unknown:
-        msg = f"obs has no column {unknown[0]!r}; it has {', '.join(map(str, frames[0].columns))}"
+        msg = f"obs has no column {unknown[0]!r}; it has {', '.join(dtypes)}"
         raise KeyError(msg)
     return {
         "path": str(path),
@@ -47,8 +52,8 @@ def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
         "n_var": len(storage.read_frame(groups[0]["var"])),
         "bytes_on_disk": _size(path),
         "datasets": datasets,
-        "obs": {str(name): str(frames[0][name].dtype) for name in frames[0]},
-        "labels": {name: _runs([frame[name] for frame in frames]) for name in labels},
+        "obs": {name: str(dtype) for name, dtype in dtypes.items()},
+        "labels": {name: _runs([frame.reindex(columns=[name])[name] for frame in frames]) for name in labels},
     }
 
 
@@ -91,7 +96,8 @@ def _matrices(group: Any, n_obs: int) -> Iterator[tuple[str, dict[str, Any]]]:
             }
         shards = getattr(values, "shards", None)
         if shards:
-            found["rows_per_shard"] = round(shards[0] / per_row, 1) if per_row else None
+            # A shard is made of whole chunks, so the last one may reach beyond the last row.
+            found["rows_per_shard"] = min(round(shards[0] / per_row, 1), n_obs) if per_row else None
         yield name, found
 
 
@@ -137,7 +143,7 @@ def show(found: dict[str, Any], say: Callable[[str], None]) -> None:
                 details += [f"indices {matrix['indices_dtype']}", f"{matrix['values_per_row']:,} values a row"]
             for key, what in (("rows_per_chunk", "chunk"), ("rows_per_shard", "shard")):
                 if matrix.get(key):
-                    details.append(f"{matrix[key]:,} rows a {what}")
+                    details.append(f"{matrix[key]:,.1f}".removesuffix(".0") + f" rows a {what}")
             say(f"    {name}: {matrix['encoding']}, {', '.join(details)}")
     if not found["datasets"]:
         return

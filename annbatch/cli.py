@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = options.run(options)
         if options.json:
             print(json.dumps(result, indent=2))
-    except KeyboardInterrupt:
-        print("annbatch: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("\n".join(["annbatch: interrupted", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has left; Python would complain about it at its exit
@@ -179,7 +179,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     if options.n_obs_per_chunk is not None:
         chosen["n_obs_per_chunk"] = options.n_obs_per_chunk
     if options.var_subset is not None:
-        chosen["var_subset"] = options.var_subset.read_text().split()
+        chosen["var_subset"] = [name for line in options.var_subset.read_text().splitlines() if (name := line.strip())]
     if options.seed is not None:
         chosen["rng"] = np.random.default_rng(options.seed)
     if options.zarr_compressor is not None:
@@ -191,10 +191,13 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         warnings.simplefilter("always", UserWarning)
         if options.processes is not None:
             from concurrent.futures import ProcessPoolExecutor
+            from multiprocessing import get_context
 
             from ._build.sizes import positive_int
 
-            with ProcessPoolExecutor(positive_int("processes", options.processes)) as executor:
+            # Not forked: threads have run by the time the first task is sent.
+            context = get_context("spawn")
+            with ProcessPoolExecutor(positive_int("processes", options.processes), mp_context=context) as executor:
                 collection.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
         else:
             collection.add_adatas(options.inputs, progress=not options.quiet, **chosen)

@@ -123,12 +123,17 @@ class DatasetCollection:
         ------
         KeyError
             A column is in none of the datasets.
+        TypeError, ValueError
+            ``columns`` is no list of names, or names one twice.
         """
         import pandas as pd
 
         from ._build.frames import concat_frames
+        from ._options import as_names
         from .storage import read_frame
 
+        if columns is not None:
+            columns = list(as_names("columns", columns))
         frames = []
         for name in self._place.names():
             group = self._place.open(name, writable=False)
@@ -144,7 +149,7 @@ class DatasetCollection:
         if not frames:
             return pd.DataFrame()
         frame = concat_frames(frames)
-        return frame if columns is None else frame[list(columns)]
+        return frame if columns is None else frame[columns]
 
     def add_adatas(
         self,
@@ -261,6 +266,9 @@ class DatasetCollection:
         _check_choice("h5ad_compressor", h5ad_compressor, (None, "gzip", "lzf"))
         positive_int("shuffle_chunk_size", shuffle_chunk_size)
         _check_rng(rng)
+        if load_adata is not None and not callable(load_adata):
+            msg = f"load_adata must be a function that makes an AnnData, got {type(load_adata).__name__}"
+            raise TypeError(msg)
         if executor is not None and not hasattr(executor, "submit"):
             msg = f"executor must have the interface of concurrent.futures.Executor, got {type(executor).__name__}"
             raise TypeError(msg)
@@ -315,12 +323,12 @@ def write_sharded(
     compressors
         Codecs for matrices. None: those of :meth:`DatasetCollection.add_adatas`.
     key
-        Name of the group to make below ``group``; None: ``group`` itself, which must be empty.
+        Name (or path, ``"a/b"``) of the group to make below ``group``; None: ``group`` itself, which must be empty.
 
     Raises
     ------
     ValueError
-        Something is there already, or the group is not of Zarr format 3.
+        Something is there already; the group is not of Zarr format 3 or read-only; ``key`` is no path below it.
 
     Examples
     --------
@@ -338,6 +346,13 @@ def write_sharded(
     if not isinstance(group, zarr.Group):
         msg = f"group must be a zarr.Group, got {type(group).__name__}"
         raise TypeError(msg)
+    if group.read_only:
+        msg = f'group must be writable, got one that was opened read-only ({group.store_path}); open it with mode="a"'
+        raise ValueError(msg)
+    if key is not None:
+        *parents, key = _path_below("key", key)
+        if parents:
+            group = group.require_group("/".join(parents))
     place = place_of(group)
     assert isinstance(place, (LocalZarr, OtherZarr))
     taken = place.members() if key is None else {key} & set(place.members())
@@ -349,6 +364,22 @@ def write_sharded(
         path = Path(scratch) / "dataset"
         write_adata(path, adata, layout)
         place.take_in(path, key)
+    if key is None:
+        # The caller's handle holds the attributes as they were; those that the caller had set stay.
+        written = zarr.open_group(group.store, path=group.path, mode="r+", use_consolidated=False)
+        own = {name: value for name, value in group.attrs.items() if name not in written.attrs}
+        if own:
+            written.attrs.update(own)
+        group.metadata.attributes.update(written.attrs)
+
+
+def _path_below(name: str, value: str) -> list[str]:
+    """Parts of the path of a group below another."""
+    parts = value.split("/") if isinstance(value, str) else [""]
+    if any(part in ("", ".", "..") for part in parts):
+        msg = f'{name} must be the name of a group, or a path such as "a/b", got {value!r}'
+        raise ValueError(msg)
+    return parts
 
 
 def _layout(
@@ -383,6 +414,9 @@ def _check_rng(rng: object) -> None:
 def _names(name: str, value: str | Iterable[str] | None) -> tuple[str, ...] | None:
     if value is None:
         return None
+    if not hasattr(value, "__iter__"):
+        msg = f"{name} must be a name or several, got {value!r} ({type(value).__name__})"
+        raise TypeError(msg)
     names = (value,) if isinstance(value, str) else tuple(value)
     wrong = [n for n in names if not isinstance(n, str)]
     if wrong:

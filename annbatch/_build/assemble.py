@@ -16,7 +16,7 @@ from .spill import Spill
 from .write import write_dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 
@@ -35,10 +35,19 @@ class AssembleTask:
     most_bytes: int
 
 
-def assemble(task: AssembleTask) -> Path:
-    """Write the dataset of a task, unless it is there already; it gets its name when it is complete and on the disk."""
+def _nobody(_: int) -> None:
+    """Is told, and does nothing."""
+
+
+def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Path:
+    """Write the dataset of a task, unless it is there already; it gets its name when it is complete and on the disk.
+
+    ``wrote`` is told the number of rows of each piece.
+    """
     close_inputs()
-    if not task.path.exists():
+    if task.path.exists():
+        wrote(task.stop - task.start)
+    else:
         unfinished = task.path.with_name(f"unfinished-{task.path.name}")
         remove(unfinished)
         schema = load_schema(task.schema_path)
@@ -46,7 +55,7 @@ def assemble(task: AssembleTask) -> Path:
         sink_type = H5Sink if task.path.suffix == ".h5ad" else ZarrSink
         try:
             with sink_type(unfinished, task.layout) as sink:
-                write_dataset(sink, rows, schema, task.dtypes, task.text_with_missing, task.most_bytes)
+                write_dataset(sink, rows, schema, task.dtypes, task.text_with_missing, task.most_bytes, wrote)
             sync_tree(unfinished)
         except BaseException:
             remove(unfinished)  # a disk that is full should not stay so because of half a dataset

@@ -17,6 +17,7 @@ from .assemble import AssembleTask, assemble
 from .columns import Column, sort_codes, unite_categories
 from .deal import DealTask, close_inputs, deal
 from .fields import WholeRange
+from .inputs import function_fingerprint
 from .journal import WorkFolder, say
 from .plan import block_edges, dataset_edges, destinations, plan_bytes, rng_of
 from .schema import SRC_PATH, Description, Schema, agree, describe_input, save_schema
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .fields import Array
-    from .inputs import InputSpec
+    from .inputs import Input, InputSpec
     from .sink import Layout
 
 _LEAST_WORKING_MEMORY = 64 * 10**6
@@ -68,7 +69,7 @@ class Target:
     suffix: str
     mark: Callable[[], None]
     existing: Callable[[], list[str]]
-    describe: Callable[[str], Description]
+    open_input: Callable[[str], Input]
 
     def name(self, number: int) -> str:
         """Name of a dataset."""
@@ -143,7 +144,7 @@ def build(
             )
             for name, start, stop in zip(names, edges[:-1], edges[1:], strict=True)
         ]
-        run_all(executor, assemble, assembles, _bar("Writing datasets", len(assembles), options))
+        _run_assembles(executor, assembles, n_obs, options)
         work.commit(names)
         _finish(work, target, names)
 
@@ -222,7 +223,7 @@ def _same_call(journal: dict[str, Any], call: dict[str, Any]) -> bool:
 
 def _fingerprint(specs: Sequence[InputSpec], options: Options) -> str:
     """What makes two calls the same: inputs and every argument that decides what is written."""
-    load = [getattr(s.load_adata, "__qualname__", str(type(s.load_adata))) for s in specs[:1]]
+    load = [function_fingerprint(spec.load_adata) for spec in specs[:1]]
     parts = [
         [spec.fingerprint() for spec in specs],
         load,
@@ -242,10 +243,13 @@ def _fingerprint(specs: Sequence[InputSpec], options: Options) -> str:
 def _agree(
     target: Target, existing: list[str], specs: Sequence[InputSpec], survey: _Survey, options: Options
 ) -> Schema:
-    by_label = {spec.label: spec for spec in specs}
+    present = _describe_existing(target, existing[-1]) if existing else None
+    openers = {spec.label: spec.open for spec in specs}
+    if present is not None:
+        openers[present.label] = lambda: target.open_input(existing[-1])
 
     def texts_of(label: str, name: str) -> pd.Index[Any]:
-        opened = by_label[label].open()
+        opened = openers[label]()
         try:
             return pd.Index(sorted(set(opened.obs[name].dropna().astype(str))), dtype=object)
         finally:
@@ -253,7 +257,7 @@ def _agree(
 
     schema = agree(
         [d for d in survey.inputs if d.n_obs],
-        target.describe(existing[-1]) if existing else None,
+        present,
         var_subset=options.var_subset,
         extra_genes=options.extra_genes,
         merge=options.merge,
@@ -261,6 +265,14 @@ def _agree(
     )
     labels = Column("categorical", categories=pd.Index(list(dict.fromkeys(s.label for s in specs)), dtype=object))
     return Schema(**{**schema.__dict__, "obs": {**schema.obs, SRC_PATH: labels}})
+
+
+def _describe_existing(target: Target, name: str) -> Description:
+    opened = target.open_input(name)
+    try:
+        return describe_input(opened)
+    finally:
+        opened.close()
 
 
 def _sort_keys(columns: list[list[pd.Series[Any]]], types: Sequence[Column]) -> Array:
@@ -301,7 +313,7 @@ def _deal_tasks(
 
 
 def _run_deals(executor: Executor | None, tasks: list[DealTask], num_threads: int, options: Options) -> None:
-    bar = _bar("Reading inputs", len(tasks), options)
+    bar = _bar("Reading inputs", sum(task.stop - task.start for task in tasks), options)
     if executor is not None:
         run_all(executor, deal, tasks, bar)
         return
@@ -310,6 +322,16 @@ def _run_deals(executor: Executor | None, tasks: list[DealTask], num_threads: in
             run_all(threads, deal, tasks, bar)
     finally:
         close_inputs()
+
+
+def _run_assembles(executor: Executor | None, tasks: list[AssembleTask], n_obs: int, options: Options) -> None:
+    bar = _bar("Writing datasets", n_obs, options)
+    if executor is not None:
+        run_all(executor, assemble, tasks, bar)
+        return
+    with bar:
+        for task in tasks:
+            assemble(task, bar.update)
 
 
 def _stored_dtypes(schema: Schema, notes: list[dict[str, Any]]) -> dict[str, np.dtype[Any]]:
@@ -327,4 +349,4 @@ def _finish(work: WorkFolder, target: Target, names: list[str]) -> None:
 
 
 def _bar(what: str, total: int, options: Options) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit="task", disable=not options.progress)
+    return tqdm(total=total, desc=what, unit="row", unit_scale=True, disable=not options.progress)

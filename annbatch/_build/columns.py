@@ -95,18 +95,21 @@ def unify(columns: Sequence[Column], *, everywhere: bool) -> Column | None:
     if np.dtype(bool) in dtypes and len(dtypes) > 1:
         return None
     dtype = np.result_type(*dtypes)
+    if dtype.kind == "f" and all(each.kind in "iu" for each in dtypes):
+        return None  # uint64 and a signed type: no integer type holds both, and a float would round them
     # Floats have a value of their own for "missing".
     nullable = dtype.kind not in "fc" and ("nullable" in kinds or not everywhere)
     return Column("nullable" if nullable else "number", dtype.name)
 
 
 def unite_categories(each: Sequence[pd.Index[Any]]) -> pd.Index[Any] | None:
-    """All categories: as they are where all agree, else sorted; None when text meets numbers."""
+    """All categories: as they are where all agree, else sorted; None when text, numbers and booleans meet."""
     first = each[0]
     if all(first.equals(other) for other in each[1:]):
         return first
     each = [categories for categories in each if len(categories)] or [first]
-    if len({_holds_text(categories) for categories in each}) > 1:
+    # True equals 1, so booleans and numbers would be taken for each other.
+    if len({(_holds_text(categories), pd.api.types.is_bool_dtype(categories)) for categories in each}) > 1:
         return None
     if _holds_text(each[0]):
         return pd.Index(sorted({str(c) for categories in each for c in categories}), dtype=object)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import marshal
+import pickle
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .fields import Array, Field, Ragged
+from .fields import SOURCE_DTYPE, Array, Field, Ragged
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -101,6 +104,23 @@ class InputSpec:
         return f"{path.resolve()} {len(stats)} {sum(stat.st_size for stat in stats)} {newest}"
 
 
+def function_fingerprint(function: Callable[..., Any] | None) -> str:
+    """Text that changes when a function does; always new for what cannot be told."""
+    if function is None:
+        return ""
+    code = getattr(function, "__code__", None)
+    if code is None:  # a partial, an object with __call__
+        what: Any = function
+    else:
+        closure = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        # Format 2: later ones write an object that is shared differently from run to run.
+        what = marshal.dumps(code, 2), getattr(function, "__defaults__", None), closure
+    try:
+        return hashlib.sha256(pickle.dumps(what)).hexdigest()
+    except Exception:  # pickle raises whatever the object raises
+        return secrets.token_hex()
+
+
 @dataclass(frozen=True)
 class _H5Place:
     filename: str
@@ -110,10 +130,11 @@ class _H5Place:
 class Matrix:
     """A matrix of an input, on disk or in memory, that annbatch.storage reads."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, dtype: np.dtype[Any] | None = None) -> None:
         self._source = source
         self.shape: tuple[int, ...] = source.shape
-        self.dtype: np.dtype[Any] = source.dtype
+        # What a reader is given, which of a dataset of a collection is not what is stored.
+        self.dtype: np.dtype[Any] = source.dtype if dtype is None else dtype
         self.is_sparse: bool = source.is_sparse
         self.row_step = 1
 
@@ -274,8 +295,11 @@ def input_of_adata(label: str, adata: ad.AnnData) -> Input:
 
 def _in_memory(frame: Any) -> pd.DataFrame:
     """Frames of read_lazy are only pointers to the file."""
+    import pandas as pd
+
     in_memory: pd.DataFrame = frame.to_memory() if hasattr(frame, "to_memory") else frame
-    return in_memory
+    # The frame of a view would take the whole AnnData along wherever it is pickled.
+    return pd.DataFrame(in_memory)
 
 
 def _open_all(label: str, elements: Mapping[str, Any]) -> tuple[dict[str, Matrix | DaskMatrix], dict[str, str]]:
@@ -315,4 +339,5 @@ def _open(element: Any) -> Matrix | DaskMatrix:
         element = element.tocsr()
     if type(element).__name__ == "ArrayView":
         element = np.asarray(element)
-    return Matrix(storage.open_matrix(element))
+    recorded = dict(getattr(getattr(element, "group", element), "attrs", {})).get(SOURCE_DTYPE)
+    return Matrix(storage.open_matrix(element), None if recorded is None else np.dtype(str(recorded)))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import h5py
     import zarr
 
-    from .schema import Description
+    from .inputs import Input
 
 MARKER = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 
@@ -102,17 +102,11 @@ class Place(ABC):
         numbered = [(int(m[1]), m[0]) for name in self.members() if (m := self._pattern.fullmatch(name))]
         return [name for _, name in sorted(numbered)]
 
-    def describe(self, name: str) -> Description:
-        """What a dataset that is there already holds."""
+    def open_input(self, name: str) -> Input:
+        """A dataset that is there already, to see what it holds."""
         from .inputs import input_of_group
-        from .schema import describe_input
 
-        group = self.open(name, writable=False)
-        opened = input_of_group(f"{self}/{name}", group, owned=True)
-        try:
-            return describe_input(opened)
-        finally:
-            opened.close()
+        return input_of_group(f"{self}/{name}", self.open(name, writable=False), owned=True)
 
 
 class _Folder(Place):
@@ -141,7 +135,7 @@ class _Folder(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
-        yield Target(self.root, self._suffix, self._mark, self.names, self.describe)
+        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input)
 
     _suffix = ""
 
@@ -258,7 +252,7 @@ class OtherZarr(Place):
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
-            yield Target(root, "", lambda: None, lambda: before, self.describe)
+            yield Target(root, "", lambda: None, lambda: before, self.open_input)
             for path in sorted(root.glob("dataset_*"), key=lambda p: int(p.name.partition("_")[2])):
                 self.take_in(path, path.name)
         self._mark()

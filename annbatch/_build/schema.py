@@ -9,14 +9,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from .columns import Column, describe, unify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
-
-    import pandas as pd
 
     from .inputs import Input
 
@@ -74,14 +73,19 @@ def load_schema(path: Path) -> Schema:
 def describe_input(opened: Input) -> Description:
     """Look at an input: all of obs is read, no matrix is."""
     obs = opened.obs
+    no_text = [name for name in obs.columns if not isinstance(name, str)]
+    if no_text:
+        msg = f"names of obs columns of {opened.label} must be text, got {no_text[0]!r}; rename it, e.g. to {str(no_text[0])!r}"
+        raise TypeError(msg)
     columns = {}
     for column in obs.columns:
         try:
-            columns[str(column)] = describe(obs[column])
+            columns[column] = describe(obs[column])
         except TypeError as error:
             msg = f"obs[{column!r}] of {opened.label} {error}"
             raise TypeError(msg) from None
-    for what, names in (("var", opened.var.index), ("obs", obs.columns)):
+    raw_names = pd.Index([]) if opened.raw_var is None else opened.raw_var.index
+    for what, names in (("var", opened.var.index), ("raw.var", raw_names), ("obs", obs.columns)):
         if not names.is_unique:
             twice = list(names[names.duplicated()].unique()[:5])
             msg = f"{what} names of {opened.label} must be unique, got some twice, e.g. {twice}; see var_names_make_unique"

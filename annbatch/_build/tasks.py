@@ -4,38 +4,48 @@ from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tqdm import tqdm
 
-T = TypeVar("T")
+
+class RowsTask(Protocol):
+    """A task that deals with rows ``[start, stop)``."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+
+T = TypeVar("T", bound=RowsTask)
 
 # Enough to keep a cluster busy, few enough that the tasks of a big build are not all made at once.
 _WINDOW = 256
 
 
-def run_all(executor: Executor | None, function: Callable[[T], Any], tasks: Iterable[T], bar: tqdm[Any]) -> None:
-    """Run ``function`` on every task; the first error stops what has not begun and is raised."""
+def run_all(executor: Executor, function: Callable[[T], Any], tasks: Iterable[T], bar: tqdm[Any]) -> None:
+    """Run ``function`` on every task; the first error stops what has not begun and is raised. The bar counts rows."""
     with bar:
-        if executor is None:
-            for task in tasks:
-                function(task)
-                bar.update()
-            return
         waiting = iter(tasks)
         running: set[Future[Any]] = set()
+        rows: dict[Future[Any], int] = {}
         try:
             while True:
-                running |= {executor.submit(function, task) for task in islice(waiting, _WINDOW - len(running))}
+                for task in islice(waiting, _WINDOW - len(running)):
+                    future = executor.submit(function, task)
+                    running.add(future)
+                    rows[future] = task.stop - task.start
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                    bar.update()
+                    bar.update(rows.pop(future))
         finally:
             for future in running:
                 future.cancel()

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .columns import Column, ColumnWriter
-from .fields import Array, Field, Ragged, starts_of
+from .fields import SOURCE_DTYPE, Array, Field, Ragged, starts_of
 from .plan import cut_by_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .schema import MatrixType, Schema
     from .sink import Sink, Stream
 
-SOURCE_DTYPE = "annbatch-source-dtype"
 INDEX = "obs/_index"
 _PARTS = {"categorical": ["codes"], "number": ["values"], "nullable": ["values", "mask"], "text": ["text", "mask"]}
 
@@ -47,8 +46,9 @@ def write_dataset(
     dtypes: Mapping[str, np.dtype[Any]],
     text_with_missing: frozenset[str],
     most_bytes: int,
+    wrote: Callable[[int], object],
 ) -> None:
-    """Write everything; no more than ``most_bytes`` of rows are in memory at a time.
+    """Write everything; no more than ``most_bytes`` of rows are in memory at a time, and ``wrote`` is told how many they were.
 
     ``dtypes`` are those that the values of matrices are stored in, ``text_with_missing`` the fields of text that need a mask.
     """
@@ -64,6 +64,7 @@ def write_dataset(
             matrix.append(rows, start, stop)
         for column, names in columns:
             column.append(rows.fetch(names, start, stop, {}))
+        wrote(stop - start)
     for matrix in matrices:
         matrix.close()
     for column, _ in columns:

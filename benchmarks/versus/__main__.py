@@ -77,7 +77,9 @@ def merged(new: dict[str, Any], path: Path) -> dict[str, Any]:
         return new
     old = json.loads(path.read_text())
     same = all(old["machine"][key] == new["machine"][key] for key in ("cpu", "cpus", "memory_gb"))
-    if not same or old["sizes"] != new["sizes"]:
+    # How long a case was measured may differ, since every row says how many rounds it had; what it was measured on may not.
+    data = ("cells", "files", "sampler_fraction")
+    if not same or any(old["sizes"][key] != new["sizes"][key] for key in data):
         return new
     by_name = {case["name"]: case for case in (*old["cases"], *new["cases"])}
     versions = {**old["versions"], **new["versions"]}

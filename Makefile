@@ -13,6 +13,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
+# A copy of the sources without what was compiled.
+define in_copy
+	rm -rf $(VENV)/$(1) && mkdir $(VENV)/$(1)
+	cp -r setup.py pyproject.toml README.md annbatch tests benchmarks docs $(VENV)/$(1)/
+	find $(VENV)/$(1)/annbatch \( -name '*.so' -o -name '*.c' \) -delete
+endef
+
 .PHONY: demo test test-quick test-debug sanitize lint format bench bench-quick versus clean
 
 demo: $(VENV)/built
@@ -24,9 +31,11 @@ test: $(VENV)/test
 test-quick: $(VENV)/test
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-# The same tests with bounds checks on, in an environment of its own.
-test-debug:
-	ANNBATCH_CYTHON_DEBUG=1 $(MAKE) test VENV=.venv-debug
+# The same tests with bounds checks on, in a copy of the sources, so that the modules that were built here stay as they are.
+test-debug: $(VENV)/test
+	$(call in_copy,debug)
+	cd $(VENV)/debug && export ANNBATCH_CYTHON_DEBUG=1 PYTHONPATH="$(CURDIR)/$(VENV)/debug" && \
+	../bin/python setup.py --quiet build_ext --inplace && ../bin/python -m pytest -p no:cacheprovider $(ARGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -51,14 +60,13 @@ bench-quick: $(VENV)/bench
 versus: $(VENV)/bench $(VENV)/test
 	$(BIN)/python -m benchmarks.versus --out docs/versus --write README.md --write docs/performance.md $(ARGS)
 
-# The tests of kernels and storage under the address and undefined-behaviour sanitizers, in a copy of the sources, so that the
-# modules that were built here stay as they are.
+# The tests of kernels and storage under the address and undefined-behaviour sanitizers, in a copy, too.
 sanitize: $(VENV)/test
-	rm -rf $(VENV)/sanitize && mkdir $(VENV)/sanitize && cp -r setup.py pyproject.toml README.md annbatch tests $(VENV)/sanitize/
-	cd $(VENV)/sanitize && find annbatch \( -name '*.so' -o -name '*.c' \) -delete && \
-	ANNBATCH_SANITIZE=1 ANNBATCH_CYTHON_DEBUG=1 ../bin/python setup.py --quiet build_ext --inplace && \
+	$(call in_copy,sanitize)
+	cd $(VENV)/sanitize && export ANNBATCH_CYTHON_DEBUG=1 ANNBATCH_SANITIZE=1 PYTHONPATH="$(CURDIR)/$(VENV)/sanitize" && \
+	../bin/python setup.py --quiet build_ext --inplace && \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=. \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	../bin/python -m pytest -q -p no:cacheprovider tests/test_rows.py tests/samplers/test_rle.py tests/storage $(ARGS)
 
 $(VENV)/python:

@@ -110,4 +110,5 @@ def extension(path: Path) -> Extension:
 
 extensions = [extension(path) for path in sorted(Path("annbatch").rglob("*.pyx"))]
 
-setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, annotate="--annotate" in sys.argv))
+# Always anew: what an earlier build left may have been made with other directives, or for the NumPy of another interpreter.
+setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, force=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -142,6 +144,15 @@ def test_draw_class_chunks_equals_its_twin(seed, case, chunk_size, group_chunks,
         classes = {tuple(set(codes[first : first + chunk_size].tolist())) for first in a[group : group + group_chunks]}
         assert len(classes) == 1
         assert len(classes.pop()) == 1
+
+
+@pytest.mark.skipif(os.environ.get("ANNBATCH_CYTHON_DEBUG") != "1", reason="needs the debug build: make test-debug")
+def test_the_debug_build_checks_bounds():
+    one = np.zeros(1, dtype=np.int64)
+    with pytest.raises(IndexError):
+        _rle.group_runs(
+            one, np.array([5]), 1, 1, np.zeros(2, dtype=np.int64), one, np.zeros(2, dtype=np.int64), one, one
+        )
 
 
 def test_c_types_are_what_numpy_calls_them():

@@ -11,6 +11,9 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# The requirements of an extra; installing the extra itself would compile everything again.
+EXTRA := $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])'
+
 SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 # A copy of the sources without what was compiled.
@@ -86,15 +89,15 @@ $(VENV)/built: $(VENV)/python pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 $(VENV)/test: $(VENV)/built
-	$(PIP) install --no-build-isolation --editable ".[test]" $(WITH)
+	$(PIP) install $$($(EXTRA) test) $(WITH)
 	touch $@
 
 $(VENV)/dev: $(VENV)/built
-	$(PIP) install --no-build-isolation --editable ".[dev]"
+	$(PIP) install $$($(EXTRA) dev)
 	touch $@
 
 $(VENV)/bench: $(VENV)/built
-	$(PIP) install --no-build-isolation --editable ".[bench]"
+	$(PIP) install $$($(EXTRA) bench)
 	touch $@
 
 clean:

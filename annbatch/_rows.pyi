@@ -4,6 +4,18 @@ def row_lengths(indptr: np.ndarray, rows: np.ndarray, dest: np.ndarray, length: 
 def plan_ranges(
     indptr: np.ndarray, rows: np.ndarray, address: np.ndarray, itemsize: int, chunk_size: int
 ) -> tuple[np.ndarray, np.ndarray]: ...
+def plan_stretches(
+    indptr: np.ndarray,
+    rows: np.ndarray,
+    n_wanted: int,
+    row_work: int,
+    value_size: int,
+    value_chunk: int,
+    values_cut: bool,
+    column_size: int,
+    column_chunk: int,
+    columns_cut: bool,
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]: ...
 def plan_rows(
     rows: np.ndarray,
     address: np.ndarray,
@@ -29,18 +41,6 @@ def place_indices(
 ) -> int: ...
 def place_columns(
     items: np.ndarray, offset: int, pieces: np.ndarray, itemsize: int, new_column: np.ndarray
-) -> None: ...
-def densify(
-    start: np.ndarray,
-    values: int,
-    columns: int,
-    value_type: int,
-    wide: bool,
-    itemsize: int,
-    address: np.ndarray,
-    row_bytes: int,
-    low: int,
-    high: int,
 ) -> None: ...
 def count_kept(columns: np.ndarray, start: np.ndarray, kept: np.ndarray, low: int, high: int) -> None: ...
 def compact(

@@ -1,4 +1,4 @@
-"""Row kernels: plan which stored values go where, then move, renumber, densify and compact them.
+"""Row kernels: plan which stored values go where, then move, renumber and compact them.
 
 Input is checked by the Python face (annbatch/storage). Destinations are plain addresses, because one request fills the
 arrays of many batches; the face keeps those arrays alive. Two tables describe the work, both int64 and C-contiguous:
@@ -6,22 +6,26 @@ arrays of many batches; the face keeps those arrays alive. Two tables describe t
 piece  [source, address, n, column]: n neighbouring items, from item ``source`` of a chunk to ``address``; ``column`` is
        that of the first item (dense rows only, else -1).
 task   [chunk, first_piece, stop_piece, low, high]: the pieces of one chunk; they lie in its items low <= item < high.
+
+Where sparse rows become dense, two more tables cut the rows into stretches that are worked on one by one. The addresses
+of their pieces count from the start of the stretch's own memory:
+
+stretch [first_row, stop_row, first_value_task, stop_value_task, first_column_task, stop_column_task, n_values].
+extent  [first_value, n_values]: which values of its stretch a row has.
 """
 
 import numpy as np
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 cdef extern from "_convert.h" nogil:
     enum: N_TYPES
     ctypedef int (*convert_fn)(const char *, char *, int64_t)
     ctypedef int64_t (*index_fn)(const char *, char *, int64_t, int64_t, const int64_t *)
-    ctypedef void (*densify_fn)(const char *, const char *, int64_t, char *)
     convert_fn CONVERT[N_TYPES][N_TYPES]
     index_fn RENUMBER[2][8]
-    densify_fn DENSIFY[2][N_TYPES]
     void scatter_items(const char *, char *, int64_t, int, const int64_t *)
 
 ctypedef fused index_t:
@@ -37,6 +41,7 @@ cdef class _Plan:
     cdef object tasks, pieces
     cdef int64_t[:, ::1] task, piece
     cdef Py_ssize_t n_tasks, n_pieces
+    cdef bint closed  # the next piece begins a task, whatever its chunk
 
     def __init__(self, Py_ssize_t expected):
         self.tasks = np.empty((max(16, expected), 5), np.int64)
@@ -56,7 +61,8 @@ cdef class _Plan:
     cdef void add(self, int64_t chunk, int64_t source, int64_t address, int64_t n, int64_t column,
                   int itemsize) noexcept nogil:
         cdef Py_ssize_t t = self.n_tasks - 1, p = self.n_pieces - 1
-        if t < 0 or self.task[t, 0] != chunk:
+        if t < 0 or self.closed or self.task[t, 0] != chunk:
+            self.closed = False
             t += 1
             self.n_tasks += 1
             self.task[t, 0] = chunk
@@ -122,26 +128,96 @@ def plan_ranges(const int64_t[::1] indptr not None, const int64_t[::1] rows not 
     tasks, pieces
         Every chunk has one task; tasks are in chunk order. Ranges that are neighbours at both ends are one piece.
     """
-    cdef Py_ssize_t n_rows = rows.shape[0], i = 0, j, r
-    cdef int64_t low, high, chunk, first, last, start, stop
+    cdef Py_ssize_t n_rows = rows.shape[0], i = 0, j
     cdef _Plan plan = _Plan(n_rows + 16)
     while i < n_rows:
-        low, high = indptr[rows[i]], indptr[rows[i] + 1]
         j = i + 1
         while j < n_rows and rows[j] == rows[i]:
             j += 1
-        if low < high:
-            first, last = low // chunk_size, (high - 1) // chunk_size
-            plan.room((last - first + 1) * (j - i))
-            with nogil:
-                for chunk in range(first, last + 1):
-                    start, stop = max(low, chunk * chunk_size), min(high, (chunk + 1) * chunk_size)
-                    # Copies of one row stand together, so that no chunk is left and entered again.
-                    for r in range(i, j):
-                        plan.add(chunk, start - chunk * chunk_size, address[r] + (start - low) * itemsize, stop - start,
-                                 -1, itemsize)
+        _add_values(plan, indptr[rows[i]], indptr[rows[i] + 1], &address[i], j - i, itemsize, chunk_size)
         i = j
     return plan.result()
+
+
+cdef int _add_values(_Plan plan, int64_t low, int64_t high, const int64_t *address, Py_ssize_t n_copies, int itemsize,
+                     int64_t chunk_size) except -1:
+    """Plan the values low <= value < high of one row, which go to each of ``n_copies`` addresses."""
+    cdef int64_t chunk, start, stop
+    cdef Py_ssize_t r
+    if low >= high:
+        return 0
+    chunk = low // chunk_size
+    plan.room(((high - 1) // chunk_size - chunk + 1) * n_copies)
+    with nogil:
+        start = low
+        while start < high:
+            stop = min(high, (chunk + 1) * chunk_size)
+            # Copies of one row stand together, so that no chunk is left and entered again.
+            for r in range(n_copies):
+                plan.add(chunk, start - chunk * chunk_size, address[r] + (start - low) * itemsize, stop - start, -1,
+                         itemsize)
+            start = stop
+            chunk += 1
+    return 0
+
+
+def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows not None, int64_t n_wanted,
+                   int64_t row_work, int value_size, int64_t value_chunk, bint values_cut, int column_size,
+                   int64_t column_chunk, bint columns_cut):
+    """Cut CSR rows into stretches of about the same work, and plan the reading of each.
+
+    A chunk that two stretches touch is decoded for both. So a stretch ends, if it can, where the next row starts in
+    other chunks.
+
+    Parameters
+    ----------
+    indptr, rows
+        As in :func:`plan_ranges`. A row that is wanted several times in a stretch is read once for it.
+    n_wanted
+        A stretch may end once its work is so many values, and ends at the latest when it is four times as many.
+    row_work
+        Work that a row is besides its values, in values.
+    value_size, column_size
+        Bytes of a value, and of a column number, at their destination.
+    value_chunk, column_chunk
+        Values, and column numbers, per chunk.
+    values_cut, columns_cut
+        True when a part of a chunk costs no more than that part, so that a stretch may end anywhere.
+
+    Returns
+    -------
+    stretches, extents, (value tasks, value pieces), (column tasks, column pieces)
+    """
+    cdef Py_ssize_t n_rows = rows.shape[0], r, s = -1
+    cdef int64_t low, high = 0, work = 0, n_values = 0, address
+    cdef bint copied, free_cut
+    cdef _Plan values = _Plan(n_rows + 16), columns = _Plan(n_rows + 16)
+    stretches, extents = np.empty((n_rows, 7), np.int64), np.empty((n_rows, 2), np.int64)
+    cdef int64_t[:, ::1] stretch = stretches, extent = extents
+    for r in range(n_rows):
+        low = indptr[rows[r]]
+        free_cut = (values_cut or low // value_chunk > (high - 1) // value_chunk) and (
+            columns_cut or low // column_chunk > (high - 1) // column_chunk
+        )
+        copied = r > 0 and rows[r] == rows[r - 1]
+        if r == 0 or work >= 4 * n_wanted or (work >= n_wanted and free_cut):
+            s += 1
+            stretch[s, 0], stretch[s, 2], stretch[s, 4] = r, values.n_tasks, columns.n_tasks
+            values.closed = columns.closed = True
+            work = n_values = 0
+            copied = False
+        high = indptr[rows[r] + 1]
+        extent[r, 0] = n_values - (high - low) if copied else n_values
+        extent[r, 1] = high - low
+        if not copied:
+            address = n_values * value_size
+            _add_values(values, low, high, &address, 1, value_size, value_chunk)
+            address = n_values * column_size
+            _add_values(columns, low, high, &address, 1, column_size, column_chunk)
+            n_values += high - low
+        work += high - low + row_work
+        stretch[s, 1], stretch[s, 3], stretch[s, 5], stretch[s, 6] = r + 1, values.n_tasks, columns.n_tasks, n_values
+    return stretches[: s + 1], extents, values.result(), columns.result()
 
 
 def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not None, int itemsize, int64_t chunk_rows,
@@ -278,25 +354,6 @@ def place_columns(const uint8_t[::1] items not None, int64_t offset, const int64
 
 
 # --- whole rows -----------------------------------------------------------------------------------------------------
-
-def densify(const int64_t[::1] start not None, uintptr_t values, uintptr_t columns, int value_type, bint wide,
-            int itemsize, const int64_t[::1] address not None, int64_t row_bytes, Py_ssize_t low, Py_ssize_t high):
-    """Write the CSR rows low <= row < high as dense rows of ``row_bytes`` bytes at their addresses.
-
-    Values ``start[row] <= i < start[row + 1]`` belong to a row; repeated columns add up, negative ones are dropped.
-    """
-    cdef Py_ssize_t r
-    cdef int index_size = 8 if wide else 4
-    cdef char *row
-    with nogil:
-        for r in range(low, high):
-            row = <char *><uintptr_t>address[r]
-            memset(row, 0, <size_t>row_bytes)
-            DENSIFY[wide][value_type](
-                <const char *>values + start[r] * itemsize, <const char *>columns + start[r] * index_size,
-                start[r + 1] - start[r], row
-            )
-
 
 def count_kept(index_t[::1] columns not None, const int64_t[::1] start not None, int64_t[::1] kept not None,
                Py_ssize_t low, Py_ssize_t high):

@@ -33,6 +33,38 @@ def named_by_plan(tasks, pieces, chunk_size, itemsize):
     return sorted(named)
 
 
+def check_stretches(indptr, rows, n_wanted, row_work, stretches, extents, arrays):
+    """See that stretches cover all rows once, that none has too much work, and that their tasks bring just their values.
+
+    ``arrays`` describes values and column numbers: (tasks, pieces), first column about them in ``stretches``, item size,
+    chunk size.
+    """
+    covered = [row for first, stop in stretches[:, :2] for row in range(first, stop)]
+    assert covered == list(range(len(rows)))
+    n_done = [0, 0]
+    for stretch in stretches:
+        own_rows, own_extents = rows[stretch[0] : stretch[1]], extents[stretch[0] : stretch[1]]
+        lengths = indptr[own_rows + 1] - indptr[own_rows]
+        np.testing.assert_array_equal(own_extents[:, 1], lengths)
+        assert (lengths[:-1] + row_work).sum() < max(4 * n_wanted, 1)
+        # Copies of a row share its values.
+        place_of_row = dict(zip(own_rows.tolist(), own_extents[:, 0].tolist(), strict=True))
+        distinct, places = np.array(list(place_of_row), np.int64), np.array(list(place_of_row.values()), np.int64)
+        np.testing.assert_array_equal(own_extents[:, 0], [place_of_row[row] for row in own_rows.tolist()])
+        assert stretch[6] == sum(indptr[row + 1] - indptr[row] for row in distinct)
+        for k, ((tasks, pieces), at, itemsize, chunk_size) in enumerate(arrays):
+            first_task, stop_task = stretch[at : at + 2]
+            assert first_task == n_done[k]
+            n_done[k] = stop_task
+            own_tasks = tasks[first_task:stop_task].copy()
+            first_piece, stop_piece = (own_tasks[0, 1], own_tasks[-1, 2]) if len(own_tasks) else (0, 0)
+            own_tasks[:, 1:3] -= first_piece
+            expected = plan_ranges(indptr, distinct, itemsize * places, itemsize, chunk_size)
+            assert named_by_plan(own_tasks, pieces[first_piece:stop_piece], chunk_size, itemsize) == expected
+            assert sorted(address for _, address in expected) == list(range(0, itemsize * stretch[6], itemsize))
+    assert n_done == [len(tasks) for (tasks, _), *_ in arrays]
+
+
 def dense_rows(matrices, columns, n_var):
     """Return all rows of several matrices, one below the other, with the columns renumbered."""
     out = []

@@ -46,6 +46,28 @@ def test_a_row_that_is_wanted_twice_does_not_split_a_task():
     np.testing.assert_array_equal(pieces[:, 1], [0, 400, 16, 416, 32, 432])
 
 
+@given(sparse_rows(), st.integers(0, 30), st.integers(0, 5), st.booleans(), st.booleans(), st.integers(1, 20))
+def test_stretches_name_every_value_of_their_rows_once(case, n_wanted, row_work, values_cut, columns_cut, column_chunk):
+    indptr, rows, _, value_chunk = case
+    stretches, extents, values, columns = _rows.plan_stretches(
+        indptr, rows, n_wanted, row_work, 4, value_chunk, values_cut, 8, column_chunk, columns_cut
+    )
+    arrays = ((values, 2, 4, value_chunk), (columns, 4, 8, column_chunk))
+    reference_rows.check_stretches(indptr, rows, n_wanted, row_work, stretches, extents, arrays)
+
+
+def test_a_stretch_ends_where_the_next_row_starts_in_another_chunk():
+    # Rows of 3 values in chunks of 6: rows 1, 3 and 5 end with their chunk, and after two rows the work is enough.
+    indptr = np.arange(0, 30, 3)
+    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 4, 0, 4, 6, False, 4, 6, False)
+    np.testing.assert_array_equal(stretches[:, :2], [[0, 2], [2, 4], [4, 6], [6, 8], [8, 9]])
+    # Where only the end of the work is a reason, it ends at four times as much; where cuts are free, at once.
+    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 4, 0, 4, 100, False, 4, 6, False)
+    np.testing.assert_array_equal(stretches[:, :2], [[0, 6], [6, 9]])
+    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 3, 0, 4, 100, True, 4, 6, True)
+    np.testing.assert_array_equal(stretches[:, :2], [[row, row + 1] for row in range(9)])
+
+
 @given(st.data())
 def test_row_lengths(data):
     lengths = np.array(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=9)))
@@ -83,27 +105,6 @@ N_COLUMNS = 21
 ROWS_WITH_DROPS = st.lists(
     st.lists(st.tuples(st.integers(-1, N_COLUMNS - 1), st.integers(1, 9)), max_size=30), max_size=6
 )
-
-
-@given(
-    ROWS_WITH_DROPS,
-    st.sampled_from(["int32", "int64"]),
-    st.sampled_from(["float32", "int16", "uint8", "bool", "float64"]),
-)
-def test_densify_adds_repeated_columns_and_skips_dropped_ones(rows, index_type, dtype):
-    start, columns, values = csr_of(rows)
-    columns, values = columns.astype(index_type), values.astype(dtype)
-    expected = np.zeros((len(rows), N_COLUMNS), dtype)
-    for r in range(len(rows)):
-        for k in range(start[r], start[r + 1]):
-            if columns[k] >= 0:
-                expected[r, columns[k]] += values[k]
-    out = np.ones_like(expected)
-    address = out.ctypes.data + np.arange(len(rows), dtype=np.int64) * N_COLUMNS * out.itemsize
-    wide = columns.itemsize == 8
-    arguments = (start, values.ctypes.data, columns.ctypes.data, type_code(out.dtype), wide, out.itemsize, address)
-    _rows.densify(*arguments, N_COLUMNS * out.itemsize, 0, len(rows))
-    np.testing.assert_array_equal(out, expected)
 
 
 @given(ROWS_WITH_DROPS, st.booleans())

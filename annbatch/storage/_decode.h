@@ -60,10 +60,12 @@ static int can_decode(int kind) {
     }
 }
 
-/* What one thread needs again and again. Buffers grow and stay. */
+/* What one thread needs again and again: two buffers that codecs take turns with, the wanted blocks of a Blosc chunk, and
+ * values and column numbers of rows that become dense. Buffers grow and stay. */
+enum { N_BUFFERS = 5 };
 typedef struct {
-    char *buffer[3];
-    size_t capacity[3];
+    char *buffer[N_BUFFERS];
+    size_t capacity[N_BUFFERS];
     void *blosc, *zstd, *deflate;
 } scratch_t;
 
@@ -76,10 +78,14 @@ static char *scratch_buffer(scratch_t *s, int which, size_t n) {
     return s->buffer[which];
 }
 
-static size_t scratch_bytes(const scratch_t *s) { return s->capacity[0] + s->capacity[1] + s->capacity[2]; }
+static size_t scratch_bytes(const scratch_t *s) {
+    size_t n = 0;
+    for (int i = 0; i < N_BUFFERS; i++) n += s->capacity[i];
+    return n;
+}
 
 static void scratch_clear(scratch_t *s) {
-    for (int i = 0; i < 3; i++) free(s->buffer[i]);
+    for (int i = 0; i < N_BUFFERS; i++) free(s->buffer[i]);
 #ifdef ANNBATCH_BLOSC2
     if (s->blosc) blosc2_free_ctx((blosc2_context *)s->blosc);
     if (s->zstd) ZSTD_freeDCtx(s->zstd);

@@ -2,8 +2,11 @@
 
 The work of a request is a list of jobs, one per stored array (see storage/jobs.py). All their tasks form one queue;
 each worker takes the next task, reads that chunk, decodes it, and copies the pieces while the chunk is still in its
-cache. Nothing here calls Python, except for codecs that only Python has. Workers share no memory that both write: every
-piece has its own destination, every worker its own scratch and its own error.
+cache. Where sparse rows are made dense, the queue holds stretches of rows instead: a worker has all tasks of a stretch
+placed in its own scratch, which fits its cache, and writes the finished rows from there.
+
+Nothing here calls Python, except for codecs that only Python has. Workers share no memory that both write: every piece
+and every dense row has its own destination, every worker its own scratch and its own error.
 """
 
 import numpy as np
@@ -20,8 +23,10 @@ cdef extern from "../_convert.h" nogil:
     enum: N_TYPES
     ctypedef int (*convert_fn)(const char *, char *, int64_t)
     ctypedef int64_t (*index_fn)(const char *, char *, int64_t, int64_t, const int64_t *)
+    ctypedef void (*densify_fn)(const char *, const char *, int64_t, char *)
     convert_fn CONVERT[N_TYPES][N_TYPES]
     index_fn RENUMBER[2][8]
+    densify_fn DENSIFY[2][N_TYPES]
     void scatter_items(const char *, char *, int64_t, int, const int64_t *)
 
 cdef extern from "_system.h" nogil:
@@ -80,8 +85,8 @@ CODECS = {
 can_read_files = bool(CAN_READ_FILES)
 has_blosc2 = bool(HAVE_BLOSC2)
 
-# Counters for tests and benchmarks: how much went through the engine.
-counts = {"runs": 0, "tasks": 0}
+# Counters for tests and benchmarks: calls of the engine, and chunks that it read from files.
+counts = {"runs": 0, "chunks": 0}
 
 cdef enum:
     MAX_CODECS = 8
@@ -176,16 +181,31 @@ cdef struct WorkItem:
     int64_t n_columns
     const int64_t *columns
 
+# Rows of a CSR matrix that become dense: the two items that bring their values and column numbers.
+cdef struct DenseItem:
+    int values
+    int columns
+    const int64_t *stretch
+    const int64_t *extent
+    const int64_t *address
+    int64_t row_bytes
+    int64_t first_number
+    densify_fn densify
+
 cdef struct Failure:
     int kind
+    int item
+    int64_t chunk
     int64_t number
     int64_t detail
 
 cdef struct Run:
     WorkItem *item
     int n_items
-    int64_t n_tasks
-    int64_t next_task
+    DenseItem *dense
+    int n_dense
+    int64_t n_in_queue
+    int64_t next_number
     bint stop
     Failure *failure
     PyObject **scratch
@@ -311,9 +331,9 @@ cdef int decode_chunk(const Table *table, scratch_t *scratch, const WorkItem *it
     return FINE if n == table.chunk_bytes else WRONG_SIZE
 
 
-cdef int place_piece(const WorkItem *item, const char *source, const int64_t *piece) noexcept nogil:
-    """Copy one piece from ``source`` to its address, converting or renumbering."""
-    cdef char *target = <char *><uintptr_t>piece[1]
+cdef int place_piece(const WorkItem *item, const char *source, const int64_t *piece, uintptr_t base) noexcept nogil:
+    """Copy one piece from ``source`` to its address, which counts from ``base``, converting or renumbering."""
+    cdef char *target = <char *>(base + <uintptr_t>piece[1])
     cdef int64_t i, n
     cdef char stretch[STRETCH_BYTES]
     cdef int itemsize = item.table.itemsize
@@ -340,7 +360,7 @@ cdef int place_piece(const WorkItem *item, const char *source, const int64_t *pi
     return FINE
 
 
-cdef int place_filled(const WorkItem *item, const int64_t *task, scratch_t *scratch) noexcept nogil:
+cdef int place_filled(const WorkItem *item, const int64_t *task, uintptr_t base, scratch_t *scratch) noexcept nogil:
     """Place the pieces of a chunk that is not stored: they have the fill value."""
     cdef int64_t p, i, longest = 0
     cdef int itemsize = item.table.itemsize, status
@@ -353,14 +373,14 @@ cdef int place_filled(const WorkItem *item, const int64_t *task, scratch_t *scra
     for i in range(longest):
         memcpy(items + i * itemsize, item.table.fill, <size_t>itemsize)
     for p in range(task[1], task[2]):
-        status = place_piece(item, items, item.piece + 4 * p)
+        status = place_piece(item, items, item.piece + 4 * p, base)
         if status != FINE:
             return status
     return FINE
 
 
-cdef int read_plain(const WorkItem *item, const int64_t *task, int64_t at, int64_t n, int fd, scratch_t *scratch,
-                    int64_t *detail) noexcept nogil:
+cdef int read_plain(const WorkItem *item, const int64_t *task, uintptr_t base, int64_t at, int64_t n, int fd,
+                    scratch_t *scratch, int64_t *detail) noexcept nogil:
     """Read the pieces of a chunk that is stored as it is; pieces that are only copied go straight to their address."""
     cdef iovec vector[MAX_VECTOR]
     cdef int itemsize = item.table.itemsize, status, k
@@ -374,7 +394,7 @@ cdef int read_plain(const WorkItem *item, const int64_t *task, int64_t at, int64
         low = high = item.piece[4 * p]
         while q < task[2] and k < MAX_VECTOR and item.piece[4 * q] == high:
             piece = item.piece + 4 * q
-            vector[k].iov_base = <void *><uintptr_t>piece[1]
+            vector[k].iov_base = <void *>(base + <uintptr_t>piece[1])
             vector[k].iov_len = <size_t>(piece[2] * itemsize)
             high += piece[2]
             q += 1
@@ -397,15 +417,15 @@ cdef int read_plain(const WorkItem *item, const int64_t *task, int64_t at, int64
         if not copies:
             for k in range(<int>(q - p)):
                 piece = item.piece + 4 * (p + k)
-                status = place_piece(item, items + (piece[0] - low) * itemsize, piece)
+                status = place_piece(item, items + (piece[0] - low) * itemsize, piece, base)
                 if status != FINE:
                     return status
         p = q
     return FINE
 
 
-cdef int run_task(const WorkItem *item, int item_number, const int64_t *task, OpenFile *opened, scratch_t *scratch,
-                  int64_t *detail, PyObject **error) noexcept nogil:
+cdef int run_task(const WorkItem *item, int item_number, const int64_t *task, uintptr_t base, OpenFile *opened,
+                  scratch_t *scratch, int64_t *detail, PyObject **error) noexcept nogil:
     """Read, decode and place one chunk."""
     cdef const Table *table = &item.table
     cdef int64_t chunk = task[0], p, n, at = 0, got, file_number
@@ -416,11 +436,11 @@ cdef int run_task(const WorkItem *item, int item_number, const int64_t *task, Op
         decoded = table.memory + chunk * table.chunk_bytes
     else:
         if table.length != NULL and table.length[chunk] < 0:
-            return place_filled(item, task, scratch)
+            return place_filled(item, task, base, scratch)
         file_number = 0 if table.n_files == 1 else chunk if table.file == NULL else table.file[chunk]
         status = open_chunk_file(table, item_number, file_number, opened, detail)
         if status == -1:
-            return place_filled(item, task, scratch)
+            return place_filled(item, task, base, scratch)
         if status != FINE:
             return status
         n = opened.size if table.length == NULL else table.length[chunk]
@@ -429,7 +449,7 @@ cdef int run_task(const WorkItem *item, int item_number, const int64_t *task, Op
         if at < 0 or n > opened.size - at:
             return CUT_SHORT
         if not table.n_codecs:
-            return read_plain(item, task, at, n, opened.fd, scratch, detail)
+            return read_plain(item, task, base, at, n, opened.fd, scratch, detail)
         buffer = scratch_buffer(scratch, 0, <size_t>max(n, 1))
         if buffer == NULL:
             return MEMORY
@@ -443,37 +463,103 @@ cdef int run_task(const WorkItem *item, int item_number, const int64_t *task, Op
         if status != FINE:
             return status
     for p in range(task[1], task[2]):
-        status = place_piece(item, decoded + item.piece[4 * p] * table.itemsize, item.piece + 4 * p)
+        status = place_piece(item, decoded + item.piece[4 * p] * table.itemsize, item.piece + 4 * p, base)
         if status != FINE:
             return status
     return FINE
 
 
-cdef void work(void *context, int worker) noexcept nogil:
+cdef void fail(Run *run, Failure *failure, int kind, int item, int64_t chunk, int64_t number) noexcept nogil:
+    """Note how a worker failed, and let all of them stop."""
+    failure.kind, failure.item, failure.chunk, failure.number = kind, item, chunk, number
+    run.stop = True
+
+
+cdef void place_tasks(void *context, int worker) noexcept nogil:
     """Take tasks from the queue until it is empty or a worker failed."""
     cdef Run *run = <Run *>context
     cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
     cdef Failure *failure = run.failure + worker
     cdef OpenFile opened
     cdef WorkItem *item
+    cdef const int64_t *task
     cdef int64_t number
     cdef int i = 0, status
     opened.fd = -1
     while not run.stop:
-        number = next_number(&run.next_task)
-        if number >= run.n_tasks:
+        number = next_number(&run.next_number)
+        if number >= run.n_in_queue:
             break
         while i + 1 < run.n_items and run.item[i + 1].first_number <= number:
             i += 1
         item = run.item + i
-        status = run_task(
-            item, i, item.task + 5 * (number - item.first_number), &opened, scratch, &failure.detail, &run.error
-        )
+        task = item.task + 5 * (number - item.first_number)
+        status = run_task(item, i, task, 0, &opened, scratch, &failure.detail, &run.error)
         if status != FINE:
-            failure.kind, failure.number = status, number
-            run.stop = True
+            fail(run, failure, status, i, task[0], number)
     if opened.fd >= 0:
         file_close(opened.fd)
+
+
+cdef bint stage(Run *run, int item, int64_t first, int64_t stop, char *base, OpenFile *opened, scratch_t *scratch,
+                Failure *failure, int64_t number) noexcept nogil:
+    """Place the tasks first <= task < stop of an item in scratch memory; False when one failed."""
+    cdef int64_t t
+    cdef const int64_t *task
+    cdef int status
+    for t in range(first, stop):
+        task = run.item[item].task + 5 * t
+        status = run_task(run.item + item, item, task, <uintptr_t>base, opened, scratch, &failure.detail, &run.error)
+        if status != FINE:
+            fail(run, failure, status, item, task[0], number)
+            return False
+    return True
+
+
+cdef void densify_stretches(void *context, int worker) noexcept nogil:
+    """Take stretches of rows from the queue and make them dense, until it is empty or a worker failed."""
+    cdef Run *run = <Run *>context
+    cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
+    cdef Failure *failure = run.failure + worker
+    cdef OpenFile value_file, column_file
+    cdef DenseItem *dense
+    cdef const int64_t *stretch
+    cdef int64_t number, r
+    cdef int i = 0, value_size, column_size
+    cdef char *values
+    cdef char *columns
+    cdef char *row
+    value_file.fd = column_file.fd = -1
+    while not run.stop:
+        number = next_number(&run.next_number)
+        if number >= run.n_in_queue:
+            break
+        while i + 1 < run.n_dense and run.dense[i + 1].first_number <= number:
+            i += 1
+        dense = run.dense + i
+        stretch = dense.stretch + 7 * (number - dense.first_number)
+        value_size, column_size = run.item[dense.values].target_itemsize, run.item[dense.columns].target_itemsize
+        values = scratch_buffer(scratch, 3, <size_t>(stretch[6] * value_size + 1))
+        columns = scratch_buffer(scratch, 4, <size_t>(stretch[6] * column_size + 1))
+        if values == NULL or columns == NULL:
+            fail(run, failure, MEMORY, dense.values, 0, number)
+            break
+        if not (
+            stage(run, dense.values, stretch[2], stretch[3], values, &value_file, scratch, failure, number)
+            and stage(run, dense.columns, stretch[4], stretch[5], columns, &column_file, scratch, failure, number)
+        ):
+            break
+        for r in range(stretch[0], stretch[1]):
+            row = <char *><uintptr_t>dense.address[r]
+            memset(row, 0, <size_t>dense.row_bytes)
+            dense.densify(
+                values + dense.extent[2 * r] * value_size, columns + dense.extent[2 * r] * column_size,
+                dense.extent[2 * r + 1], row
+            )
+    if value_file.fd >= 0:
+        file_close(value_file.fd)
+    if column_file.fd >= 0:
+        file_close(column_file.fd)
 
 
 cdef object set_table(Table *table, object chunk_table):
@@ -525,6 +611,80 @@ cdef object set_table(Table *table, object chunk_table):
     return chunk_table
 
 
+cdef class _Call:
+    """One call of the engine: what its workers share, and what must stay alive until they are done."""
+
+    cdef Run state
+    cdef list jobs, keep, scratch
+
+    def __cinit__(self, list jobs):
+        cdef int i
+        cdef WorkItem *item
+        cdef const int64_t[:, ::1] table
+        cdef const int64_t[::1] columns
+        self.jobs, self.keep, self.scratch = jobs, [], []
+        self.state.n_items = len(jobs)
+        self.state.item = <WorkItem *>calloc(max(1, len(jobs)), sizeof(WorkItem))
+        if self.state.item == NULL:
+            raise MemoryError
+        for i, job in enumerate(jobs):
+            chunk_table, tasks, pieces, source_type, target_type, itemsize, n_columns, new_columns = job
+            item = self.state.item + i
+            self.keep.append(set_table(&item.table, chunk_table))
+            if len(tasks):
+                table = tasks
+                item.task = &table[0, 0]
+                table = pieces
+                item.piece = &table[0, 0]
+            item.source_type = source_type
+            item.target_type = target_type
+            item.target_itemsize = itemsize
+            item.is_index = n_columns >= 0
+            item.n_columns = n_columns
+            if new_columns is not None and len(new_columns):
+                columns = new_columns
+                item.columns = &columns[0]
+            counts["chunks"] += len(tasks) if chunk_table.memory is None else 0
+
+    def __dealloc__(self):
+        kept_errors.pop(<uintptr_t>&self.state.error, None)
+        free(self.state.item)
+        free(self.state.dense)
+        free(self.state.failure)
+        free(self.state.scratch)
+
+    cdef object go(self, worker_fn work, int num_threads):
+        """Let workers empty the queue; return the first failure as the functions below do."""
+        cdef int i, n_workers = <int>max(1, min(num_threads, self.state.n_in_queue))
+        cdef Failure *first = NULL
+        self.state.failure = <Failure *>calloc(n_workers, sizeof(Failure))
+        self.state.scratch = <PyObject **>calloc(n_workers, sizeof(PyObject *))
+        if self.state.failure == NULL or self.state.scratch == NULL:
+            raise MemoryError
+        for i in range(n_workers):
+            try:
+                self.scratch.append(idle_scratch.pop())
+            except IndexError:
+                self.scratch.append(Scratch())
+            self.state.scratch[i] = <PyObject *>self.scratch[i]
+        counts["runs"] += 1
+        with nogil:
+            run_workers(work, &self.state, n_workers)
+        for worker in self.scratch:
+            # Stores with huge chunks exist; memory for them is not worth keeping.
+            if scratch_bytes(&(<Scratch>worker).scratch) <= MAX_IDLE_SCRATCH:
+                idle_scratch.append(worker)
+        for i in range(n_workers):
+            if self.state.failure[i].kind != FINE and (first == NULL or self.state.failure[i].number < first.number):
+                first = self.state.failure + i
+        if first == NULL:
+            return None
+        detail = first.detail
+        if first.kind == PYTHON:
+            detail = kept_errors.pop(<uintptr_t>&self.state.error, None)
+        return self.jobs[first.item], first.chunk, FAILURES[first.kind], detail
+
+
 def run(list jobs not None, int num_threads):
     """Read and place everything in ``jobs``.
 
@@ -541,71 +701,59 @@ def run(list jobs not None, int num_threads):
     None, or (job, chunk number, failure name, detail) of the first task that failed. Every destination may then have
     been written or not.
     """
-    cdef Run state
-    cdef int n_workers, i
-    cdef const int64_t[:, ::1] table
-    cdef const int64_t[::1] columns
-    cdef Failure *first = NULL
-    memset(&state, 0, sizeof(state))
+    cdef _Call call
+    cdef int i
     jobs = [job for job in jobs if len(job[1])]
     if not jobs:
         return None
-    keep = []
-    state.n_items = len(jobs)
-    state.item = <WorkItem *>calloc(state.n_items, sizeof(WorkItem))
-    n_workers = max(1, min(num_threads, sum([len(job[1]) for job in jobs])))
-    state.failure = <Failure *>calloc(n_workers, sizeof(Failure))
-    state.scratch = <PyObject **>calloc(n_workers, sizeof(PyObject *))
-    scratch = []
-    try:
-        if state.item == NULL or state.failure == NULL or state.scratch == NULL:
-            raise MemoryError
-        for i, job in enumerate(jobs):
-            chunk_table, tasks, pieces, source_type, target_type, itemsize, n_columns, new_columns = job
-            keep.append(set_table(&state.item[i].table, chunk_table))
-            table = tasks
-            state.item[i].task = &table[0, 0]
-            table = pieces
-            state.item[i].piece = &table[0, 0]
-            state.item[i].first_number = state.n_tasks
-            state.item[i].source_type = source_type
-            state.item[i].target_type = target_type
-            state.item[i].target_itemsize = itemsize
-            state.item[i].is_index = n_columns >= 0
-            state.item[i].n_columns = n_columns
-            if new_columns is not None and len(new_columns):
-                columns = new_columns
-                state.item[i].columns = &columns[0]
-            state.n_tasks += len(tasks)
-        for i in range(n_workers):
-            try:
-                scratch.append(idle_scratch.pop())
-            except IndexError:
-                scratch.append(Scratch())
-            state.scratch[i] = <PyObject *>scratch[i]
-        counts["runs"] += 1
-        counts["tasks"] += state.n_tasks
-        with nogil:
-            run_workers(work, &state, n_workers)
-        for worker in scratch:
-            # Stores with huge chunks exist; memory for them is not worth keeping.
-            if scratch_bytes(&(<Scratch>worker).scratch) <= MAX_IDLE_SCRATCH:
-                idle_scratch.append(worker)
-        for i in range(n_workers):
-            if state.failure[i].kind != FINE and (first == NULL or state.failure[i].number < first.number):
-                first = state.failure + i
-        if first == NULL:
-            return None
-        for i in range(state.n_items - 1, -1, -1):
-            if first.number >= state.item[i].first_number:
-                break
-        detail = first.detail
-        if first.kind == PYTHON:
-            detail = kept_errors.pop(<uintptr_t>&state.error, None)
-        chunk = state.item[i].task[5 * (first.number - state.item[i].first_number)]
-        return jobs[i], chunk, FAILURES[first.kind], detail
-    finally:
-        kept_errors.pop(<uintptr_t>&state.error, None)
-        free(state.item)
-        free(state.failure)
-        free(state.scratch)
+    call = _Call(jobs)
+    for i, job in enumerate(jobs):
+        call.state.item[i].first_number = call.state.n_in_queue
+        call.state.n_in_queue += len(job[1])
+    return call.go(place_tasks, num_threads)
+
+
+def run_dense(list dense_jobs not None, int num_threads):
+    """Read sparse rows and write them as dense ones.
+
+    Parameters
+    ----------
+    dense_jobs
+        Tuples (job of the values, job of the column numbers, stretches, extents, address, bytes of a dense row, type of
+        a dense value). Tasks, pieces, stretches and extents are a plan of ``_rows.plan_stretches``, ``address`` is
+        where each row goes. Repeated columns of a row add up, those renumbered to -1 are left out.
+    num_threads
+        Most threads to use, this one included.
+
+    Returns
+    -------
+    As :func:`run`.
+    """
+    cdef _Call call
+    cdef int i
+    cdef DenseItem *dense
+    cdef const int64_t[:, ::1] table
+    cdef const int64_t[::1] addresses
+    dense_jobs = [job for job in dense_jobs if len(job[2])]
+    if not dense_jobs:
+        return None
+    call = _Call([job for dense_job in dense_jobs for job in dense_job[:2]])
+    call.state.n_dense = len(dense_jobs)
+    call.state.dense = <DenseItem *>calloc(len(dense_jobs), sizeof(DenseItem))
+    if call.state.dense == NULL:
+        raise MemoryError
+    for i, (_, _, stretches, extents, address, row_bytes, value_type) in enumerate(dense_jobs):
+        dense = call.state.dense + i
+        dense.values, dense.columns = 2 * i, 2 * i + 1
+        table = stretches
+        dense.stretch = &table[0, 0]
+        table = extents
+        dense.extent = &table[0, 0]
+        addresses = address
+        dense.address = &addresses[0]
+        dense.row_bytes = row_bytes
+        wide_columns = call.state.item[2 * i + 1].target_itemsize == 8
+        dense.densify = DENSIFY[<int>wide_columns][<int>value_type]
+        dense.first_number = call.state.n_in_queue
+        call.state.n_in_queue += len(stretches)
+    return call.go(densify_stretches, num_threads)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .arrays import StoredArray
 
-__all__ = ["Job", "run"]
+__all__ = ["DenseJob", "Job", "run", "run_dense"]
 
 
 @dataclass(slots=True, eq=False)
@@ -80,17 +80,19 @@ class Job:
     def for_engine(self) -> tuple[Any, ...] | None:
         """Return the job as the engine takes it, or None when the engine cannot do it."""
         table, source, target = self.array.table, type_code(self.array.dtype), type_code(self.target)
-        if table is None:
+        if table is None or not self.engine_takes(self.array, self.target):
             return None
-        if self.n_columns is None:
-            if self.array.dtype == self.target:
-                source = target = 0  # equal codes copy, whatever the dtype
-            elif min(source, target) < 0:
-                return None
+        if self.array.dtype == self.target:
+            source = target = max(source, 0)  # equal codes copy, whatever the dtype
         if table.prepare is not None and len(self.tasks):
             table.prepare(self.tasks[:, 0])
         n_columns = -1 if self.n_columns is None else self.n_columns
         return table, self.tasks, self.pieces, source, target, self.target.itemsize, n_columns, self.columns
+
+    @staticmethod
+    def engine_takes(array: StoredArray, target: np.dtype) -> bool:
+        """Say whether the engine can read values of an array as ``target``."""
+        return array.is_direct and (array.dtype == target or min(type_code(array.dtype), type_code(target)) >= 0)
 
     def failure(self, chunk: int, kind: str, detail: Any) -> Exception:
         """Return the error for a task that failed in the engine."""
@@ -128,12 +130,52 @@ class Job:
         return ValueError(f"{self.array.location}: {lossy(self.array.dtype, self.target)}")
 
 
+@dataclass(slots=True, eq=False)
+class DenseJob:
+    """Rows of a CSR matrix that become dense rows. The engine must take both of its jobs.
+
+    Attributes
+    ----------
+    values, columns
+        How the values and the column numbers come into the memory of a stretch.
+    stretches, extents
+        As described in ``_rows.pyx``.
+    address
+        int64, where each dense row goes.
+    row_bytes
+        Bytes of a dense row.
+    """
+
+    values: Job
+    columns: Job
+    stretches: np.ndarray
+    extents: np.ndarray
+    address: np.ndarray
+    row_bytes: int
+
+
 def run(jobs: list[Job], num_threads: int) -> None:
     """Read and place everything: in the compiled engine, and what it cannot read through zarr-python and h5py."""
     direct = [(job, described) for job in jobs if (described := job.for_engine()) is not None]
-    failed = _engine.run([described for _, described in direct], num_threads)
-    if failed is not None:
-        which, chunk, kind, detail = failed
-        raise next(job for job, described in direct if described is which).failure(chunk, kind, detail)
+    _check(_engine.run([described for _, described in direct], num_threads), direct)
     engine_jobs = {id(job) for job, _ in direct}
     run_fallback([job for job in jobs if id(job) not in engine_jobs], num_threads)
+
+
+def run_dense(jobs: list[DenseJob], num_threads: int) -> None:
+    """Read sparse rows and write them as dense ones, in the compiled engine."""
+    described: list[tuple[Job, Any]] = []
+    dense_jobs = []
+    for job in jobs:
+        pair = [job.values.for_engine(), job.columns.for_engine()]
+        described += zip((job.values, job.columns), pair, strict=True)
+        value_type = type_code(job.values.target)
+        dense_jobs.append((*pair, job.stretches, job.extents, job.address, job.row_bytes, value_type))
+    _check(_engine.run_dense(dense_jobs, num_threads), described)
+
+
+def _check(failed: tuple[Any, int, str, Any] | None, described: list[tuple[Job, Any]]) -> None:
+    """Raise the error for what the engine says of a job that it knows by its description."""
+    if failed is not None:
+        which, chunk, kind, detail = failed
+        raise next(job for job, description in described if description is which).failure(chunk, kind, detail)

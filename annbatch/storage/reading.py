@@ -14,8 +14,8 @@ from annbatch import _rows
 
 from ._dtypes import common_dtype, native, type_code
 from .cpus import available_cpus
-from .jobs import Job, run
-from .sources import DenseSource, SparseSource
+from .jobs import DenseJob, Job, run, run_dense
+from .sources import DenseSource, SparseSource, open_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +29,10 @@ __all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
 
 # Rows that a thread must have to be worth starting.
 _MIN_ROWS = 64
+# Values, with their column numbers, that fit a core's second cache beside the chunk that they come from.
+_STRETCH_VALUES = 1 << 15
+# Zeroing this many bytes of a dense row is as much work as a value.
+_BYTES_LIKE_A_VALUE = 32
 _INT32_MAX = np.iinfo(np.int32).max
 
 
@@ -151,8 +155,7 @@ def read_dense(
     request = _Request(parts, edges, n_var, dtype, num_threads, pool, sparse=sparse)
     if not sparse:
         return request.fill_dense()
-    staged = request.stage(request.row_lengths())
-    return request.densified(staged) if type_code(request.dtype) >= 0 else request.densified_by_numpy(staged)
+    return request.densified() if type_code(request.dtype) >= 0 else request.densified_by_numpy()
 
 
 @dataclass(slots=True, eq=False)
@@ -248,25 +251,6 @@ class _Request:
         )
         return blocks
 
-    def densified(self, staged: _Staged) -> list[np.ndarray]:
-        """Write staged rows into dense batches."""
-        batches, address = self._new_dense()
-        self._in_blocks(
-            lambda low, high: _rows.densify(
-                staged.start,
-                _address(staged.data),
-                _address(staged.indices),
-                type_code(self.dtype),
-                staged.indices.dtype.itemsize == 8,
-                self.dtype.itemsize,
-                address,
-                self.n_var * self.dtype.itemsize,
-                low,
-                high,
-            )
-        )
-        return batches
-
     def _in_blocks(self, work: Callable[[int, int], None]) -> None:
         """Call ``work(low, high)`` for stretches that cover all rows, in several threads when there are many rows."""
         n_threads = min(self.num_threads, self.n_out // _MIN_ROWS)
@@ -278,17 +262,6 @@ class _Request:
         with ThreadPoolExecutor(n_threads, thread_name_prefix="annbatch-rows") as threads:
             for future in [threads.submit(work, low, high) for low, high in pairwise(borders)]:
                 future.result()
-
-    def densified_by_numpy(self, staged: _Staged) -> list[np.ndarray]:
-        """Do the same for dtypes that the kernels do not compute with (float16, complex)."""
-        batches, _ = self._new_dense()
-        for batch, (low, high) in zip(batches, pairwise(self.edges), strict=True):
-            batch.fill(0)
-            rows = np.repeat(np.arange(high - low), np.diff(staged.start[low : high + 1]))
-            values = slice(staged.start[low], staged.start[high])
-            kept = staged.indices[values] >= 0
-            np.add.at(batch, (rows[kept], staged.indices[values][kept]), staged.data[values][kept])
-        return batches
 
     def _new_blocks(
         self, lengths: np.ndarray, index_dtype: np.dtype | None = None
@@ -321,6 +294,65 @@ class _Request:
         run(jobs, self.num_threads)
 
     # -- dense
+
+    def densified(self) -> list[np.ndarray]:
+        """Write sparse rows into dense batches."""
+        batches, address = self._new_dense()
+        row_bytes = self.n_var * self.dtype.itemsize
+        row_work = row_bytes // _BYTES_LIKE_A_VALUE
+        work = int(self.row_lengths().sum()) + self.n_out * row_work
+        # Small requests are cut finer: the last stretches even out what the first ones of each thread differed in.
+        n_wanted = min(_STRETCH_VALUES, work // (4 * self.num_threads))
+        jobs = []
+        for part in map(self._readable, self.parts):
+            rows, dest = _ascending(part)
+            source = _sparse(part)
+            value, column = (source.data, self.dtype), (source.indices, _index_dtype(self.n_var, 0))
+            sizes = [
+                (target.itemsize, array.chunk_shape[0], not array.table.codecs)
+                for array, target in (value, column)
+                if array.table is not None
+            ]
+            stretches, extents, *plans = _rows.plan_stretches(
+                source.indptr, rows, n_wanted, row_work, *sizes[0], *sizes[1]
+            )
+            jobs.append(
+                DenseJob(
+                    Job(value[0], *plans[0], sizes[0][1], value[1]),
+                    Job(column[0], *plans[1], sizes[1][1], column[1], source.shape[1], part.columns),
+                    stretches,
+                    extents,
+                    address[dest],
+                    row_bytes,
+                )
+            )
+        run_dense(jobs, self.num_threads)
+        return batches
+
+    def _readable(self, part: Part) -> Part:
+        """Return rows where the engine can read them: as they are, or read into memory through zarr-python and h5py."""
+        source = _sparse(part)
+        if Job.engine_takes(source.data, self.dtype) and source.indices.is_direct:
+            return part
+        rows = np.arange(len(part.rows))
+        (block,) = read_csr(
+            [Part(source, part.rows, rows)],
+            np.array([0, len(rows)]),
+            n_var=source.shape[1],
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+        )
+        return Part(open_matrix(block.to_scipy()), rows, part.dest, part.columns)
+
+    def densified_by_numpy(self) -> list[np.ndarray]:
+        """Do the same for dtypes that the kernels do not compute with (float16, complex)."""
+        batches, _ = self._new_dense()
+        blocks = read_csr(self.parts, self.edges, n_var=self.n_var, dtype=self.dtype, num_threads=self.num_threads)
+        for batch, block in zip(batches, blocks, strict=True):
+            batch.fill(0)
+            rows = np.repeat(np.arange(len(batch)), np.diff(block.indptr))
+            np.add.at(batch, (rows, block.indices), block.data)
+        return batches
 
     def fill_dense(self) -> list[np.ndarray]:
         """Read dense rows straight into the batches."""

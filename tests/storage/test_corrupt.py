@@ -36,6 +36,10 @@ def read_all(source, **options):
     return storage.read_csr([part], np.array([0, N_OBS]), n_var=N_VAR, num_threads=2, **options)
 
 
+def read_all_dense(source):
+    return storage.read_dense([storage.Part(source, ROWS, ROWS)], np.array([0, N_OBS]), num_threads=2)
+
+
 def flip(path, offset):
     """Change one byte."""
     data = bytearray(path.read_bytes())
@@ -189,6 +193,8 @@ def test_damage_is_reported_with_file_array_and_chunk(damage, tmp_path):
     where, what = FOUND_WHILE_READING[damage]
     with pytest.raises(storage.CorruptDataError, match=f"(?s){where}.*({what})"):
         read_all(source)
+    with pytest.raises(storage.CorruptDataError, match=f"(?s){where}.*({what})"):
+        read_all_dense(source)
     with pytest.raises(storage.CorruptDataError):
         read_all(source, dtype="float64", pool=storage.BufferPool())
 

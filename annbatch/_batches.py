@@ -32,7 +32,7 @@ class BatchReader:
     return_index
         Whether batches carry global row numbers.
     num_threads
-        Threads that read and decode, or None for all that this process may use.
+        Threads that read and decode.
     pool
         Where the buffers that batches are made of come from, and go to when the caller has dropped the batch.
     export_sparse, export_dense
@@ -46,7 +46,7 @@ class BatchReader:
         dense: bool,
         dtype: np.dtype[Any] | None,
         return_index: bool,
-        num_threads: int | None,
+        num_threads: int,
         pool: storage.BufferPool,
         export_sparse: Callable[[storage.CSRBlock], Any],
         export_dense: Callable[[np.ndarray], Any],

@@ -1,5 +1,6 @@
 import numpy as np
 
+def ascending(rows: np.ndarray, n_obs: int) -> np.ndarray: ...
 def row_lengths(indptr: np.ndarray, rows: np.ndarray, dest: np.ndarray, length: np.ndarray) -> None: ...
 def plan_ranges(
     indptr: np.ndarray, rows: np.ndarray, address: np.ndarray, itemsize: int, chunk_size: int

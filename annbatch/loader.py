@@ -447,9 +447,8 @@ class Loader:
 
     def _reader(self, table: Table) -> BatchReader:
         worker = current_worker()
-        num_threads = self._num_threads
-        if num_threads is None and worker is not None:
-            num_threads = max(1, storage.available_cpus() // worker.count)
+        # Asked once a pass: the answer comes from files.
+        num_threads = self._num_threads or max(1, storage.available_cpus() // (worker.count if worker else 1))
         gpu = self._preload_to_gpu
         if gpu is None:
             gpu = worker is None and gpu_is_there(self._to)

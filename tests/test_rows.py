@@ -68,6 +68,14 @@ def test_a_stretch_ends_where_the_next_row_starts_in_another_chunk():
     np.testing.assert_array_equal(stretches[:, :2], [[row, row + 1] for row in range(9)])
 
 
+@given(st.sampled_from([1, 2, 2047, 2048, 2049, 2**22 + 1, 2**40]), st.data())
+def test_ascending_is_a_stable_argsort(n_obs, data):
+    few = st.sampled_from(sorted({0, n_obs // 2, n_obs - 1}))
+    rows = np.array(data.draw(st.lists(few | st.integers(0, n_obs - 1), max_size=40)), np.int64)
+    rows.flags.writeable = False
+    np.testing.assert_array_equal(_rows.ascending(rows, n_obs), np.argsort(rows, kind="stable"))
+
+
 @given(st.data())
 def test_row_lengths(data):
     lengths = np.array(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=9)))

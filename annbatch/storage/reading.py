@@ -482,7 +482,7 @@ def _int64(values: np.ndarray, name: str) -> np.ndarray:
 
 def _ascending(part: Part) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and dest in the order of the rows."""
-    order = np.argsort(part.rows, kind="stable")
+    order = _rows.ascending(part.rows, part.source.shape[0])
     return part.rows[order], part.dest[order]
 
 

@@ -1,159 +1,157 @@
-"""Where the time of a pass goes: ``python -m benchmarks.where COLLECTION [--write docs/performance.md]``.
+"""Where the time of a pass goes: ``python -m benchmarks.where STORE... [--write docs/performance.md]``.
 
-Measures, on the machine it runs on and with the same rows each time, the steps of a ladder: what decoding alone would allow,
-what storage reaches when it is only asked for rows, what Loader reaches without and with reading ahead. The difference between
-two steps is what the part between them costs. ``--write`` rewrites the section between ``<!-- where:begin -->`` and
+A store is a collection, an AnnData file, or a pattern in quotes that several of them match ("gzip_*.h5ad"); each gets a table. The
+steps of a ladder are measured on the machine it runs on and with the same rows each time: what reading and decoding alone would
+allow, what storage reaches when it is only asked for rows, what Loader reaches without and with reading ahead. The difference
+between two steps is what the part between them costs. ``--write`` rewrites the section between ``<!-- where:begin -->`` and
 ``<!-- where:end -->`` of a document.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
-from numcodecs import Blosc
 
-from annbatch import DatasetCollection, Loader, storage
+from annbatch import DatasetCollection, Loader, _rows, storage
 from annbatch.samplers import RandomSampler
+from annbatch.storage import _engine
+from annbatch.storage.jobs import Job
 
 from .versus.__main__ import commit, machine
 from .versus.report import rewrite_section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    import zarr
+    from collections.abc import Callable, Iterator
 
 LAYOUTS = ((32, 256), (512, 32), (1, 8192))
 BATCH_SIZE = 4096
 N_REQUESTS = 8
-SAMPLE_VALUES = 8_000_000
 
 
-@dataclass(frozen=True)
-class StoredArray:
-    """One of the two big arrays of a sparse matrix: how its chunks decode."""
-
-    array: zarr.Array
-    values_per_chunk: int
-    seconds_per_chunk: float
-
-    @property
-    def bytes_per_second(self) -> float:
-        return self.values_per_chunk * self.array.dtype.itemsize / self.seconds_per_chunk
-
-
-def rate(count_rows: Callable[[], Iterable[int]], seconds: float) -> float:
-    """Rows per second over at least ``seconds``, after one warm-up round."""
-    for _ in count_rows():
-        pass
+def rate(rows_of_request: Iterator[int], seconds: float) -> float:
+    """Rows per second over at least ``seconds`` and whole requests, after two of them."""
+    next(rows_of_request)
+    next(rows_of_request)
     rows = 0
     start = time.perf_counter()
-    while True:
-        for n_rows in count_rows():
-            rows += n_rows
-        if (elapsed := time.perf_counter() - start) >= seconds:
-            return rows / elapsed
-
-
-def decoding(array: zarr.Array, n_threads: int) -> StoredArray:
-    """Time the decoding of chunks like those of ``array``, in all threads at once and from memory to warm memory."""
-    values = np.asarray(array[: min(SAMPLE_VALUES, array.shape[0])])
-    (codec,) = array.compressors
-    blosc = Blosc(cname=codec.cname.value, clevel=codec.clevel, shuffle=getattr(Blosc, codec.shuffle.value.upper()))
-    n_values = array.chunks[0]
-    encoded = [
-        blosc.encode(values[start : start + n_values]) for start in range(0, len(values) - n_values + 1, n_values)
-    ]
-    shares = [encoded[worker::n_threads] for worker in range(n_threads)]
-
-    def decode(share: list[bytes]) -> None:
-        out = np.empty(n_values, dtype=array.dtype)
-        for chunk in share:
-            blosc.decode(chunk, out=out)
-
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(decode, shares))
-        start = time.perf_counter()
-        list(pool.map(decode, shares))
-        elapsed = time.perf_counter() - start
-    return StoredArray(array, n_values, elapsed / len(encoded))
+    while (elapsed := time.perf_counter() - start) < seconds:
+        rows += next(rows_of_request)
+    return rows / elapsed
 
 
 @dataclass
-class Rows:
-    """The matrices of a collection as one range of rows, and the requests of a layout."""
+class Store:
+    """The matrices of some AnnData as one range of rows."""
 
-    sources: list[Any]
-    requests: list[tuple[np.ndarray, list[np.ndarray]]]
+    paths: list[str]
+    sources: list[storage.SparseSource]
 
     @classmethod
-    def draw(cls, sources: list[Any], chunk_size: int, preload_nchunks: int, n_requests: int) -> Rows:
-        n_obs = sum(source.shape[0] for source in sources)
-        sampler = RandomSampler(chunk_size, preload_nchunks, BATCH_SIZE, rng=np.random.default_rng(0))
-        requests = []
-        for request in sampler.sample(n_obs):
-            wanted = request["requests"]
-            rows = (
-                np.concatenate([np.arange(part.start, part.stop) for part in wanted])
-                if isinstance(wanted, list)
-                else wanted
-            )
-            requests.append((np.asarray(rows, dtype=np.int64), request["splits"]))
-            if len(requests) == n_requests:
-                break
-        return cls(sources, requests)
+    def open(cls, pattern: str) -> Store:
+        paths = sorted(glob.glob(pattern)) or [pattern]
+        groups = [storage.open_group(path) for path in paths]
+        if groups[0].attrs.get("encoding-type") == "annbatch-preshuffled":
+            groups = list(DatasetCollection(paths[0], mode="r"))
+        return cls(paths, [storage.open_matrix(group["X"]) for group in groups])
 
-    def parts(self, rows: np.ndarray, dest: np.ndarray) -> list[storage.Part]:
+    @property
+    def n_obs(self) -> int:
+        return sum(source.shape[0] for source in self.sources)
+
+    def requests(self, chunk_size: int, preload_nchunks: int) -> list[tuple[list[storage.Part], np.ndarray]]:
+        """Draw load requests: where their rows lie, and where batches begin and end."""
+        sampler = RandomSampler(chunk_size, preload_nchunks, BATCH_SIZE, rng=np.random.default_rng(0))
+        drawn = []
+        for request in sampler.sample(self.n_obs):
+            wanted = request["requests"]
+            numbers = wanted if isinstance(wanted, np.ndarray) else np.concatenate([np.r_[part] for part in wanted])
+            rows = numbers[np.concatenate(request["splits"])]
+            drawn.append((self._parts(rows), np.cumsum([0, *(len(split) for split in request["splits"])])))
+            if len(drawn) == N_REQUESTS:
+                break
+        return drawn
+
+    def _parts(self, rows: np.ndarray) -> list[storage.Part]:
         starts = np.cumsum([0, *(source.shape[0] for source in self.sources)])
         home = np.searchsorted(starts, rows, side="right") - 1
         return [
-            storage.Part(source=source, rows=rows[home == i] - starts[i], dest=dest[home == i], columns=None)
+            storage.Part(source, rows[home == i] - starts[i], np.flatnonzero(home == i))
             for i, source in enumerate(self.sources)
             if (home == i).any()
         ]
 
-    def read(self, pool: storage.BufferPool, n_var: int) -> Iterator[int]:
-        for rows, splits in self.requests:
-            order = np.concatenate(splits)
-            dest = np.empty(len(order), dtype=np.int64)
-            dest[order] = np.arange(len(order))
-            edges = np.cumsum([0, *(len(split) for split in splits)])
-            storage.read_csr(self.parts(rows, dest), edges, n_var=n_var, dtype="float32", pool=pool)
-            yield len(order)
-
-    def chunks_touched(self, values_per_chunk: int) -> float:
-        """Chunks that a row costs on average, each counted once a request."""
-        n_chunks = n_rows = 0
-        for rows, _ in self.requests:
-            for part in self.parts(rows, np.arange(len(rows), dtype=np.int64)):
-                first = part.source.indptr[part.rows] // values_per_chunk
-                last = (part.source.indptr[part.rows + 1] - 1) // values_per_chunk
-                wide = np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)])
-                n_chunks += len(np.unique(wide))
-            n_rows += len(rows)
-        return n_chunks / n_rows
+    def loader(self, chunk_size: int, preload_nchunks: int, prefetch: int) -> Loader:
+        loader = Loader(
+            chunk_size=chunk_size,
+            preload_nchunks=preload_nchunks,
+            batch_size=BATCH_SIZE,
+            shuffle=True,
+            rng=np.random.default_rng(0),
+            preload_to_gpu=False,
+            prefetch=prefetch,
+        )
+        if len(self.sources) != len(self.paths) or "dataset_" in self.sources[0].location:
+            return loader.use_collection(DatasetCollection(self.paths[0], mode="r"))
+        return loader.add_paths(self.paths)
 
 
-def loader_rate(path: Path, layout: tuple[int, int], seconds: float, *, prefetch: int) -> float:
-    loader = Loader(
-        chunk_size=layout[0],
-        preload_nchunks=layout[1],
-        batch_size=BATCH_SIZE,
-        shuffle=True,
-        rng=np.random.default_rng(0),
-        preload_to_gpu=False,
-        prefetch=prefetch,
-    ).use_collection(DatasetCollection(path, mode="r"))
-    n_batches = N_REQUESTS * layout[0] * layout[1] // BATCH_SIZE
-    return rate(lambda: (batch["X"].shape[0] for batch in islice(loader, n_batches)), seconds)
+def whole_chunks(parts: list[storage.Part]) -> list[tuple[Any, ...]]:
+    """Return jobs for the engine that read and decode each chunk that a request touches, and use nothing of it."""
+    jobs = []
+    for part in parts:
+        rows = np.sort(part.rows)
+        for array in (part.source.data, part.source.indices):
+            address = np.zeros(len(rows), np.int64)
+            tasks, _ = _rows.plan_ranges(part.source.indptr, rows, address, 1, array.chunk_shape[0])
+            tasks = tasks.copy()
+            tasks[:, 1:] = 0
+            no_pieces = np.zeros((1, 4), np.int64)
+            jobs.append(Job(array, tasks, no_pieces, array.chunk_shape[0], array.dtype).for_engine())
+    return jobs
+
+
+def decoding_rate(requests: list[tuple[list[storage.Part], np.ndarray]], n_threads: int, seconds: float) -> float:
+    jobs = [(whole_chunks(parts), int(edges[-1])) for parts, edges in requests]
+
+    def rows_of_request() -> Iterator[int]:
+        for job, n_rows in chain.from_iterable(repeat(jobs)):
+            _engine.run(job, n_threads)
+            yield n_rows
+
+    return rate(rows_of_request(), seconds)
+
+
+def storage_rate(requests: list[tuple[list[storage.Part], np.ndarray]], n_var: int, seconds: float) -> float:
+    pool = storage.BufferPool()
+
+    def rows_of_request() -> Iterator[int]:
+        for parts, edges in chain.from_iterable(repeat(requests)):
+            storage.read_csr(parts, edges, n_var=n_var, dtype="float32", pool=pool)
+            yield int(edges[-1])
+
+    return rate(rows_of_request(), seconds)
+
+
+def loader_rate(loader: Loader, rows_per_request: int, seconds: float) -> float:
+    def rows_of_request() -> Iterator[int]:
+        while True:
+            rows = 0
+            for batch in loader:
+                rows += batch["X"].shape[0]
+                if rows >= rows_per_request:
+                    yield rows
+                    rows = 0
+            if rows:
+                yield rows
+
+    return rate(rows_of_request(), seconds)
 
 
 def memory_rates() -> tuple[float, float]:
@@ -168,48 +166,50 @@ def memory_rates() -> tuple[float, float]:
     return source.nbytes / (copied - start), source.nbytes / (touched - copied)
 
 
-def section(path: Path, seconds: float) -> str:
-    """Measure everything and write it as Markdown."""
-    n_threads = storage.available_cpus()
-    groups = list(DatasetCollection(path, mode="r"))
-    matrices = [ad.io.sparse_dataset(group["X"]) for group in groups]
-    sources = [storage.open_matrix(matrix) for matrix in matrices]
-    n_var = sources[0].shape[1]
-    values_per_row = sum(int(source.indptr[-1]) for source in sources) / sum(source.shape[0] for source in sources)
-    arrays = {name: decoding(groups[0]["X"][name], n_threads) for name in ("data", "indices")}
-    warm, fresh = memory_rates()
-    lines = [
-        f"Measured at commit {commit()} on {machine()['cpu']}, {n_threads} threads: {values_per_row:,.0f} stored values a row.",
-        "",
-        "| array | dtype | values a chunk | decoded, all threads |",
-        "| --- | --- | --- | --- |",
+def codec_names(array: Any) -> str:
+    return ", ".join(kind for kind, _ in array.table.codecs) or "none"
+
+
+def table(store: Store, seconds: float, n_threads: int) -> list[str]:
+    """Measure the ladder of one store."""
+    first = store.sources[0]
+    values_per_row = sum(int(source.indptr[-1]) for source in store.sources) / store.n_obs
+    arrays = [
+        f"{name} as {array.dtype} in chunks of {array.chunk_shape[0]:,} (codecs: {codec_names(array)})"
+        for name, array in (("values", first.data), ("column numbers", first.indices))
     ]
-    for name, stored in arrays.items():
-        lines.append(
-            f"| X/{name} | {stored.array.dtype} | {stored.values_per_chunk:,} | {stored.bytes_per_second / 1e9:.2f} GB/s |"
-        )
-    copies = f"Copies run at {warm / 1e9:.1f} GB/s into memory in use and at {fresh / 1e9:.1f} GB/s into memory first touched."
-    lines += [
+    lines = [
+        f"`{Path(store.paths[0]).name}`"
+        + (f" and {len(store.paths) - 1} more" if len(store.paths) > 1 else "")
+        + f": {store.n_obs:,} rows of {values_per_row:,.0f} stored values; {', '.join(arrays)}.",
         "",
-        copies,
-        "",
-        "| layout | decoding whole chunks (rows/s) | storage | Loader, prefetch=0 | Loader | Loader / decoding |",
+        "| layout | reading and decoding whole chunks | storage | Loader, prefetch=0 | Loader | Loader / decoding |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for layout in LAYOUTS:
-        rows = Rows.draw(sources, *layout, N_REQUESTS)
-        limit = 1 / sum(
-            rows.chunks_touched(stored.values_per_chunk) * stored.seconds_per_chunk for stored in arrays.values()
+    for chunk_size, preload_nchunks in LAYOUTS:
+        requests = store.requests(chunk_size, preload_nchunks)
+        limit = decoding_rate(requests, n_threads, seconds) if first.data.table.codecs else None
+        reading = storage_rate(requests, first.shape[1], seconds)
+        alone, ahead = (
+            loader_rate(store.loader(chunk_size, preload_nchunks, prefetch), chunk_size * preload_nchunks, seconds)
+            for prefetch in (0, 1)
         )
-        pool = storage.BufferPool()
-        reading = rate(lambda rows=rows, pool=pool: rows.read(pool, n_var), seconds)
-        alone = loader_rate(path, layout, seconds, prefetch=0)
-        ahead = loader_rate(path, layout, seconds, prefetch=1)
-        lines.append(
-            f"| {layout[0]} x {layout[1]:,} | {limit:,.0f} | {reading:,.0f} | {alone:,.0f} | {ahead:,.0f} | {ahead / limit:.0%} |"
-        )
-    for source in sources:
-        source.close()
+        figures = [f"{figure:,.0f}" for figure in (reading, alone, ahead)]
+        decoding = ["nothing is decoded", "-"] if limit is None else [f"{limit:,.0f}", f"{ahead / limit:.0%}"]
+        lines.append(f"| {chunk_size} x {preload_nchunks:,} | {decoding[0]} | {' | '.join(figures)} | {decoding[1]} |")
+    return lines
+
+
+def section(patterns: list[str], seconds: float) -> str:
+    """Measure everything and write it as Markdown."""
+    n_threads = storage.available_cpus()
+    warm, fresh = memory_rates()
+    lines = [
+        f"Measured at commit {commit()} on {machine()['cpu']}, {n_threads} threads, in rows per second.",
+        f"Copies run at {warm / 1e9:.1f} GB/s into memory in use and at {fresh / 1e9:.1f} GB/s into memory first touched.",
+    ]
+    for pattern in patterns:
+        lines += ["", *table(Store.open(pattern), seconds, n_threads)]
     return "\n".join(lines)
 
 
@@ -217,11 +217,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.where", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("collection", type=Path)
+    parser.add_argument("store", nargs="+", help="a collection, an AnnData file, or a pattern in quotes")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long to measure each step (default 2)")
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="document to update")
     options = parser.parse_args()
-    text = section(options.collection, options.seconds)
+    text = section(options.store, options.seconds)
     if options.write is None:
         print(text)
     else:

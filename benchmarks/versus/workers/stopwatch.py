@@ -37,32 +37,34 @@ def report(**figures: Any) -> None:
 def count_rows(passes: Callable[[], Iterable[int]], *, rows_per_request: int, seconds: float) -> tuple[int, float]:
     """Run passes until ``seconds`` are over; return (rows, seconds).
 
-    ``passes()`` starts a pass and yields the number of rows of each batch. The clock starts before the pass does and stops
-    only between two load requests or at the end of a pass: a loader yields the batches of one request in a burst, and to stop
-    within one would favour whoever happens to be inside it.
+    ``passes()`` starts a pass and yields the number of rows of each batch. The clock starts when two load requests of the first
+    pass are done, and the pass goes on: leaving it would throw away the memory and the rows read ahead that a long run has at
+    all times but its first. It stops between two load requests or at the end of a pass: a loader yields the batches of
+    one request in a burst, and to stop within one would favour whoever happens to be inside it.
     """
-    rows = 0
-    start = time.perf_counter()
+    rows, start = 0, None
     while True:
         rows_of_pass = 0
         for n_rows in passes():
-            rows += n_rows
             rows_of_pass += n_rows
-            if rows_of_pass % rows_per_request == 0 and time.perf_counter() - start >= seconds:
+            rows += n_rows
+            if rows_of_pass % rows_per_request:
+                continue
+            if start is None:
+                if rows_of_pass >= 2 * rows_per_request:
+                    rows, start = 0, time.perf_counter()
+            elif time.perf_counter() - start >= seconds:
                 return rows, time.perf_counter() - start
         if rows_of_pass == 0:
             msg = "a pass yielded no rows"
             raise RuntimeError(msg)
-        if time.perf_counter() - start >= seconds:
+        if start is None:
+            rows, start = 0, time.perf_counter()
+        elif time.perf_counter() - start >= seconds:
             return rows, time.perf_counter() - start
 
 
 def rows_per_second(passes: Callable[[], Iterable[int]], *, rows_per_request: int, seconds: float) -> None:
-    """Warm up for two load requests, measure, and report."""
-    warm_rows = 0
-    for n_rows in passes():
-        warm_rows += n_rows
-        if warm_rows >= 2 * rows_per_request:
-            break
+    """Measure and report."""
     rows, elapsed = count_rows(passes, rows_per_request=rows_per_request, seconds=seconds)
     report(rows=rows, seconds=elapsed, rate=rows / elapsed)

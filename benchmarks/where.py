@@ -10,7 +10,6 @@ between two steps is what the part between them costs. ``--write`` rewrites the 
 from __future__ import annotations
 
 import argparse
-import glob
 import time
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -28,7 +27,7 @@ from .versus.__main__ import commit, machine
 from .versus.report import rewrite_section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 LAYOUTS = ((32, 256), (512, 32), (1, 8192))
 BATCH_SIZE = 4096
@@ -55,7 +54,10 @@ class Store:
 
     @classmethod
     def open(cls, pattern: str) -> Store:
-        paths = sorted(glob.glob(pattern)) or [pattern]
+        paths = sorted(map(str, Path(pattern).parent.glob(Path(pattern).name)))
+        if not paths:
+            msg = f"store must be a path, or a pattern that paths match, got {pattern!r}"
+            raise FileNotFoundError(msg)
         groups = [storage.open_group(path) for path in paths]
         if groups[0].attrs.get("encoding-type") == "annbatch-preshuffled":
             groups = list(DatasetCollection(paths[0], mode="r"))

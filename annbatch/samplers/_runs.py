@@ -8,7 +8,58 @@ import numpy as np
 
 from annbatch._rle import find_runs, group_runs
 
-__all__ = ["RunTable"]
+__all__ = ["RunTable", "Runs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of equal codes in the rows ``start <= row < stop``, at least one row.
+
+    Attributes
+    ----------
+    first_row
+        int64, first row of each run, ascending.
+    code
+        int64, the code of each run.
+    """
+
+    start: int
+    stop: int
+    first_row: np.ndarray
+    code: np.ndarray
+
+    @classmethod
+    def find(cls, codes: np.ndarray, start: int, stop: int, *, guess: int) -> Runs:
+        """Find the runs of ``codes[start:stop]``, about `guess` of them.
+
+        One pass over the codes, whatever their integer type; memory grows with the number of runs, not of rows.
+        """
+        capacity, position = min(guess, 65_536), start
+        pieces: list[tuple[np.ndarray, np.ndarray]] = []
+        while position < stop:
+            # Output that grows when there are more runs than fit.
+            first_row, code = np.empty(capacity, dtype=np.int64), np.empty(capacity, dtype=np.int64)
+            n_found, position = find_runs(codes, position, stop, first_row, code)
+            pieces.append((first_row[:n_found], code[:n_found]))
+            capacity *= 2
+        if len(pieces) == 1:
+            return cls(start, stop, *pieces[0])
+        return cls(start, stop, *(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.first_row.nbytes + self.code.nbytes
+
+    def within(self, start: int, stop: int) -> Runs | None:
+        """Cut to fewer rows; None when these runs do not cover all of them. O(runs within)."""
+        if start < self.start or stop > self.stop:
+            return None
+        first = int(np.searchsorted(self.first_row, start, side="right")) - 1
+        last = int(np.searchsorted(self.first_row, stop, side="left"))
+        first_row = self.first_row[first:last].copy()
+        first_row[0] = start
+        return Runs(start, stop, first_row, self.code[first:last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +86,31 @@ class RunTable:
     class_short_runs: np.ndarray
 
     @classmethod
-    def build(cls, codes: np.ndarray, start: int, stop: int, *, n_classes: int, chunk_size: int) -> RunTable:
-        """Build the table over ``codes[start:stop]``, at least one row.
-
-        One pass over the codes, whatever their integer type; memory grows with the number of runs, not of rows.
+    def build(cls, runs: Runs, *, n_classes: int, chunk_size: int) -> RunTable:
+        """Sort runs by class and count what can be drawn from them.
 
         Raises
         ------
         ValueError
             When a code is not in ``[0, n_classes)``.
         """
-        run_start, run_code = _find_all_runs(codes, start, stop, guess=(stop - start) // chunk_size + 1)
-        # Looked at on every build, since the kernel below indexes with the codes, which their owner may have changed.
-        lowest, highest = int(run_code.min()), int(run_code.max())
+        # Looked at on every build, since the kernel below indexes with the codes.
+        lowest, highest = int(runs.code.min()), int(runs.code.max())
         if lowest < 0 or highest >= n_classes:
             what = "NA" if lowest == -1 else f"code {lowest if lowest < 0 else highest}"
-            msg = f"classes must not be NA and have codes in [0, {n_classes}), got {what} in rows [{start}, {stop})"
+            msg = f"classes must not be NA and have codes in [0, {n_classes}), got {what} in rows [{runs.start}, {runs.stop})"
             raise ValueError(msg)
         table = cls(
             class_offset=np.empty(n_classes + 1, dtype=np.int64),
-            run_start=np.empty(len(run_start), dtype=np.int64),
-            cumulative_starts=np.empty(len(run_start) + 1, dtype=np.int64),
+            run_start=np.empty(len(runs.first_row), dtype=np.int64),
+            cumulative_starts=np.empty(len(runs.first_row) + 1, dtype=np.int64),
             class_rows=np.empty(n_classes, dtype=np.int64),
             class_short_runs=np.empty(n_classes, dtype=np.int64),
         )
         group_runs(
-            run_start,
-            run_code,
-            stop,
+            runs.first_row,
+            runs.code,
+            runs.stop,
             chunk_size,
             table.class_offset,
             table.run_start,
@@ -71,19 +119,3 @@ class RunTable:
             table.class_short_runs,
         )
         return table
-
-
-def _find_all_runs(codes: np.ndarray, start: int, stop: int, *, guess: int) -> tuple[np.ndarray, np.ndarray]:
-    """First row and code of every run, into output that grows when there are more runs than fit."""
-    capacity = min(guess, 65_536)
-    pieces: list[tuple[np.ndarray, np.ndarray]] = []
-    while True:
-        run_start, run_code = np.empty(capacity, dtype=np.int64), np.empty(capacity, dtype=np.int64)
-        n_found, start = find_runs(codes, start, stop, run_start, run_code)
-        pieces.append((run_start[:n_found], run_code[:n_found]))
-        if start >= stop:
-            break
-        capacity *= 2
-    if len(pieces) == 1:
-        return pieces[0]
-    return np.concatenate([piece[0] for piece in pieces]), np.concatenate([piece[1] for piece in pieces])

@@ -14,7 +14,7 @@ import pandas as pd
 from annbatch._checks import as_count, as_generator, as_range, resolve_range
 from annbatch._rle import draw_class_chunks, shuffle_segments
 
-from ._runs import RunTable
+from ._runs import Runs, RunTable
 from ._seekable import SeekableSampler, chunk_requests, cut_batches
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ __all__ = ["ClassSampler", "WeightedClassSampler"]
 
 # How many labels an error message spells out.
 _N_SHOWN = 10
+# Runs are kept when they take no more memory than one such part of the codes. Where classes are scattered they are as many
+# as rows, and looking at the codes again is the better deal.
+_KEPT_SHARE = 4
 
 
 class _ClassWindow:
@@ -36,9 +39,8 @@ class _ClassWindow:
     def __init__(self, sampler: _ClassBasedSampler, start: int, stop: int) -> None:
         categories = self._categories = sampler.classes.categories
         self.start, self.stop = start, stop
-        self.table = RunTable.build(
-            sampler._codes, start, stop, n_classes=len(categories), chunk_size=sampler.chunk_size
-        )
+        runs = sampler._runs_within(start, stop)
+        self.table = RunTable.build(runs, n_classes=len(categories), chunk_size=sampler.chunk_size)
         present = self.table.class_rows > 0
         drawable = present & (sampler.class_weights > 0)
         if not drawable.any():
@@ -111,6 +113,7 @@ class _ClassBasedSampler(SeekableSampler):
         self._num_samples: int = as_count("num_samples", num_samples)
         self._rng = np.random.default_rng() if rng is None else as_generator(rng)
         self._mask = as_range(mask)
+        self._runs: Runs | None = None
         self._window = _ClassWindow(self, *resolve_range(self._mask, len(self._classes)))
 
     @property
@@ -139,7 +142,8 @@ class _ClassBasedSampler(SeekableSampler):
 
         Setting it rebuilds the run table over these rows at once, so what is wrong with it shows at the assignment, and the
         sampler is left as it was. The weights are shared out anew, from the original ones, over the classes present. Setting
-        the same rows again costs nothing.
+        the same rows again costs nothing, setting others within rows seen before only O(runs) where classes stand in long
+        runs.
 
         Raises
         ------
@@ -172,6 +176,14 @@ class _ClassBasedSampler(SeekableSampler):
         if len(self._classes) != n_obs:
             msg = f"classes must have one entry per row: got {len(self._classes)} classes for n_obs={n_obs}"
             raise ValueError(msg)
+
+    def _runs_within(self, start: int, stop: int) -> Runs:
+        """Return the runs of these rows; those found before are kept where they are small beside the codes."""
+        runs = None if self._runs is None else self._runs.within(start, stop)
+        if runs is None:
+            runs = Runs.find(self._codes, start, stop, guess=(stop - start) // self._chunk_size + 1)
+            self._runs = runs if runs.nbytes <= self._codes.nbytes // _KEPT_SHARE else None
+        return runs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The classes may be gigabytes, and nothing here changes them, the weights or the window in place.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
 from annbatch import ClassSampler, WeightedClassSampler
-from annbatch.samplers._runs import RunTable
+from annbatch.samplers._runs import Runs, RunTable
 
 from .checks import batches_of, check_pass, plain, rows_of
 
@@ -85,21 +86,59 @@ def test_what_holds_for_every_pass(case, num_samples, drop_last, seed):
 @given(cases(), st.data())
 def test_the_run_table_over_a_window_equals_the_table_of_the_cut_out_codes(case, data):
     (chunk_size, _, _), _, classes = case
-    start = data.draw(st.integers(0, len(classes) - 1))
-    stop = data.draw(st.integers(start + 1, len(classes)))
-    table = RunTable.build(classes.codes, start, stop, n_classes=3, chunk_size=chunk_size)
-    cut = RunTable.build(classes.codes[start:stop].copy(), 0, stop - start, n_classes=3, chunk_size=chunk_size)
-    np.testing.assert_array_equal(table.run_start, cut.run_start + start)
-    for name in ("class_offset", "cumulative_starts", "class_rows", "class_short_runs"):
-        np.testing.assert_array_equal(getattr(table, name), getattr(cut, name))
+    bounds = st.integers(0, len(classes))
+    outer_start, start, stop, outer_stop = sorted(data.draw(st.lists(bounds, min_size=4, max_size=4)))
+    assume(start < stop)
+    found = Runs.find(classes.codes, start, stop, guess=2)
+    wider = Runs.find(classes.codes, outer_start, outer_stop, guess=100)
+    cut_out = Runs.find(classes.codes[start:stop].copy(), 0, stop - start, guess=2)
+    expected = RunTable.build(cut_out, n_classes=3, chunk_size=chunk_size)
+    for runs in (found, wider.within(start, stop)):
+        table = RunTable.build(runs, n_classes=3, chunk_size=chunk_size)
+        np.testing.assert_array_equal(table.run_start, expected.run_start + start)
+        for name in ("class_offset", "cumulative_starts", "class_rows", "class_short_runs"):
+            np.testing.assert_array_equal(getattr(table, name), getattr(expected, name))
+    assert start == outer_start or found.within(outer_start, stop) is None
+    assert stop == outer_stop or found.within(start, outer_stop) is None
 
 
 def test_more_runs_than_fit_the_first_output():
     codes = (np.arange(300_000) % 3).astype(np.int8)
-    table = RunTable.build(codes, 1, 300_000, n_classes=3, chunk_size=100_000)
+    table = RunTable.build(Runs.find(codes, 1, 300_000, guess=3), n_classes=3, chunk_size=100_000)
     assert table.class_rows.tolist() == [99_999, 100_000, 100_000]
     assert table.class_short_runs.tolist() == [99_999, 100_000, 100_000]
     np.testing.assert_array_equal(table.run_start[:99_999], np.arange(3, 300_000, 3))
+
+
+@given(cases(), st.data())
+def test_a_mask_that_moved_about_leaves_the_sampler_as_if_it_was_made_there(case, data):
+    geometry, _, classes = case
+    starts = data.draw(st.lists(st.integers(0, len(classes) - 1), min_size=1, max_size=4))
+    masks = [slice(start, data.draw(st.integers(start + 1, len(classes)))) for start in starts]
+
+    def made_at(mask):
+        try:
+            return sampler_of(ClassSampler, *geometry, classes=classes, mask=mask)
+        except ValueError as error:
+            return str(error)
+
+    sampler = made_at(masks[0])
+    assume(not isinstance(sampler, str))
+    for mask in masks[1:]:
+        expected = made_at(mask)
+        if isinstance(expected, str):
+            with pytest.raises(ValueError, match=re.escape(expected)):
+                sampler.mask = mask
+        else:
+            sampler.mask = mask
+            assert sampler.state_dict()["sampler"] == expected.state_dict()["sampler"]
+
+
+def test_runs_are_kept_only_where_they_are_small_beside_the_codes():
+    long_runs, scattered = np.repeat(list("abc"), 400), np.tile(list("abc"), 400)
+    for labels, kept in ((long_runs, True), (scattered, False)):
+        sampler = ClassSampler(1, 4, 2, classes=pd.Categorical(labels), num_samples=10)
+        assert (sampler._runs is not None) == kept
 
 
 # -- statistics: fixed seeds; the limits are passed by a fair sampler with p = 1 - 1e-6 ------------------------------------
@@ -365,8 +404,9 @@ def test_codes_that_pandas_did_not_check_are_refused(codes):
         ClassSampler(1, 4, 2, classes=classes, num_samples=10)
 
 
-def test_classes_that_were_changed_afterwards_are_refused_when_the_mask_moves():
-    classes = pd.Categorical(np.repeat(list("ab"), 300))
+def test_classes_that_were_changed_afterwards_are_refused_when_they_are_looked_at_again():
+    # The kernels index with the codes. Scattered classes are looked at whenever the mask moves.
+    classes = pd.Categorical(np.tile(list("ab"), 300))
     sampler = ClassSampler(1, 4, 2, classes=classes, num_samples=10)
     classes[::3] = np.nan
     with pytest.raises(ValueError, match=r"got NA in rows \[1, 600\)"):

@@ -6,6 +6,7 @@ CODECS: dict[str, int]
 can_read_files: bool
 has_blosc2: bool
 counts: dict[str, int]
+waiting_ns: int
 
 def crc32c(data: np.ndarray) -> int: ...
 def decodes(kind: str) -> bool: ...

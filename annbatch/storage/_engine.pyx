@@ -5,8 +5,11 @@ each worker takes the next task, reads that chunk, decodes it, and copies the pi
 cache. Where sparse rows are made dense, the queue holds stretches of rows instead: a worker has all tasks of a stretch
 placed in its own scratch, which fits its cache, and writes the finished rows from there.
 
-Nothing here calls Python, except for codecs that only Python has. Workers share no memory that both write: every piece
-and every dense row has its own destination, every worker its own scratch and its own error.
+Once a read had to wait for the disk or the network, the reads of the tasks after it are announced to the system, which
+then has many of them under way. Where files are in the page cache, that never happens.
+
+Nothing here calls Python, except for codecs that only Python has. Workers share no memory that both write, but for a
+few flags and counters: every piece and every dense row has its own destination, every worker its own scratch and error.
 """
 
 import numpy as np
@@ -42,8 +45,11 @@ cdef extern from "_system.h" nogil:
     void file_close(int)
     int64_t file_read(int, char *, int64_t, int64_t)
     int64_t file_read_pieces(int, iovec *, int, int64_t)
+    void file_advise(int, int64_t, int64_t)
+    int64_t now_ns()
     void run_workers(worker_fn, void *, int)
     int64_t next_number(int64_t *)
+    int64_t raise_to(int64_t *, int64_t)
 
 cdef extern from "_decode.h" nogil:
     enum:
@@ -85,8 +91,10 @@ CODECS = {
 can_read_files = bool(CAN_READ_FILES)
 has_blosc2 = bool(HAVE_BLOSC2)
 
-# Counters for tests and benchmarks: calls of the engine, and chunks that it read from files.
-counts = {"runs": 0, "chunks": 0}
+# Counters for tests and benchmarks: calls of the engine, chunks that it read from files, and reads that it announced.
+counts = {"runs": 0, "chunks": 0, "announced": 0}
+# A read that takes this long, and a nanosecond more per byte, had to wait for the disk or the network.
+waiting_ns = 30_000
 
 cdef enum:
     MAX_CODECS = 8
@@ -98,6 +106,8 @@ cdef enum:
     STRETCH_BYTES = 4096
     # Scratch that a worker may keep for later calls.
     MAX_IDLE_SCRATCH = 1 << 26
+    # Tasks whose reads are announced to the system while the one before them waits.
+    N_ANNOUNCED = 64
 
 # How a task can end.
 cdef enum:
@@ -173,6 +183,8 @@ cdef struct WorkItem:
     Table table
     const int64_t *task
     const int64_t *piece
+    int64_t n_tasks
+    int64_t n_announced  # tasks before this one need no announcement
     int64_t first_number
     int source_type
     int target_type
@@ -206,6 +218,9 @@ cdef struct Run:
     int n_dense
     int64_t n_in_queue
     int64_t next_number
+    int64_t waiting_ns
+    int64_t n_announced
+    bint waits  # reads have to wait, so it pays to announce them
     bint stop
     Failure *failure
     PyObject **scratch
@@ -379,8 +394,56 @@ cdef int place_filled(const WorkItem *item, const int64_t *task, uintptr_t base,
     return FINE
 
 
-cdef int read_plain(const WorkItem *item, const int64_t *task, uintptr_t base, int64_t at, int64_t n, int fd,
-                    scratch_t *scratch, int64_t *detail) noexcept nogil:
+cdef void announce(Run *run, WorkItem *item, int64_t t, const OpenFile *opened) noexcept nogil:
+    """Tell the system which reads of the open file come after task ``t``.
+
+    A few threads that wait for one read each leave a disk or a network mostly idle. What is announced is read
+    meanwhile.
+    """
+    cdef const Table *table = &item.table
+    cdef int64_t stop = min(item.n_tasks, t + 1 + N_ANNOUNCED), chunk, at, p, low, high
+    cdef int64_t k = max(raise_to(&item.n_announced, stop), t + 1)
+    if table.n_files > 1 and table.file == NULL:
+        return  # a file for each chunk: opening it costs as much as reading it
+    while k < stop:
+        chunk = item.task[5 * k]
+        if table.n_files > 1 and table.file[chunk] != opened.number:
+            return
+        at = 0 if table.offset == NULL else table.offset[chunk]
+        if table.n_codecs:
+            if table.length != NULL and table.length[chunk] > 0:
+                file_advise(opened.fd, table.length[chunk], at)
+                next_number(&run.n_announced)
+        else:
+            p = item.task[5 * k + 1]
+            while p < item.task[5 * k + 2]:
+                low = high = item.piece[4 * p]
+                while p < item.task[5 * k + 2] and item.piece[4 * p] == high:
+                    high += item.piece[4 * p + 2]
+                    p += 1
+                file_advise(opened.fd, (high - low) * table.itemsize, at + low * table.itemsize)
+                next_number(&run.n_announced)
+        k += 1
+
+
+cdef int64_t read_bytes(Run *run, int fd, char *to, int64_t n, int64_t at) noexcept nogil:
+    """Read as ``file_read`` does, and note whether that had to wait."""
+    cdef int64_t start = 0 if run.waits else now_ns(), got = file_read(fd, to, n, at)
+    if not run.waits and now_ns() - start >= run.waiting_ns + n:
+        run.waits = True
+    return got
+
+
+cdef int64_t read_pieces(Run *run, int fd, iovec *to, int n_pieces, int64_t n, int64_t at) noexcept nogil:
+    """Read as ``file_read_pieces`` does, and note whether that had to wait."""
+    cdef int64_t start = 0 if run.waits else now_ns(), got = file_read_pieces(fd, to, n_pieces, at)
+    if not run.waits and now_ns() - start >= run.waiting_ns + n:
+        run.waits = True
+    return got
+
+
+cdef int read_plain(Run *run, const WorkItem *item, const int64_t *task, uintptr_t base, int64_t at, int64_t n,
+                    int fd, scratch_t *scratch, int64_t *detail) noexcept nogil:
     """Read the pieces of a chunk that is stored as it is; pieces that are only copied go straight to their address."""
     cdef iovec vector[MAX_VECTOR]
     cdef int itemsize = item.table.itemsize, status, k
@@ -403,12 +466,12 @@ cdef int read_plain(const WorkItem *item, const int64_t *task, uintptr_t base, i
         if high * itemsize > n:
             return CUT_SHORT
         if copies:
-            got = file_read_pieces(fd, vector, k, at + low * itemsize)
+            got = read_pieces(run, fd, vector, k, wanted, at + low * itemsize)
         else:
             items = scratch_buffer(scratch, 0, <size_t>wanted)
             if items == NULL:
                 return MEMORY
-            got = file_read(fd, items, wanted, at + low * itemsize)
+            got = read_bytes(run, fd, items, wanted, at + low * itemsize)
         if got < 0:
             detail[0] = -got
             return CANNOT_READ
@@ -424,10 +487,12 @@ cdef int read_plain(const WorkItem *item, const int64_t *task, uintptr_t base, i
     return FINE
 
 
-cdef int run_task(const WorkItem *item, int item_number, const int64_t *task, uintptr_t base, OpenFile *opened,
-                  scratch_t *scratch, int64_t *detail, PyObject **error) noexcept nogil:
+cdef int run_task(Run *run, int item_number, int64_t t, uintptr_t base, OpenFile *opened, scratch_t *scratch,
+                  int64_t *detail) noexcept nogil:
     """Read, decode and place one chunk."""
+    cdef WorkItem *item = run.item + item_number
     cdef const Table *table = &item.table
+    cdef const int64_t *task = item.task + 5 * t
     cdef int64_t chunk = task[0], p, n, at = 0, got, file_number
     cdef const char *decoded = NULL
     cdef char *buffer
@@ -448,18 +513,20 @@ cdef int run_task(const WorkItem *item, int item_number, const int64_t *task, ui
             at = table.offset[chunk]
         if at < 0 or n > opened.size - at:
             return CUT_SHORT
+        if run.waits:
+            announce(run, item, t, opened)
         if not table.n_codecs:
-            return read_plain(item, task, base, at, n, opened.fd, scratch, detail)
+            return read_plain(run, item, task, base, at, n, opened.fd, scratch, detail)
         buffer = scratch_buffer(scratch, 0, <size_t>max(n, 1))
         if buffer == NULL:
             return MEMORY
-        got = file_read(opened.fd, buffer, n, at)
+        got = read_bytes(run, opened.fd, buffer, n, at)
         if got < 0:
             detail[0] = -got
             return CANNOT_READ
         if got != n:
             return CUT_SHORT
-        status = decode_chunk(table, scratch, item, chunk, task, n, &decoded, error)
+        status = decode_chunk(table, scratch, item, chunk, task, n, &decoded, &run.error)
         if status != FINE:
             return status
     for p in range(task[1], task[2]):
@@ -481,9 +548,7 @@ cdef void place_tasks(void *context, int worker) noexcept nogil:
     cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
     cdef Failure *failure = run.failure + worker
     cdef OpenFile opened
-    cdef WorkItem *item
-    cdef const int64_t *task
-    cdef int64_t number
+    cdef int64_t number, t
     cdef int i = 0, status
     opened.fd = -1
     while not run.stop:
@@ -492,11 +557,10 @@ cdef void place_tasks(void *context, int worker) noexcept nogil:
             break
         while i + 1 < run.n_items and run.item[i + 1].first_number <= number:
             i += 1
-        item = run.item + i
-        task = item.task + 5 * (number - item.first_number)
-        status = run_task(item, i, task, 0, &opened, scratch, &failure.detail, &run.error)
+        t = number - run.item[i].first_number
+        status = run_task(run, i, t, 0, &opened, scratch, &failure.detail)
         if status != FINE:
-            fail(run, failure, status, i, task[0], number)
+            fail(run, failure, status, i, run.item[i].task[5 * t], number)
     if opened.fd >= 0:
         file_close(opened.fd)
 
@@ -505,13 +569,11 @@ cdef bint stage(Run *run, int item, int64_t first, int64_t stop, char *base, Ope
                 Failure *failure, int64_t number) noexcept nogil:
     """Place the tasks first <= task < stop of an item in scratch memory; False when one failed."""
     cdef int64_t t
-    cdef const int64_t *task
     cdef int status
     for t in range(first, stop):
-        task = run.item[item].task + 5 * t
-        status = run_task(run.item + item, item, task, <uintptr_t>base, opened, scratch, &failure.detail, &run.error)
+        status = run_task(run, item, t, <uintptr_t>base, opened, scratch, &failure.detail)
         if status != FINE:
-            fail(run, failure, status, item, task[0], number)
+            fail(run, failure, status, item, run.item[item].task[5 * t], number)
             return False
     return True
 
@@ -631,7 +693,8 @@ cdef class _Call:
             chunk_table, tasks, pieces, source_type, target_type, itemsize, n_columns, new_columns = job
             item = self.state.item + i
             self.keep.append(set_table(&item.table, chunk_table))
-            if len(tasks):
+            item.n_tasks = len(tasks)
+            if item.n_tasks:
                 table = tasks
                 item.task = &table[0, 0]
                 table = pieces
@@ -667,9 +730,11 @@ cdef class _Call:
             except IndexError:
                 self.scratch.append(Scratch())
             self.state.scratch[i] = <PyObject *>self.scratch[i]
-        counts["runs"] += 1
+        self.state.waiting_ns = waiting_ns
         with nogil:
             run_workers(work, &self.state, n_workers)
+        counts["runs"] += 1
+        counts["announced"] += self.state.n_announced
         for worker in self.scratch:
             # Stores with huge chunks exist; memory for them is not worth keeping.
             if scratch_bytes(&(<Scratch>worker).scratch) <= MAX_IDLE_SCRATCH:

@@ -1,4 +1,5 @@
-/* The few calls to the operating system that the engine needs: positional reads, file stamps, threads, an atomic counter.
+/* The few calls to the operating system that the engine needs: positional reads and advice on them, file stamps, threads, a
+ * clock, atomic counters.
  *
  * Positional reads and not memory maps: a file that is cut short while it is mapped kills the process with SIGBUS, while
  * a read reports it. Threads live for one call only, so nothing has to survive a fork and nothing is left behind.
@@ -22,14 +23,22 @@ static int file_exists(const char *path) { (void)path; return 0; }
 static void file_close(int fd) { (void)fd; }
 static int64_t file_read(int fd, char *to, int64_t n, int64_t at) { (void)fd; (void)to; (void)n; (void)at; return -ENOSYS; }
 static int64_t file_read_pieces(int fd, struct iovec *to, int n, int64_t at) { (void)fd; (void)to; (void)n; (void)at; return -ENOSYS; }
+static void file_advise(int fd, int64_t n, int64_t at) { (void)fd; (void)n; (void)at; }
+static int64_t now_ns(void) { return 0; }
 static void run_workers(worker_fn work, void *context, int n) { (void)n; work(context, 0); }
 static int64_t next_number(int64_t *counter) { return (*counter)++; }
+static int64_t raise_to(int64_t *mark, int64_t value) {
+    int64_t before = *mark;
+    if (before < value) *mark = value;
+    return before;
+}
 #else
 #define CAN_READ_FILES 1
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 /* What tells a file from the one that was there when its table was read. */
@@ -98,6 +107,24 @@ static int64_t file_read_pieces(int fd, struct iovec *to, int n, int64_t at) {
     return done;
 }
 
+/* Ask the system to begin to read what will be read soon. Advice only: whether it is taken changes nothing but the time. */
+static void file_advise(int fd, int64_t n, int64_t at) {
+#ifdef POSIX_FADV_WILLNEED
+    posix_fadvise(fd, (off_t)at, (off_t)n, POSIX_FADV_WILLNEED);
+#elif defined(F_RDADVISE)
+    struct radvisory advice = {(off_t)at, (int)(n > INT32_MAX ? INT32_MAX : n)};
+    fcntl(fd, F_RDADVISE, &advice);
+#else
+    (void)fd; (void)n; (void)at;
+#endif
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 typedef struct { worker_fn work; void *context; int number; } start_t;
 
 static void *start_worker(void *start) {
@@ -124,6 +151,13 @@ static void run_workers(worker_fn work, void *context, int n) {
 }
 
 static int64_t next_number(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+
+/* Raise a mark to a value, if it is lower: the mark as it was. */
+static int64_t raise_to(int64_t *mark, int64_t value) {
+    int64_t before = __atomic_load_n(mark, __ATOMIC_RELAXED);
+    while (before < value && !__atomic_compare_exchange_n(mark, &before, value, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    return before;
+}
 #endif
 
 #endif

@@ -96,6 +96,34 @@ def test_csr_rows_equal_those_of_scipy_and_of_the_fallback(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_reads_that_wait_are_announced_and_give_the_same(kind, monkeypatch):
+    monkeypatch.setattr(_engine, "waiting_ns", -(1 << 40))  # every read counts as one that waited
+    matrix = random_csr(np.random.default_rng(0), 300, 40, 0.3, "float32")
+    rows = np.random.default_rng(1).permutation(300)[:200]
+    with Stored(csr_parts(matrix), csr_attrs(matrix), kind, (50,), (4,)) as group:
+        part = storage.Part(storage.open_matrix(group), rows, np.arange(200))
+        before = _engine.counts["announced"]
+        for threads in (1, 3):
+            (block,) = storage.read_csr([part], np.array([0, 200]), n_var=40, num_threads=threads)
+            assert (block.to_scipy() != matrix[rows]).nnz == 0
+            (batch,) = storage.read_dense([part], np.array([0, 200]), num_threads=threads)
+            np.testing.assert_array_equal(batch, matrix[rows].toarray())
+        # Where each chunk is a file of its own, there is nothing to announce.
+        a_file_a_chunk = kind.startswith("zarr")
+        assert (_engine.counts["announced"] == before) == a_file_a_chunk
+
+
+def test_nothing_is_announced_where_no_read_waits(monkeypatch):
+    monkeypatch.setattr(_engine, "waiting_ns", 1 << 40)
+    matrix = random_csr(np.random.default_rng(0), 300, 40, 0.3, "float32")
+    with Stored(csr_parts(matrix), csr_attrs(matrix), "shards-zstd", (50,), (4,)) as group:
+        before = _engine.counts["announced"]
+        part = storage.Part(storage.open_matrix(group), np.arange(300), np.arange(300))
+        storage.read_csr([part], np.array([0, 300]), n_var=40)
+        assert _engine.counts["announced"] == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 @FEW
 def test_dense_rows_equal_those_of_numpy_and_of_the_fallback(kind, data):

@@ -15,6 +15,7 @@ from ._batches import BatchReader
 from ._checks import as_bool, as_count
 from ._datasets import Dataset, Table, Wanted, collection_groups
 from ._formats import check_installed, gpu_is_there, let_torch_warn_unheard, makers
+from ._frames import own_copy
 from ._genes import Genes
 from ._options import as_names, as_numeric, as_sampler, one_of
 from ._passes import Pass, Position, loads
@@ -375,7 +376,7 @@ class Loader:
     @property
     def var(self) -> pd.DataFrame | None:
         """Annotations of the variables of a batch, or None when the data has none."""
-        return self._table.var
+        return None if self._table.var is None else own_copy(self._table.var)
 
     @property
     def batch_sampler(self) -> Sampler:

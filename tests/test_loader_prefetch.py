@@ -303,7 +303,8 @@ def test_interpreter_exits_while_a_load_is_being_read():
 def test_ctrl_c_while_waiting_for_a_batch():
     process = run(
         """
-        import threading, time
+        import signal, threading, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that a shell runs in the background ignore it
         def slow(batch):
             print("waiting", flush=True)
             time.sleep(1.0)

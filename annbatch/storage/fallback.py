@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from math import prod
 from typing import TYPE_CHECKING
 
+from .errors import CorruptDataError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -60,6 +62,15 @@ def _read_and_place(job: Job, tasks: np.ndarray) -> None:
     # Only whole rows can be asked for; a row of a one-dimensional array is one item.
     low = int(tasks[0, 0] * job.chunk_size + tasks[0, 3]) // row_size
     high = -(-int(tasks[-1, 0] * job.chunk_size + tasks[-1, 4]) // row_size)
-    items = job.array.read(low, high).reshape(-1)
+    try:
+        items = job.array.read(low, high).reshape(-1)
+    except CorruptDataError as error:
+        if len(tasks) == 1:
+            msg = f"{error} (in chunk {tasks[0, 0]})"
+            raise CorruptDataError(msg) from error
+        # One by one, to find the chunk to name.
+        for number in range(len(tasks)):
+            _read_and_place(job, tasks[number : number + 1])
+        return
     for task in tasks:
         job.place(task, items, low * row_size - int(task[0]) * job.chunk_size)

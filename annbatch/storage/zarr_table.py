@@ -130,19 +130,11 @@ def _sharded(
     for axis, (n, inside, n_files) in enumerate(zip(grid, per_shard, file_grid, strict=True)):
         along = (np.arange(n, dtype=np.int32) // inside).reshape([-1 if a == axis else 1 for a in range(len(grid))])
         file = file * np.int32(n_files) + along
-    table = ChunkTable(
-        chunk_shape,
-        grid,
-        dtype.itemsize,
-        codecs,
-        root=prefix.encode(),
-        separator=separator.encode(),
-        file_grid=file_grid,
-        offset=np.zeros(prod(grid), np.int64),
-        length=np.full(prod(grid), -1, np.int64),
-        file=np.ascontiguousarray(file.reshape(-1)),
-        stamp=np.full(3 * prod(file_grid), -1, np.int64),
-    )
+    table = _one_file_per_chunk(shape, chunk_shape, dtype, codecs, prefix, separator)
+    table.file_grid = file_grid
+    table.offset, table.length = np.zeros(prod(grid), np.int64), np.full(prod(grid), -1, np.int64)
+    table.file = np.ascontiguousarray(file.reshape(-1))
+    table.stamp = np.full(3 * prod(file_grid), -1, np.int64)
     table.prepare = _ShardIndexes(
         table, per_shard, has_checksum=bool(index_codecs), at_end=settings.get("index_location", "end") == "end"
     )

@@ -132,7 +132,7 @@ class Dataset:
         if elements[X] is None:
             msg = f"{name} has no X"
             raise ValueError(msg)
-        sources = {key: storage.open_matrix(element) for key, element in elements.items()}
+        sources = {key: _opened(element, key, name) for key, element in elements.items()}
         n_obs = sources[X].shape[0]
         for key, source in sources.items():
             if isinstance(source, storage.SparseSource):
@@ -312,6 +312,14 @@ def collection_groups(collection: Any) -> list[Any]:
 def _in_memory(frame: Any) -> Any:
     # anndata's lazy reader holds obs and var as an xarray Dataset.
     return frame.to_memory() if hasattr(frame, "to_memory") else frame
+
+
+def _opened(element: Any, key: Key, name: str) -> Source:
+    try:
+        return storage.open_matrix(element)
+    except TypeError as error:
+        msg = f"{key} of {name}: {error}"
+        raise TypeError(msg) from None
 
 
 def _kind(element: Any, source: Source) -> type:

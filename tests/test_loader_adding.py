@@ -226,6 +226,17 @@ def test_missing_parts_are_named(tmp_path, kwargs, message):
         small_loader(**kwargs).add_paths([write(make_adata(), tmp_path / "a.h5ad")])
 
 
+@pytest.mark.parametrize("suffix", [None, ".zarr", ".h5ad"])
+def test_a_frame_in_obsm_is_refused_by_name(tmp_path, suffix):
+    adata = make_adata()
+    adata.obsm["frame"] = adata.obs[["n_counts"]]
+    loader = small_loader(obsm=["frame"])
+    with pytest.raises(
+        TypeError, match=r"obsm\['frame'\] of .*(DataFrame|must be an encoded csr_matrix, got .*'dataframe')"
+    ):
+        loader.add_adata(adata) if suffix is None else loader.add_paths([write(adata, tmp_path / f"a{suffix}")])
+
+
 def test_layers_of_a_bare_matrix_cannot_be_had():
     with pytest.raises(ValueError, match="dataset 0 is a bare matrix, but the loader was asked for layers"):
         small_loader(layers=["twice"]).add_dataset(bare())

@@ -204,13 +204,14 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
         array = stored_array(elem)
         array.direct = direct
         return DenseSource(array)
-    missing = [key for key in _CSR_KEYS if key not in group]
     location = _group_location(group)
+    shape = _csr_shape(group, location)
+    missing = [key for key in _CSR_KEYS if key not in group]
     if missing:
         msg = f"{location} holds no CSR matrix: {', '.join(missing)} missing"
         raise CorruptDataError(msg)
     arrays = {key: stored_array(group[key]) for key in _CSR_KEYS}
-    return _sparse_source(arrays, _csr_shape(group, location), location, direct=direct)
+    return _sparse_source(arrays, shape, location, direct=direct)
 
 
 def _in_memory(matrix: Any, *, direct: bool) -> SparseSource:

@@ -33,14 +33,15 @@ def send(source, queue):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("form", ["h5", "zarr"])
 @pytest.mark.parametrize("direct", [True, False])
-def test_a_source_reads_in_another_process(method, form, direct, tmp_path):
+@pytest.mark.parametrize("used", [True, False])
+def test_a_source_reads_in_another_process(method, form, direct, used, tmp_path):
     if method not in mp.get_all_start_methods():
         pytest.skip(f"this system cannot start processes by {method}")
     path = (write_h5 if form == "h5" else write_zarr)(tmp_path / f"a.{form}", csr_parts(MATRIX), csr_attrs(MATRIX))
     handle = h5py.File(path, "r") if form == "h5" else zarr.open_group(path, mode="r")
     source = storage.open_matrix(handle["X"], direct=direct)
-    if direct or method == "spawn":
-        read(source)  # used before the fork
+    if used:
+        read(source)
     context = mp.get_context(method)
     queue = context.Queue()
     child = context.Process(target=send, args=(source, queue))

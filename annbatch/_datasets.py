@@ -16,6 +16,7 @@ import pandas as pd
 from . import storage
 from ._checks import _levels_to_user
 from ._obs import ObsTable
+from ._options import as_numeric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -335,9 +336,9 @@ def _handed_out(element: Any, source: Source) -> np.dtype[Any]:
     if recorded is None:
         return source.dtype
     try:
-        return np.dtype(str(recorded))
-    except TypeError:
-        msg = f"attribute {_SOURCE_DTYPE} of {source.location} must name a dtype, got {recorded!r}"
+        return as_numeric(str(recorded))
+    except (TypeError, ValueError):
+        msg = f"attribute {_SOURCE_DTYPE} of {source.location} must name a number type, got {recorded!r}"
         raise ValueError(msg) from None
 
 

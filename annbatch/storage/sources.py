@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,7 @@ class SparseSource(MatrixSource):
         return self.__dict__ if memory else {**self.__dict__, "_indptr": None}
 
     def _check_shapes(self) -> None:
+        _check_numbers(self.data)
         for array in (self.data, self.indices, self._stored_indptr):
             if len(array.shape) != 1:
                 msg = f"{array.location} must be one-dimensional, got shape {array.shape}"
@@ -149,9 +151,7 @@ class DenseSource(MatrixSource):
         if not array.shape:
             msg = f"{array.location} must have at least one dimension, got a scalar"
             raise ValueError(msg)
-        if array.dtype.hasobject or array.dtype.kind not in "biufc":
-            msg = f"{array.location} must hold numbers, got {array.dtype}"
-            raise TypeError(msg)
+        _check_numbers(array)
         self.array = array
         self.shape, self.dtype, self.location = array.shape, array.dtype, array.location
 
@@ -251,7 +251,17 @@ def _csr_shape(group: Any, location: str) -> tuple[int, ...]:
     if shape is None:
         msg = f"{location} has no shape attribute"
         raise CorruptDataError(msg)
-    return tuple(int(n) for n in shape)
+    try:
+        return tuple(operator.index(n) for n in shape)
+    except TypeError:
+        msg = f"{location}: shape must be whole numbers, got {shape}"
+        raise CorruptDataError(msg) from None
+
+
+def _check_numbers(array: StoredArray) -> None:
+    if array.dtype.kind not in "biufc":
+        msg = f"{array.location} must hold numbers, got {array.dtype}"
+        raise TypeError(msg)
 
 
 def _not_csr(what: str, kind: str) -> str:

@@ -240,6 +240,8 @@ CONTRADICTIONS = {
     "data has two axes": (matrix_with(data=MATRIX.data[:, None]), {}, "must be one-dimensional, got shape"),
     "no shape": (matrix_with(), {"shape": None}, "has no shape attribute"),
     "shape of three": (matrix_with(), {"shape": [300, 40, 1]}, "shape must be two numbers >= 0, got"),
+    "shape of text": (matrix_with(), {"shape": "abc"}, "shape must be whole numbers, got abc"),
+    "shape of floats": (matrix_with(), {"shape": [300.5, 40.0]}, "shape must be whole numbers, got"),
     "negative shape": (matrix_with(), {"shape": [300, -1]}, "shape must be two numbers >= 0, got"),
 }
 
@@ -254,6 +256,12 @@ def test_parts_that_contradict_each_other_are_refused(case, form, tmp_path):
     with pytest.raises(storage.CorruptDataError, match=text) as caught:
         read_all(opened(path))
     assert name in str(caught.value)
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path):
+    path = write_h5(tmp_path / "a.h5ad", matrix_with(data=MATRIX.data.astype("S5")), csr_attrs(MATRIX))
+    with pytest.raises(TypeError, match=r"a\.h5ad :: /X/data must hold numbers, got \|S5"):
+        opened(path)
 
 
 @pytest.mark.parametrize("missing", ["data", "indices", "indptr"])

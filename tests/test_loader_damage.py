@@ -41,6 +41,7 @@ def loader_over(path, **options):
 # What is damaged: the array, the chunk of it; None where the damage has no chunk of its own.
 PLACE = {
     damaged.truncated_shard: ("data", None),
+    damaged.truncated_shard_with_its_index_in_front: ("data", None),
     damaged.empty_shard: ("data", None),
     damaged.flipped_shard_index: ("indices", None),
     damaged.shard_index_too_far: ("data", 1),

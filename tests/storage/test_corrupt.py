@@ -68,6 +68,14 @@ def truncated_shard(tmp_path):
     return path
 
 
+def truncated_shard_with_its_index_in_front(tmp_path):
+    shards = {"shape": (2000,), "index_location": "start"}
+    options = {"chunks": (200,), "shards": shards, "compressors": COMPRESSED}
+    path = write_zarr(tmp_path / "a.zarr", csr_parts(MATRIX), csr_attrs(MATRIX), **options)
+    os.truncate(path / "X/data/c/0", 500)
+    return path
+
+
 def empty_shard(tmp_path):
     path = sharded(tmp_path)
     os.truncate(path / "X/data/c/0", 0)
@@ -165,6 +173,7 @@ def negative_column(tmp_path):
 
 FOUND_WHILE_READING = {
     truncated_shard: (r"a\.zarr.*data/c/0", r"cut short|checksum of the shard index"),
+    truncated_shard_with_its_index_in_front: (r"a\.zarr.*data/c/0", "leads beyond the end of the file, at chunk"),
     empty_shard: (r"a\.zarr.*data/c/0", "cut short"),
     flipped_shard_index: (r"a\.zarr.*indices/c/0", "checksum of the shard index does not match"),
     shard_index_too_far: (r"a\.zarr.*data/c/0", "beyond the end of the file"),

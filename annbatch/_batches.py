@@ -8,6 +8,7 @@ import numpy as np
 
 from . import storage
 from ._datasets import Matrix, Table, X
+from ._frames import own_copy
 from ._requests import check_bounds, requested_rows
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class BatchReader:
             batch: dict[str, Any] = {
                 "X": self._export(blocks[X].pop()),
                 "obs": None if self._table.obs is None else self._table.obs.take(own_rows),
-                "var": None if self._var is None else self._var.copy(deep=False),
+                "var": None if self._var is None else own_copy(self._var),
                 "index": own_rows.copy() if self._return_index else None,
             }
             for key in [key for key in blocks if key != X]:

@@ -16,6 +16,7 @@ import pandas as pd
 from . import storage
 from ._checks import _levels_to_user
 from ._obs import ObsTable
+from ._options import as_numeric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -132,7 +133,7 @@ class Dataset:
         if elements[X] is None:
             msg = f"{name} has no X"
             raise ValueError(msg)
-        sources = {key: storage.open_matrix(element) for key, element in elements.items()}
+        sources = {key: _opened(element, key, name) for key, element in elements.items()}
         n_obs = sources[X].shape[0]
         for key, source in sources.items():
             if isinstance(source, storage.SparseSource):
@@ -314,6 +315,14 @@ def _in_memory(frame: Any) -> Any:
     return frame.to_memory() if hasattr(frame, "to_memory") else frame
 
 
+def _opened(element: Any, key: Key, name: str) -> Source:
+    try:
+        return storage.open_matrix(element)
+    except TypeError as error:
+        msg = f"{key} of {name}: {error}"
+        raise TypeError(msg) from None
+
+
 def _kind(element: Any, source: Source) -> type:
     from anndata.abc import CSRDataset
 
@@ -327,9 +336,9 @@ def _handed_out(element: Any, source: Source) -> np.dtype[Any]:
     if recorded is None:
         return source.dtype
     try:
-        return np.dtype(str(recorded))
-    except TypeError:
-        msg = f"attribute {_SOURCE_DTYPE} of {source.location} must name a dtype, got {recorded!r}"
+        return as_numeric(str(recorded))
+    except (TypeError, ValueError):
+        msg = f"attribute {_SOURCE_DTYPE} of {source.location} must name a number type, got {recorded!r}"
         raise ValueError(msg) from None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from ._frames import sealed_frame
 from ._names import check_known, check_unique, join_names, some
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ class Genes:
     @cached_property
     def frame(self) -> pd.DataFrame:
         """Annotations of the yielded variables: the columns that all datasets have and that agree where they overlap."""
+        return sealed_frame(self._joined_frame())
+
+    def _joined_frame(self) -> pd.DataFrame:
         names = self.names
         if len(self.frames) == 1:
             return self.frames[0] if names.equals(self.frames[0].index) else self.frames[0].loc[names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,20 +51,24 @@ class LabelColumn:
         Parameters
         ----------
         unknown
-            This label becomes -1 and takes no number. None: no label does.
+            This label becomes -1 and takes no number. NaN or NA: the missing one does. None: no label does.
 
         Returns
         -------
         dict
             The integer of each label.
         """
-        known = [label for label in self.categories if unknown is None or label != unknown]
+        missing_too = unknown is not None and _is_missing(unknown)
+        known = [label for label in self.categories if unknown is None or missing_too or label != unknown]
         encoder = {label: number for number, label in enumerate(known)}
         if unknown is not None:
-            encoder[unknown] = -1
+            encoder[np.nan if missing_too else unknown] = -1
         numbers = [encoder[label] for label in self.categories]
-        self._objects = [*numbers, np.nan]
-        self._set_numbers(np.array(numbers, dtype=np.int64))
+        self._objects = [*numbers, -1 if missing_too else np.nan]
+        if missing_too:
+            self._numbers = np.array(self._objects, dtype=np.int64)
+        else:
+            self._set_numbers(np.array(numbers, dtype=np.int64))
         return encoder
 
     def values(self, rows: np.ndarray) -> list[Any]:
@@ -206,12 +211,16 @@ def label_weights(columns: Sequence[LabelColumn], scaler: float | None) -> tuple
     weight = 1.0 / counts if scaler is None else scaler / (counts + scaler)
     example = np.empty(len(counts), dtype=np.int64)
     example[group[::-1]] = np.arange(len(group))[::-1]
-    names = [_joint_name([[*column.categories, np.nan][column.codes[row]] for column in columns]) for row in example]
-    return weight[group], dict(zip(names, weight.tolist(), strict=True))
+    labels = [tuple([*column.categories, np.nan][column.codes[row]] for column in columns) for row in example]
+    return weight[group], dict(zip(_joint_names(labels), weight.tolist(), strict=True))
 
 
-def _joint_name(labels: list[Any]) -> Any:
-    return labels[0] if len(labels) == 1 else "__".join(map(str, labels))
+def _joint_names(labels: list[tuple[Any, ...]]) -> list[Any]:
+    if labels and len(labels[0]) == 1:
+        return [label for (label,) in labels]
+    names = ["__".join(map(str, together)) for together in labels]
+    n_same = Counter(names)
+    return [name if n_same[name] == 1 else together for name, together in zip(names, labels, strict=True)]
 
 
 def _with_missing(numbers: np.ndarray, *, missing: bool) -> np.ndarray:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ._frames import own_rows, sealed_dtype
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -57,7 +59,7 @@ class ObsTable:
     def take(self, rows: np.ndarray) -> pd.DataFrame:
         """Copy out `rows` (int64, any order)."""
         if len(self.frames) == 1:
-            return self.frames[0].take(rows)
+            return own_rows(self.frames[0], rows)
         starts = np.cumsum([0, *(len(frame) for frame in self.frames)])
         piece_of_row = np.searchsorted(starts, rows, side="right") - 1
         order = np.argsort(piece_of_row, kind="stable")
@@ -125,7 +127,7 @@ def _united_dtype(columns: Sequence[pd.Series]) -> pd.CategoricalDtype:
             categories = categories.append(more[~more.isin(categories)])
             ordered = False  # two orders do not make one
         ordered = ordered and more_ordered
-    return pd.CategoricalDtype(categories, ordered=ordered)
+    return sealed_dtype(pd.CategoricalDtype(categories, ordered=ordered))
 
 
 def _categories(column: pd.Series) -> tuple[pd.Index, bool]:
@@ -142,7 +144,7 @@ def _with_dtype(frame: pd.DataFrame, name: Any, dtype: pd.CategoricalDtype) -> p
         values = frame[name].array
         if not isinstance(values, pd.Categorical):
             values = pd.Categorical(values, dtype=dtype)
-        elif values.ordered == dtype.ordered and values.categories.equals(dtype.categories):
+        elif values.ordered == dtype.ordered and values.categories is dtype.categories:
             return frame
         else:
             values = values.set_categories(dtype.categories, ordered=dtype.ordered)

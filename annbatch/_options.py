@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from .abc import Sampler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["as_names", "as_numeric", "as_sampler", "one_of"]
+__all__ = ["as_list", "as_names", "as_numeric", "as_paths", "as_sampler", "one_of"]
 
 
 def as_sampler(sampler: Sampler | None, **arguments: Any) -> Sampler:
@@ -39,6 +40,29 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
         msg = f"{name} must be None or one of {', '.join(map(repr, choices))}, got {value!r}"
         raise ValueError(msg)
     return value
+
+
+def as_list(parameter: str, values: Any, one: str) -> list[Any]:
+    """Return several things as a list; a single one, which may also be gone through, is a slip."""
+    if isinstance(values, (str, bytes, os.PathLike)) or hasattr(values, "shape"):
+        shown = repr(os.fspath(values)) if isinstance(values, (str, bytes, os.PathLike)) else type(values).__name__
+        msg = f"{parameter} must be a list, got a single {one} ({shown}): pass [{one}]"
+        raise TypeError(msg)
+    try:
+        return list(values)
+    except TypeError:
+        msg = f"{parameter} must be a list, got {values!r} ({type(values).__name__})"
+        raise TypeError(msg) from None
+
+
+def as_paths(parameter: str, paths: Any) -> list[str | os.PathLike[str]]:
+    """Return a list of paths."""
+    found = as_list(parameter, paths, "path")
+    for path in found:
+        if not isinstance(path, (str, os.PathLike)):
+            msg = f"{parameter} must hold paths, got {path!r} ({type(path).__name__})"
+            raise TypeError(msg)
+    return found
 
 
 def as_names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ class _Channel:
     def stop(self) -> None:
         self.stopped = True
         self.room.put(None)
+        self.items.put(_ALL_DONE)
 
 
 def in_order(loads: Iterator[Iterable[T]]) -> Generator[T]:
@@ -91,14 +92,16 @@ class ReadAhead(Iterator[T], Generic[T]):
         try:
             if self._thread is None:
                 self._start()
-            item = self._channel.items.get()
+            channel = self._channel
+            item = channel.items.get()
             while item is _LOAD_DONE:
-                self._channel.room.put(None)
-                item = self._channel.items.get()
+                channel.room.put(None)
+                item = channel.items.get()
         except BaseException:
             self.close()
             raise
         if item is _ALL_DONE:
+            channel.items.put(_ALL_DONE)  # other threads may wait for an item, too
             self.close()
             raise StopIteration
         if isinstance(item, _Failure):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 import weakref
@@ -15,12 +14,14 @@ from ._batches import BatchReader
 from ._checks import as_bool, as_count
 from ._datasets import Dataset, Table, Wanted, collection_groups
 from ._formats import check_installed, gpu_is_there, let_torch_warn_unheard, makers
+from ._frames import own_copy
 from ._genes import Genes
-from ._options import as_names, as_numeric, as_sampler, one_of
+from ._options import as_list, as_names, as_numeric, as_paths, as_sampler, one_of
 from ._passes import Pass, Position, loads
 from ._workers import current_worker
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
 
@@ -265,6 +266,7 @@ class Loader:
             When a pass is open.
         """
         self._check_may_add()
+        adatas = as_list("adatas", adatas, "adata")
         names = self._names(len(adatas))
         self._add([Dataset.from_adata(adata, self._wanted, name) for adata, name in zip(adatas, names, strict=True)])
         return self
@@ -298,6 +300,7 @@ class Loader:
             As :meth:`add_adatas`.
         """
         self._check_may_add()
+        datasets = as_list("datasets", datasets, "dataset")
         names = self._names(len(datasets))
         frames = []
         for part, given in (("obs", obs), ("var", var)):
@@ -329,10 +332,7 @@ class Loader:
             As :meth:`add_adatas`.
         """
         self._check_may_add()
-        if isinstance(paths, (str, os.PathLike)):
-            msg = f"paths must be a list of paths, got the single path {str(paths)!r}: pass [path]"
-            raise TypeError(msg)
-        self._add([self._dataset_at(path) for path in paths])
+        self._add([self._dataset_at(path) for path in as_paths("paths", paths)])
         return self
 
     def _dataset_at(self, path: str | os.PathLike[str]) -> Dataset:
@@ -375,7 +375,7 @@ class Loader:
     @property
     def var(self) -> pd.DataFrame | None:
         """Annotations of the variables of a batch, or None when the data has none."""
-        return self._table.var
+        return None if self._table.var is None else own_copy(self._table.var)
 
     @property
     def batch_sampler(self) -> Sampler:
@@ -396,7 +396,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Count the batches of one pass."""
-        return self._batch_sampler.n_batches(self._checked_table().n_obs)
+        return self._batch_sampler.n_batches(self._table_with_rows().n_obs)
 
     def __repr__(self) -> str:
         n_datasets = len(self._table.lengths)
@@ -408,6 +408,13 @@ class Loader:
             msg = "the loader has no data; add some with add_paths, add_adatas or use_collection"
             raise ValueError(msg)
         return self._table
+
+    def _table_with_rows(self) -> Table:
+        table = self._checked_table()
+        if not table.n_obs:
+            msg = f"the data must have at least one row, got {len(table.lengths)} datasets without rows"
+            raise ValueError(msg)
+        return table
 
     # -- passes
 
@@ -424,7 +431,7 @@ class Loader:
         ValueError
             When there is no data, or the sampler does not fit it.
         """
-        table, sampler = self._checked_table(), self._batch_sampler
+        table, sampler = self._table_with_rows(), self._batch_sampler
         reader = self._reader(table)
         requests = sampler.sample(table.n_obs)
         resume, self._resume = self._resume, None

@@ -17,7 +17,7 @@ from ._files import open_files, read_labels
 from ._joins import join_genes
 from ._labels import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
 from ._matrices import JoinedMatrix, RowsOfFile
-from ._options import as_names, as_numeric
+from ._options import as_names, as_numeric, as_paths
 from ._samples import Column, collate, make_samples, register_with_torch
 from ._workers import current_worker
 from .storage import BufferPool, available_cpus
@@ -60,7 +60,8 @@ class MappedCollection:
         True: all ``obs_keys`` become integers, the place of the label in the sorted merged categories of all files. A list:
         just these keys. False or an empty list: none.
     unknown_label
-        This label gets -1 and takes no integer of its own. A dict gives one label per key.
+        This label gets -1 and takes no integer of its own; numpy.nan or pandas.NA are the missing label, which is otherwise
+        numpy.nan. A dict gives one label per key.
     cache_categories
         Accepted so that existing scripts run: the merged categories, one object per category and not per row, are always
         kept in memory.
@@ -255,12 +256,10 @@ class MappedCollection:
         ValueError
             If a file is damaged, or ``dtype`` cannot hold a value.
         """
-        try:
-            number = operator.index(index)
-        except TypeError:
+        if isinstance(index, bool) or not hasattr(index, "__index__"):
             msg = f"index must be an integer, got {type(index).__name__}; __getitems__ takes a list of integers"
-            raise TypeError(msg) from None
-        return dict(self._read(np.array([number]), num_threads=1)[0])
+            raise TypeError(msg)
+        return dict(self._read(np.array([operator.index(index)]), num_threads=1)[0])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Read a batch; torch's DataLoader calls this.
@@ -351,8 +350,8 @@ class MappedCollection:
         Parameters
         ----------
         obs_keys
-            A column of ``.obs``, or several: their labels are then joined with ``"__"`` and counted together. They need not
-            be among the ``obs_keys`` of the collection.
+            A column of ``.obs``, or several: their labels are then counted together, and named joined with ``"__"``, or as a
+            tuple where two would have the same name. They need not be among the ``obs_keys`` of the collection.
         scaler
             None: the weight of a row is ``1 / count`` of its label, so that all labels are drawn equally often. A number
             > 0: ``scaler / (count + scaler)``, which evens out less the larger it is.
@@ -504,6 +503,9 @@ class MappedCollection:
         return merge_labels(key, labels, n_rows, [file.name for file in self._files])
 
     def _label_column(self, key: str) -> LabelColumn:
+        if not isinstance(key, str):
+            msg = f"key must be the name of one obs column, got {key!r} ({type(key).__name__})"
+            raise TypeError(msg)
         column = self._columns.get(key, self._more_labels.get(key))
         if isinstance(column, LabelColumn):
             return column
@@ -521,10 +523,7 @@ class MappedCollection:
 
 
 def _paths(path_list: Any) -> list[Path]:
-    if isinstance(path_list, str | os.PathLike):
-        msg = f"path_list must be a list of paths, got the single path {path_list!r}"
-        raise TypeError(msg)
-    paths = [Path(path) for path in _listed("path_list", path_list)]
+    paths = [Path(path) for path in as_paths("path_list", path_list)]
     if not paths:
         msg = "path_list must hold at least one path, got none"
         raise ValueError(msg)

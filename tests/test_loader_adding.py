@@ -84,6 +84,14 @@ def test_loader_without_data_says_so(use):
         use(Loader())
 
 
+@pytest.mark.parametrize("use", [len, iter])
+def test_data_without_rows_says_so(use):
+    loader = small_loader().add_datasets([np.ones((0, 3)), np.ones((0, 3))])
+    assert (loader.n_obs, loader.n_var) == (0, 3)
+    with pytest.raises(ValueError, match="the data must have at least one row, got 2 datasets without rows"):
+        use(loader)
+
+
 def test_loader_without_data_has_no_rows():
     assert Loader().n_obs == 0
     assert Loader().var is None
@@ -179,11 +187,23 @@ def test_what_does_not_fit_is_refused_and_nothing_is_added(good, bad, error, mes
         (
             lambda loader: loader.add_paths("a.h5ad"),
             TypeError,
-            r"paths must be a list of paths, got the single path 'a.h5ad'",
+            r"paths must be a list, got a single path \('a.h5ad'\): pass \[path\]",
+        ),
+        (lambda loader: loader.add_paths([123]), TypeError, r"paths must hold paths, got 123 \(int\)"),
+        (lambda loader: loader.add_paths(None), TypeError, r"paths must be a list, got None \(NoneType\)"),
+        (
+            lambda loader: loader.add_adatas(make_adata()),
+            TypeError,
+            r"adatas must be a list, got a single adata \(AnnData\): pass \[adata\]",
+        ),
+        (
+            lambda loader: loader.add_datasets(np.ones((2, 3, 4))),
+            TypeError,
+            r"datasets must be a list, got a single dataset \(ndarray\): pass \[dataset\]",
         ),
         (lambda loader: loader.add_paths(["not there.h5ad"]), FileNotFoundError, "not there.h5ad"),
     ],
-    ids=range(5),
+    ids=range(9),
 )
 def test_other_bad_additions(add, error, message):
     with pytest.raises(error, match=message):
@@ -204,6 +224,17 @@ def test_missing_parts_are_named(tmp_path, kwargs, message):
         small_loader(**kwargs).add_adata(make_adata())
     with pytest.raises(KeyError, match="nope"):
         small_loader(**kwargs).add_paths([write(make_adata(), tmp_path / "a.h5ad")])
+
+
+@pytest.mark.parametrize("suffix", [None, ".zarr", ".h5ad"])
+def test_a_frame_in_obsm_is_refused_by_name(tmp_path, suffix):
+    adata = make_adata()
+    adata.obsm["frame"] = adata.obs[["n_counts"]]
+    loader = small_loader(obsm=["frame"])
+    with pytest.raises(
+        TypeError, match=r"obsm\['frame'\] of .*(DataFrame|must be an encoded csr_matrix, got .*'dataframe')"
+    ):
+        loader.add_adata(adata) if suffix is None else loader.add_paths([write(adata, tmp_path / f"a{suffix}")])
 
 
 def test_layers_of_a_bare_matrix_cannot_be_had():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -137,3 +139,40 @@ def test_adding_one_at_a_time_copies_each_row_few_times():
         copied += sum(len(frame) for frame in table.frames if id(frame) not in before)
     assert table.take(np.arange(256))["x"].tolist() == list(range(256))
     assert copied <= 256 * 10
+
+
+def overwrite(frame):
+    """Change a frame in place in every way that pandas lets through."""
+    for column in frame.columns:
+        values = frame[column].array if isinstance(frame[column].dtype, pd.CategoricalDtype) else frame[column].values
+        with suppress(ValueError):  # read-only
+            values[:] = values[-1]
+    frame.iloc[0, 0] = frame.iloc[-1, 0]
+    frame.index.name = frame.columns.name = "changed"
+    for names in (frame.index, frame["label"].cat.categories, frame.columns):
+        with suppress(ValueError):
+            names.values[:] = names.values[-1]
+    frame["new"] = 1
+
+
+@pytest.mark.parametrize("n_datasets", [1, 2])
+@pytest.mark.parametrize("join", [None, "outer"])
+def test_changing_a_batch_in_place_changes_no_later_one(n_datasets, join):
+    names = [f"g{i}" for i in range(6)]
+    var = pd.DataFrame({"n": np.arange(6), "text": names, "label": pd.Categorical(list("abcabc"))}, index=names)
+    obs = pd.DataFrame({"n": np.arange(8), "text": list("abcdefgh"), "label": pd.Categorical(list("xyzxyzxy"))})
+    obs.index = pd.Index([f"c{i}" for i in range(8)])
+
+    def loader():
+        data = [np.arange(48.0).reshape(8, 6)] * n_datasets
+        return small_loader(join=join).add_datasets(data, [obs.copy()] * n_datasets, [var.copy()] * n_datasets)
+
+    untouched, changed = loader(), loader()
+    for _ in range(2):
+        for expected, batch in zip(untouched, changed, strict=True):
+            for part in ("obs", "var"):
+                pd.testing.assert_frame_equal(batch[part], expected[part])
+                overwrite(batch[part])
+            batch["X"][:] = -1
+            overwrite(changed.var)
+    pd.testing.assert_frame_equal(changed.var, untouched.var)

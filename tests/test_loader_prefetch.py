@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,36 @@ def test_what_was_read_is_freed_when_it_is_closed():
     assert wait_until(lambda: Item.alive >= 6)
     ahead.close()
     assert Item.alive == 0
+
+
+@pytest.mark.parametrize("end", ["done", "failure", "close"])
+def test_all_threads_that_wait_for_an_item_learn_of_the_end(end):
+    may_end, got = threading.Event(), []
+
+    def loads():
+        yield [0, 1]
+        may_end.wait(10)
+        if end == "failure":
+            raise ZeroDivisionError
+
+    ahead = ReadAhead(loads(), 1)
+
+    def consume():
+        with suppress(ZeroDivisionError):
+            got.extend(ahead)
+
+    threads = [threading.Thread(target=consume) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert wait_until(lambda: sorted(got) == [0, 1])
+    time.sleep(0.02)
+    may_end.set()
+    if end == "close":
+        ahead.close()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+    assert n_threads() == 0
 
 
 def test_dropped_by_its_own_thread():
@@ -303,7 +334,8 @@ def test_interpreter_exits_while_a_load_is_being_read():
 def test_ctrl_c_while_waiting_for_a_batch():
     process = run(
         """
-        import threading, time
+        import signal, threading, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that a shell runs in the background ignore it
         def slow(batch):
             print("waiting", flush=True)
             time.sleep(1.0)

@@ -280,6 +280,16 @@ def test_the_unknown_label_takes_no_code(two):
         assert [m[i]["donor"] for i in (0, 1)] == [0, -1]
 
 
+@pytest.mark.parametrize("missing", [np.nan, pd.NA])
+def test_the_missing_label_may_be_the_unknown_one(two, missing):
+    _, paths = two
+    with MappedCollection(paths, obs_keys="cell_type", unknown_label=missing) as m:
+        assert list(m.encoders["cell_type"].values()) == [0, 1, 2, 3, -1]
+        assert m.encoders["cell_type"][np.nan] == -1
+        assert [m[i]["cell_type"] for i in (0, 2)] == [2, -1]
+        assert m.collate(m.__getitems__([0, 2]))["cell_type"].tolist() == [2, -1]
+
+
 def test_only_the_listed_keys_are_encoded(two):
     _, paths = two
     with MappedCollection(paths, obs_keys=["cell_type", "donor", "age"], encode_labels=["donor"]) as m:
@@ -365,6 +375,18 @@ def test_weights_of_several_keys_and_of_files_without_the_column(two):
         )
 
 
+def test_joined_labels_of_one_name_are_told_apart(tmp_path):
+    obs = pd.DataFrame({"p": ["a__b", "a", "a"], "q": ["c", "b__c", "c"]}, index=list("xyz"))
+    path = tmp_path / "a.h5ad"
+    ad.AnnData(np.ones((3, 1), "float32"), obs=obs).write_h5ad(path)
+    with MappedCollection([path]) as m:
+        assert m.get_label_weights(["p", "q"]).tolist() == [1, 1, 1]
+        weights = m.get_label_weights(["p", "q"], return_categories=True)
+        assert weights == {("a__b", "c"): 1, ("a", "b__c"): 1, "a__c": 1}
+        with pytest.raises(TypeError, match=r"key must be the name of one obs column, got \['p'\] \(list\)"):
+            m.get_merged_labels(["p"])
+
+
 def test_weights_that_cannot_be_had(two):
     with MappedCollection(two[1]) as m:
         with pytest.raises(KeyError, match="tissue"):
@@ -404,7 +426,7 @@ def test_a_number_beyond_int64_is_no_row(two):
             m.__getitems__(np.array([0, 2**64 - 1], dtype="uint64"))
 
 
-@pytest.mark.parametrize("bad", [1.0, "1", slice(0, 2), [1]])
+@pytest.mark.parametrize("bad", [1.0, "1", slice(0, 2), [1], True, np.True_])
 def test_an_index_that_is_no_integer(two, bad):
     with MappedCollection(two[1]) as m, pytest.raises(TypeError, match="index must be an integer"):
         m[bad]
@@ -566,8 +588,10 @@ def test_the_working_directory_may_change(folder, monkeypatch):
 def test_bad_paths(tmp_path, two):
     with pytest.raises(TypeError, match="path_list must be a list, got None"):
         MappedCollection(None)
-    with pytest.raises(TypeError, match="path_list must be a list of paths, got the single path"):
+    with pytest.raises(TypeError, match=r"path_list must be a list, got a single path .*: pass \[path\]"):
         MappedCollection(str(two[1][0]))
+    with pytest.raises(TypeError, match=r"path_list must hold paths, got 123 \(int\)"):
+        MappedCollection([123])
     with pytest.raises(ValueError, match="at least one path"):
         MappedCollection([])
     with pytest.raises(FileNotFoundError, match=r"nope\.h5ad does not exist"):

@@ -31,10 +31,10 @@ class _RangeSampler(SeekableSampler):
         preload_nchunks: int,
         batch_size: int,
         *,
-        num_samples: int | None,
-        drop_last: bool,
-        mask: slice | None,
-        rng: np.random.Generator | None,
+        num_samples: int | None = None,
+        drop_last: bool = False,
+        mask: slice | None = None,
+        rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__(chunk_size, preload_nchunks, batch_size, drop_last=drop_last)
         self._num_samples = None if num_samples is None else as_count("num_samples", num_samples)
@@ -108,27 +108,6 @@ class SequentialSampler(_RangeSampler):
     Under several torch DataLoader workers whole batches are dealt out in turn, which is the order in which DataLoader
     collects them: the batches arrive in order there too.
     """
-
-    def __init__(
-        self,
-        chunk_size: int,
-        preload_nchunks: int,
-        batch_size: int,
-        *,
-        num_samples: int | None = None,
-        drop_last: bool = False,
-        mask: slice | None = None,
-        rng: np.random.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            chunk_size,
-            preload_nchunks,
-            batch_size,
-            num_samples=num_samples,
-            drop_last=drop_last,
-            mask=mask,
-            rng=rng,
-        )
 
     @property
     def shuffle(self) -> bool:

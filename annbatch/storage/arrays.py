@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from itertools import product
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -166,6 +165,8 @@ class Hdf5Array(StoredArray):
         self._dataset: h5py.Dataset | None = dataset
         self._own_file: h5py.File | None = None
         self._pid = os.getpid()
+        self._may_change = dataset.file.mode != "r"
+        self._stamp = _file_stamp(self.path)
 
     @property
     def read_rows(self) -> int:
@@ -180,6 +181,7 @@ class Hdf5Array(StoredArray):
         if self._dataset is None or not self._dataset or self._pid != os.getpid():
             import h5py
 
+            self._check_unchanged()
             try:
                 self._own_file = h5py.File(self.path, "r")
                 self._dataset = self._own_file[self.name]
@@ -188,6 +190,17 @@ class Hdf5Array(StoredArray):
                 raise CorruptDataError(msg) from error
             self._pid = os.getpid()
         return self._dataset
+
+    def _check_unchanged(self) -> None:
+        """Raise when the path no longer leads to what was opened."""
+        if self._stamp is None:
+            msg = (
+                f"{self.location} cannot be opened again, as another process must: it is in no file; open it by a path"
+            )
+            raise ValueError(msg)
+        if not self._may_change and _file_stamp(self.path) != self._stamp:
+            msg = f"{self.location}: the file was changed, replaced or removed after it was opened"
+            raise CorruptDataError(msg)
 
     def _make_table(self) -> ChunkTable | None:
         from .hdf5_table import hdf5_table
@@ -206,6 +219,7 @@ class Hdf5Array(StoredArray):
         self._own_file = None
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_unchanged()
         state = {key: value for key, value in self.__dict__.items() if key != "_table"}
         return {**state, "_dataset": None, "_own_file": None}
 
@@ -245,49 +259,11 @@ class ZarrArray(StoredArray):
         return {key: value for key, value in self.__dict__.items() if key != "_table"}
 
     def _read(self, start: int, stop: int) -> np.ndarray:
+        from .absent import check_absent
+
         values = np.asarray(self.array[start:stop])
-        self._check_files_of_fill(values, start)
+        check_absent(self.array, values, start)
         return values
-
-    def _check_files_of_fill(self, values: np.ndarray, start: int) -> None:
-        """Raise ValueError when a file whose items all came out as the fill value is empty, or lost with the whole array.
-
-        For zarr-python a chunk that is not there is one of fill values. So is an empty shard, which no writer makes. Only
-        files that came out so are looked for: that costs a remote store nothing in the usual case.
-        """
-        array = self.array
-        if not values.size:
-            return
-        fill = np.asarray(0 if array.fill_value is None else array.fill_value, values.dtype)
-        is_fill = np.isnan(values) if np.isnan(fill) else values == fill
-        file_shape = array.shards or array.chunks
-        borders = [(start, start + len(values)), *((0, n) for n in array.shape[1:])]
-        files = [range(low // n, -(-high // n)) for (low, high), n in zip(borders, file_shape, strict=True)]
-        for file in product(*files):
-            inside = tuple(
-                slice(max(0, i * n - low), (i + 1) * n - low)
-                for i, n, (low, _) in zip(file, file_shape, borders, strict=True)
-            )
-            if is_fill[inside].all():
-                self._check_file(array.metadata.encode_chunk_key(file))
-
-    def _check_file(self, key: str) -> None:
-        from zarr.core.sync import sync
-
-        at = self.array.store_path
-        document = at / ("zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray")
-        try:
-            size = sync(at.store.getsize((at / key).path))
-        except FileNotFoundError:
-            if not sync(document.exists()):
-                msg = (
-                    f"{key} is missing, as is the array's metadata: the store was moved or removed after it was opened"
-                )
-                raise ValueError(msg) from None
-        else:
-            if size == 0:
-                msg = f"{key} is cut short: it is empty"
-                raise ValueError(msg)
 
 
 def stored_array(elem: Any, location: str | None = None) -> StoredArray:
@@ -339,3 +315,12 @@ def _at_absolute_path(array: zarr.Array[Any]) -> zarr.Array[Any]:
 def _store_name(array: zarr.Array[Any]) -> str:
     root = getattr(array.store, "root", None)
     return str(array.store if root is None else root)
+
+
+def _file_stamp(path: str) -> tuple[int, int, int] | None:
+    """Return size, time and inode; None where there is no file."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from math import prod
 from typing import TYPE_CHECKING
+
+from .errors import CorruptDataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,34 +18,38 @@ if TYPE_CHECKING:
 
 __all__ = ["run_fallback"]
 
-# Neighbouring chunks are asked for in one call up to this many bytes.
+# Bytes of all calls that run at a time on one array, unless single chunks are larger.
 _MAX_READ = 1 << 25
 
 
 def run_fallback(jobs: list[Job], num_threads: int) -> None:
-    """Read and place everything in ``jobs``; several calls at a time where the store can use them."""
+    """Read and place everything in ``jobs``: all arrays together, each with as many calls at a time as its store can use."""
+    calls: dict[int, list[tuple[Job, np.ndarray]]] = {}
     for job in jobs:
-        reads = list(_reads(job))
-        n_threads = min(job.array.n_concurrent or num_threads, len(reads))
-        if n_threads <= 1:
-            for tasks in reads:
-                _read_and_place(job, tasks)
-            continue
-        with ThreadPoolExecutor(n_threads, thread_name_prefix="annbatch-fallback") as threads:
-            futures = [threads.submit(_read_and_place, job, tasks) for tasks in reads]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
+        n_concurrent = job.array.n_concurrent or num_threads
+        calls.setdefault(n_concurrent, []).extend((job, tasks) for tasks in _stretches(job, n_concurrent))
+    one_by_one = calls.pop(1, [])
+    futures: list[Future[None]] = []
+    with ExitStack() as stack:
+        for n_concurrent, of_stores in calls.items():
+            n_threads = max(1, min(n_concurrent, len(of_stores)))
+            threads = stack.enter_context(ThreadPoolExecutor(n_threads, thread_name_prefix="annbatch-fallback"))
+            futures += [threads.submit(_read_and_place, *call) for call in of_stores]
+        # After a failure nothing more is started; leaving the stack waits for what runs.
+        stack.callback(lambda: [future.cancel() for future in futures])
+        for call in one_by_one:
+            _read_and_place(*call)
+        for future in futures:
+            future.result()
 
 
-def _reads(job: Job) -> Iterator[np.ndarray]:
-    """Yield stretches of the task table that are read by one call each."""
+def _stretches(job: Job, n_concurrent: int) -> Iterator[np.ndarray]:
+    """Yield stretches of the task table that are read by one call each: neighbouring chunks, but work for all calls."""
     chunks = job.tasks[:, 0]
     chunk_bytes = max(1, job.chunk_size * job.array.dtype.itemsize)
-    longest = max(1, _MAX_READ // chunk_bytes)
+    # zarr-python reads the chunks of a shard one after the other.
+    shared_out = -(-len(chunks) // n_concurrent)
+    longest = max(1, min(_MAX_READ // n_concurrent // chunk_bytes, shared_out))
     first = 0
     for i in range(1, len(chunks) + 1):
         if i == len(chunks) or chunks[i] != chunks[i - 1] + 1 or i - first == longest:
@@ -55,6 +62,15 @@ def _read_and_place(job: Job, tasks: np.ndarray) -> None:
     # Only whole rows can be asked for; a row of a one-dimensional array is one item.
     low = int(tasks[0, 0] * job.chunk_size + tasks[0, 3]) // row_size
     high = -(-int(tasks[-1, 0] * job.chunk_size + tasks[-1, 4]) // row_size)
-    items = job.array.read(low, high).reshape(-1)
+    try:
+        items = job.array.read(low, high).reshape(-1)
+    except CorruptDataError as error:
+        if len(tasks) == 1:
+            msg = f"{error} (in chunk {tasks[0, 0]})"
+            raise CorruptDataError(msg) from error
+        # One by one, to find the chunk to name.
+        for number in range(len(tasks)):
+            _read_and_place(job, tasks[number : number + 1])
+        return
     for task in tasks:
         job.place(task, items, low * row_size - int(task[0]) * job.chunk_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,7 @@ class SparseSource(MatrixSource):
         return self.__dict__ if memory else {**self.__dict__, "_indptr": None}
 
     def _check_shapes(self) -> None:
+        _check_numbers(self.data)
         for array in (self.data, self.indices, self._stored_indptr):
             if len(array.shape) != 1:
                 msg = f"{array.location} must be one-dimensional, got shape {array.shape}"
@@ -149,9 +151,7 @@ class DenseSource(MatrixSource):
         if not array.shape:
             msg = f"{array.location} must have at least one dimension, got a scalar"
             raise ValueError(msg)
-        if array.dtype.hasobject or array.dtype.kind not in "biufc":
-            msg = f"{array.location} must hold numbers, got {array.dtype}"
-            raise TypeError(msg)
+        _check_numbers(array)
         self.array = array
         self.shape, self.dtype, self.location = array.shape, array.dtype, array.location
 
@@ -204,13 +204,14 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
         array = stored_array(elem)
         array.direct = direct
         return DenseSource(array)
-    missing = [key for key in _CSR_KEYS if key not in group]
     location = _group_location(group)
+    shape = _csr_shape(group, location)
+    missing = [key for key in _CSR_KEYS if key not in group]
     if missing:
         msg = f"{location} holds no CSR matrix: {', '.join(missing)} missing"
         raise CorruptDataError(msg)
     arrays = {key: stored_array(group[key]) for key in _CSR_KEYS}
-    return _sparse_source(arrays, _csr_shape(group, location), location, direct=direct)
+    return _sparse_source(arrays, shape, location, direct=direct)
 
 
 def _in_memory(matrix: Any, *, direct: bool) -> SparseSource:
@@ -250,7 +251,17 @@ def _csr_shape(group: Any, location: str) -> tuple[int, ...]:
     if shape is None:
         msg = f"{location} has no shape attribute"
         raise CorruptDataError(msg)
-    return tuple(int(n) for n in shape)
+    try:
+        return tuple(operator.index(n) for n in shape)
+    except TypeError:
+        msg = f"{location}: shape must be whole numbers, got {shape}"
+        raise CorruptDataError(msg) from None
+
+
+def _check_numbers(array: StoredArray) -> None:
+    if array.dtype.kind not in "biufc":
+        msg = f"{array.location} must hold numbers, got {array.dtype}"
+        raise TypeError(msg)
 
 
 def _not_csr(what: str, kind: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-__all__ = ["zarr_table"]
+__all__ = ["parse_shard_index", "zarr_table"]
 
 _MAX_CODECS = 8
 _MAX_DIMS = 8
@@ -130,23 +130,44 @@ def _sharded(
     for axis, (n, inside, n_files) in enumerate(zip(grid, per_shard, file_grid, strict=True)):
         along = (np.arange(n, dtype=np.int32) // inside).reshape([-1 if a == axis else 1 for a in range(len(grid))])
         file = file * np.int32(n_files) + along
-    table = ChunkTable(
-        chunk_shape,
-        grid,
-        dtype.itemsize,
-        codecs,
-        root=prefix.encode(),
-        separator=separator.encode(),
-        file_grid=file_grid,
-        offset=np.zeros(prod(grid), np.int64),
-        length=np.full(prod(grid), -1, np.int64),
-        file=np.ascontiguousarray(file.reshape(-1)),
-        stamp=np.full(3 * prod(file_grid), -1, np.int64),
-    )
+    table = _one_file_per_chunk(shape, chunk_shape, dtype, codecs, prefix, separator)
+    table.file_grid = file_grid
+    table.offset, table.length = np.zeros(prod(grid), np.int64), np.full(prod(grid), -1, np.int64)
+    table.file = np.ascontiguousarray(file.reshape(-1))
+    table.stamp = np.full(3 * prod(file_grid), -1, np.int64)
     table.prepare = _ShardIndexes(
         table, per_shard, has_checksum=bool(index_codecs), at_end=settings.get("index_location", "end") == "end"
     )
     return table
+
+
+def parse_shard_index(
+    index: np.ndarray, per_shard: tuple[int, ...], size: int, *, has_checksum: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the chunks of a shard of ``size`` bytes are, from the bytes (uint8) of its index.
+
+    Returns
+    -------
+    offset, length
+        int64, of shape ``per_shard``; 0 and -1 for a chunk that is not stored.
+
+    Raises
+    ------
+    ValueError
+        The checksum does not match, or a chunk is said to end beyond the end of the shard.
+    """
+    if has_checksum and _engine.crc32c(index[:-4]) != int(index[-4:].view("<u4")[0]):
+        msg = "the checksum of the shard index does not match"
+        raise ValueError(msg)
+    entries = index[: 16 * prod(per_shard)].view("<u8").reshape(*per_shard, 2)
+    offset, length = entries[..., 0], entries[..., 1]
+    missing = (entries == np.uint64(2**64 - 1)).all(axis=-1)
+    too_far = ~missing & ((offset > size) | (length > size - offset))
+    if too_far.any():
+        number = int(np.flatnonzero(too_far)[0])
+        msg = f"the shard index leads beyond the end of the file, at chunk {number} of the shard"
+        raise ValueError(msg)
+    return np.where(missing, 0, offset).astype(np.int64), np.where(missing, -1, length.astype(np.int64))
 
 
 class _ShardIndexes:
@@ -169,8 +190,7 @@ class _ShardIndexes:
         assert table.length is not None
         assert table.stamp is not None
         path = table.path(file)
-        n_chunks = prod(self.per_shard)
-        n_bytes = 16 * n_chunks + 4 * self.has_checksum
+        n_bytes = 16 * prod(self.per_shard) + 4 * self.has_checksum
         try:
             with path.open("rb") as f:
                 stat = os.fstat(f.fileno())
@@ -190,25 +210,19 @@ class _ShardIndexes:
         if len(index) != n_bytes:
             msg = f"{path} is cut short while its shard index is read"
             raise CorruptDataError(msg)
-        if self.has_checksum and _engine.crc32c(index[:-4]) != int(index[-4:].view("<u4")[0]):
-            msg = f"{path}: the checksum of the shard index does not match"
-            raise CorruptDataError(msg)
-        entries = index[: 16 * n_chunks].view("<u8").reshape(*self.per_shard, 2)
-        missing = (entries == np.uint64(2**64 - 1)).all(axis=-1)
-        too_far = ~missing & ((entries[..., 0] > stat.st_size) | (entries[..., 1] > stat.st_size - entries[..., 0]))
-        if too_far.any():
-            msg = (
-                f"{path}: the shard index leads beyond the end of the file, at chunk {int(np.flatnonzero(too_far)[0])}"
-            )
-            raise CorruptDataError(msg)
+        try:
+            offset, length = parse_shard_index(index, self.per_shard, stat.st_size, has_checksum=self.has_checksum)
+        except ValueError as error:
+            msg = f"{path}: {error}"
+            raise CorruptDataError(msg) from None
         position = np.unravel_index(file, table.file_grid)
         first = [int(p) * n for p, n in zip(position, self.per_shard, strict=True)]
         inside = tuple(
             slice(f, min(f + n, whole)) for f, n, whole in zip(first, self.per_shard, table.grid, strict=True)
         )
         used = tuple(slice(0, s.stop - s.start) for s in inside)
-        table.offset.reshape(table.grid)[inside] = np.where(missing, 0, entries[..., 0]).astype(np.int64)[used]
-        table.length.reshape(table.grid)[inside] = np.where(missing, -1, entries[..., 1].astype(np.int64))[used]
+        table.offset.reshape(table.grid)[inside] = offset[used]
+        table.length.reshape(table.grid)[inside] = length[used]
         table.stamp[3 * file : 3 * file + 3] = stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 

@@ -72,6 +72,14 @@ def truncated_shard(tmp_path):
     return path
 
 
+def truncated_shard_with_its_index_in_front(tmp_path):
+    shards = {"shape": (2000,), "index_location": "start"}
+    options = {"chunks": (200,), "shards": shards, "compressors": COMPRESSED}
+    path = write_zarr(tmp_path / "a.zarr", csr_parts(MATRIX), csr_attrs(MATRIX), **options)
+    os.truncate(path / "X/data/c/0", 500)
+    return path
+
+
 def empty_shard(tmp_path):
     path = sharded(tmp_path)
     os.truncate(path / "X/data/c/0", 0)
@@ -169,6 +177,7 @@ def negative_column(tmp_path):
 
 FOUND_WHILE_READING = {
     truncated_shard: (r"a\.zarr.*data/c/0", r"cut short|checksum of the shard index"),
+    truncated_shard_with_its_index_in_front: (r"a\.zarr.*data/c/0", "leads beyond the end of the file, at chunk"),
     empty_shard: (r"a\.zarr.*data/c/0", "cut short"),
     flipped_shard_index: (r"a\.zarr.*indices/c/0", "checksum of the shard index does not match"),
     shard_index_too_far: (r"a\.zarr.*data/c/0", "beyond the end of the file"),
@@ -246,6 +255,8 @@ CONTRADICTIONS = {
     "data has two axes": (matrix_with(data=MATRIX.data[:, None]), {}, "must be one-dimensional, got shape"),
     "no shape": (matrix_with(), {"shape": None}, "has no shape attribute"),
     "shape of three": (matrix_with(), {"shape": [300, 40, 1]}, "shape must be two numbers >= 0, got"),
+    "shape of text": (matrix_with(), {"shape": "abc"}, "shape must be whole numbers, got abc"),
+    "shape of floats": (matrix_with(), {"shape": [300.5, 40.0]}, "shape must be whole numbers, got"),
     "negative shape": (matrix_with(), {"shape": [300, -1]}, "shape must be two numbers >= 0, got"),
 }
 
@@ -260,6 +271,12 @@ def test_parts_that_contradict_each_other_are_refused(case, form, tmp_path):
     with pytest.raises(storage.CorruptDataError, match=text) as caught:
         read_all(opened(path))
     assert name in str(caught.value)
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path):
+    path = write_h5(tmp_path / "a.h5ad", matrix_with(data=MATRIX.data.astype("S5")), csr_attrs(MATRIX))
+    with pytest.raises(TypeError, match=r"a\.h5ad :: /X/data must hold numbers, got \|S5"):
+        opened(path)
 
 
 @pytest.mark.parametrize("missing", ["data", "indices", "indptr"])

@@ -1,15 +1,16 @@
-"""Sources in other processes, and stores that answer many requests at a time."""
+"""Sources in other processes and threads."""
 
 from __future__ import annotations
 
+import io
 import multiprocessing as mp
+import pickle
 import threading
 
 import h5py
 import numpy as np
 import pytest
 import zarr
-from zarr.storage import MemoryStore
 
 from annbatch import storage
 
@@ -32,14 +33,15 @@ def send(source, queue):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("form", ["h5", "zarr"])
 @pytest.mark.parametrize("direct", [True, False])
-def test_a_source_reads_in_another_process(method, form, direct, tmp_path):
+@pytest.mark.parametrize("used", [True, False])
+def test_a_source_reads_in_another_process(method, form, direct, used, tmp_path):
     if method not in mp.get_all_start_methods():
         pytest.skip(f"this system cannot start processes by {method}")
     path = (write_h5 if form == "h5" else write_zarr)(tmp_path / f"a.{form}", csr_parts(MATRIX), csr_attrs(MATRIX))
     handle = h5py.File(path, "r") if form == "h5" else zarr.open_group(path, mode="r")
     source = storage.open_matrix(handle["X"], direct=direct)
-    if direct or method == "spawn":
-        read(source)  # used before the fork
+    if used:
+        read(source)
     context = mp.get_context(method)
     queue = context.Queue()
     child = context.Process(target=send, args=(source, queue))
@@ -48,35 +50,6 @@ def test_a_source_reads_in_another_process(method, form, direct, tmp_path):
     child.join(60)
     assert child.exitcode == 0
     assert (read(source) != MATRIX[ROWS]).nnz == 0
-
-
-class SlowStore(MemoryStore):
-    """A store whose answers can only come when several were asked for at once, as over a network."""
-
-    waiting = 0
-    most_waiting = 0
-
-    async def get(self, key, prototype, byte_range=None):
-        import asyncio
-
-        SlowStore.waiting += 1
-        SlowStore.most_waiting = max(SlowStore.most_waiting, SlowStore.waiting)
-        await asyncio.sleep(0.005)
-        SlowStore.waiting -= 1
-        return await super().get(key, prototype, byte_range)
-
-
-def test_a_remote_store_gets_many_requests_at_a_time():
-    store = SlowStore()
-    group = zarr.open_group(store, mode="w").create_group("X")
-    group.attrs.update(csr_attrs(MATRIX))
-    for name, array in csr_parts(MATRIX).items():
-        group.create_array(name, data=array, chunks=(20,))
-    source = storage.open_matrix(group)
-    assert not source.is_direct
-    SlowStore.most_waiting = 0
-    assert (read(source) != MATRIX[ROWS]).nnz == 0
-    assert SlowStore.most_waiting > 4
 
 
 @pytest.mark.parametrize("form", ["h5", "zarr", "memory"])
@@ -98,3 +71,18 @@ def test_several_threads_read_from_one_source(form, tmp_path):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_file_object_is_read_here_and_cannot_travel():
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as f:
+        f["X"] = np.arange(12.0).reshape(4, 3)
+    source = storage.open_matrix(h5py.File(memory, "r")["X"])
+    part = storage.Part(source, np.array([3, 1]), np.array([0, 1]))
+    (batch,) = storage.read_dense([part], np.array([0, 2]))
+    np.testing.assert_array_equal(batch, [[9, 10, 11], [3, 4, 5]])
+    with pytest.raises(ValueError, match="BytesIO.*:: /X cannot be opened again.*it is in no file; open it by a path"):
+        pickle.dumps(source)
+    source.close()
+    with pytest.raises(ValueError, match="cannot be opened again"):
+        storage.read_dense([part], np.array([0, 2]))

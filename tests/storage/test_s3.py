@@ -66,5 +66,5 @@ def test_damage_is_an_error_and_not_zeros(group, options, damage):
     else:
         files.rm(root, recursive=True)
     rows = np.arange(400)
-    with pytest.raises(storage.CorruptDataError, match="X/data.*(is empty|moved or removed)"):
+    with pytest.raises(storage.CorruptDataError, match="X/data.*(is empty|checksum|moved or removed)"):
         storage.read_csr([storage.Part(source, rows, rows)], np.array([0, 400]), n_var=40)

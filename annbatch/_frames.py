@@ -1,0 +1,55 @@
+"""Annotations that are handed out with every batch: the caller may change what they got, and no later batch shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["own_copy", "own_rows", "sealed", "sealed_dtype", "sealed_frame"]
+
+
+def own_copy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Copy what can be changed in place; the rest, which is most of it where there is text, is shared. Takes a sealed frame."""
+    return _with_own_columns(frame.copy(deep=True))
+
+
+def own_rows(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Copy out rows (int64, any order) of a frame with sealed categories."""
+    return _with_own_columns(frame.take(rows))
+
+
+def sealed_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the same frame, with sealed names and categories."""
+    frame = frame.set_axis(sealed(frame.index), axis=0)
+    for name, dtype in frame.dtypes.items():
+        if isinstance(dtype, pd.CategoricalDtype):
+            frame[name] = frame[name].astype(sealed_dtype(dtype))
+    return frame
+
+
+def sealed_dtype(dtype: pd.CategoricalDtype) -> pd.CategoricalDtype:
+    """Return the same dtype, with sealed categories."""
+    return pd.CategoricalDtype(sealed(dtype.categories), ordered=dtype.ordered)
+
+
+def sealed(names: pd.Index) -> pd.Index:
+    """Return the same names, read-only.
+
+    An Index is immutable by its contract, so batches share it; but before pandas 3, ``index.values[0] = ...`` writes to it.
+    """
+    values: Any = names.values
+    # What the other kinds of index show as their values is made from something else.
+    if type(names) is not pd.Index or not isinstance(values, np.ndarray) or not values.flags.writeable:
+        return names
+    values = values.copy()
+    values.flags.writeable = False
+    index: pd.Index[Any] = pd.Index(values, dtype=names.dtype, name=names.name)
+    return index
+
+
+def _with_own_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    # Here sealing is not enough: ``frame.columns.values[0] = ...`` is how some rename a column.
+    frame.columns = frame.columns.copy(deep=True)
+    return frame

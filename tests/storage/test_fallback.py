@@ -1,0 +1,102 @@
+"""How the fallback asks a store that answers slowly: for many things at a time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import zarr
+from zarr.storage import MemoryStore, WrapperStore
+
+from annbatch import Loader, storage
+
+from .stores import csr_attrs, csr_parts, random_csr
+
+MATRIX = random_csr(np.random.default_rng(0), 800, 60)
+LAYOUTS = {"plain": {"chunks": (100,)}, "shards": {"chunks": (100,), "shards": (4000,)}}
+
+
+class Patient(WrapperStore):
+    """Answers nothing before `n_wanted` requests were in flight at once; gives up after some seconds."""
+
+    n_wanted = 0
+    most = 0
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.in_flight = []
+        self.arrays_together = set()
+
+    async def get(self, key, prototype, byte_range=None):
+        self.in_flight.append(key)
+        self.most = max(self.most, len(self.in_flight))
+        self.arrays_together.add(frozenset(name.split("/")[1] for name in self.in_flight if "/c/" in name))
+        try:
+            for _ in range(500):
+                if self.most >= self.n_wanted:
+                    break
+                await asyncio.sleep(0.01)
+            return await self._store.get(key, prototype, byte_range)
+        finally:
+            self.in_flight.remove(key)
+
+
+def slow_group(layout):
+    store = Patient(MemoryStore())
+    group = zarr.open_group(store, mode="w").create_group("X")
+    group.attrs.update(csr_attrs(MATRIX))
+    for name, array in csr_parts(MATRIX).items():
+        group.create_array(name, data=array, **LAYOUTS[layout])
+    return store, group
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sixteen_calls_are_in_flight(layout):
+    store, group = slow_group(layout)
+    loader = Loader(chunk_size=10, preload_nchunks=20, batch_size=50, shuffle=True, return_index=True, num_threads=1)
+    loader.add_dataset(group)
+    store.n_wanted, store.most = 16, 0
+    for batch in loader:
+        np.testing.assert_array_equal(batch["X"].toarray(), MATRIX[batch["index"]].toarray())
+    assert store.most >= 16
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_few_reads_of_values_and_column_numbers_overlap(layout):
+    # One stretch of each array: read one after the other, there would never be two requests at a time.
+    store, group = slow_group(layout)
+    source = storage.open_matrix(group)
+    first = int(np.flatnonzero(np.diff(MATRIX.indptr))[0])
+    assert source.indptr[first + 1] < 100  # within the first chunk
+    store.n_wanted, store.most = 2, 0
+    part = storage.Part(source, np.array([first]), np.array([0]))
+    (block,) = storage.read_csr([part], np.array([0, 1]), n_var=60, num_threads=1)
+    np.testing.assert_array_equal(block.to_scipy().toarray(), MATRIX[[first]].toarray())
+    assert store.most >= 2
+    assert frozenset({"data", "indices"}) in store.arrays_together
+
+
+def test_after_a_failure_nothing_more_is_asked_for():
+    class Failing(Patient):
+        n_asked = 0
+
+        async def get(self, key, prototype, byte_range=None):
+            if "/c/" in key:
+                self.n_asked += 1
+                if self.n_asked == 1:
+                    msg = "no such bucket"
+                    raise PermissionError(msg)
+                await asyncio.sleep(0.05)
+            return await super().get(key, prototype, byte_range)
+
+    store, _ = slow_group("plain")
+    failing = Failing(store._store)
+    source = storage.open_matrix(zarr.open_group(failing, mode="r+")["X"])
+    source._indptr = MATRIX.indptr.astype(np.int64)
+    rows = np.flatnonzero(np.diff(MATRIX.indptr))[::16]  # each of them in other chunks than the one before it
+    part = storage.Part(source, rows, np.arange(len(rows)))
+    with pytest.raises(storage.CorruptDataError, match=r"X/data, rows \d+ to \d+: no such bucket"):
+        storage.read_csr([part], np.array([0, len(rows)]), n_var=60, num_threads=1)
+    assert len(rows) > 30
+    assert failing.n_asked < len(rows)  # of twice as many reads

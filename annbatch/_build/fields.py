@@ -37,6 +37,13 @@ class Ragged:
 Field: TypeAlias = Array | Ragged
 
 
+def size_of(field: Field) -> int:
+    """Bytes of a field."""
+    if isinstance(field, Ragged):
+        return field.indptr.nbytes + sum(values.nbytes for values in field.values)
+    return field.nbytes
+
+
 def starts_of(counts: Array) -> Array:
     """Row pointers (int64, one longer) of rows with these counts."""
     indptr = np.zeros(len(counts) + 1, np.int64)

@@ -40,10 +40,16 @@ def destinations(
     return places
 
 
-def plan_bytes(n_obs: int, *, sorts: bool) -> int:
-    """Memory that :func:`destinations` and what is kept of it take, at most."""
+def plan_bytes(n_obs: int, most: int, key_bytes: int = 0) -> int:
+    """Memory that :func:`destinations` takes at most, with datasets of ``most`` rows and sort keys of so many bytes (0: none).
+
+    ``plan_bytes(n_obs, 0)`` is what its result takes.
+    """
     width = 4 if n_obs < 2**32 else 8
-    return n_obs * (2 * width + 16 if sorts else width)
+    if not key_bytes:
+        return n_obs * width
+    # Of all rows: place, row at a place, key. Of a dataset: its rows, their keys, their order and the room to find it, the rows in it.
+    return n_obs * (2 * width + key_bytes) + min(most, n_obs) * (2 * width + key_bytes + 16)
 
 
 def block_edges(bytes_before: Array, most_bytes: int, row_step: int = 1) -> Array:

@@ -71,8 +71,8 @@ def load_schema(path: Path) -> Schema:
 
 
 def describe_input(opened: Input) -> Description:
-    """Look at an input: all of obs is read, no matrix is."""
-    obs = opened.obs
+    """Look at an input: of obs the types are read, of the matrices nothing."""
+    obs = opened.obs.head
     no_text = [name for name in obs.columns if not isinstance(name, str)]
     if no_text:
         msg = f"names of obs columns of {opened.label} must be text, got {no_text[0]!r}; rename it, e.g. to {str(no_text[0])!r}"
@@ -92,8 +92,8 @@ def describe_input(opened: Input) -> Description:
             raise ValueError(msg)
     matrices = {}
     for name, matrix in opened.matrices.items():
-        if matrix.shape[0] != len(obs):
-            msg = f"{name} of {opened.label} has {matrix.shape[0]} rows, but obs has {len(obs)}"
+        if matrix.shape[0] != opened.n_obs:
+            msg = f"{name} of {opened.label} has {matrix.shape[0]} rows, but obs has {opened.n_obs}"
             raise ValueError(msg)
         n_columns = _n_columns(name, opened.var, opened.raw_var)
         if n_columns is not None and matrix.shape[1:] != (n_columns,):
@@ -103,7 +103,7 @@ def describe_input(opened: Input) -> Description:
     index_name = obs.index.name
     return Description(
         opened.label,
-        len(obs),
+        opened.n_obs,
         columns,
         None if index_name is None else str(index_name),
         matrices,

@@ -1,0 +1,97 @@
+"""obs of an input, described and read a block of rows at a time: all of it may be more than fits into memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from annbatch.storage.frames import FrameReader
+
+# Rows that are looked at, in three places, to learn what a row takes in memory.
+_SAMPLE_ROWS = 128
+
+
+class Obs(ABC):
+    """The table of the rows of an input.
+
+    Attributes
+    ----------
+    n_obs
+        Number of rows.
+    """
+
+    n_obs: int
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows ``[start, stop)`` in memory; the dtypes, with all categories, are those of the whole table."""
+
+    @abstractmethod
+    def labels(self, name: str) -> pd.Categorical[Any]:
+        """A whole column as codes and categories: text would be one Python object a row."""
+
+    @cached_property
+    def head(self) -> pd.DataFrame:
+        """As many rows as it takes to tell the types of the columns."""
+        return self.rows(0, 0)
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """About what a row takes in memory."""
+        starts = sorted({0, self.n_obs // 2, max(0, self.n_obs - _SAMPLE_ROWS)})
+        return max(_row_bytes(self.rows(start, min(start + _SAMPLE_ROWS, self.n_obs))) for start in starts)
+
+
+class StoredObs(Obs):
+    """obs of a file."""
+
+    def __init__(self, reader: FrameReader) -> None:
+        self._reader = reader
+        self.n_obs = reader.n_rows
+
+    def rows(self, start: int, stop: int) -> pd.DataFrame:
+        return self._reader.frame(rows=slice(start, stop))
+
+    def labels(self, name: str) -> pd.Categorical[Any]:
+        codes, categories = self._reader.labels(name)
+        return pd.Categorical.from_codes(codes, pd.Index(categories))
+
+
+class FrameObs(Obs):
+    """obs of an AnnData: a frame in memory, or what anndata's read_lazy makes of one in a file."""
+
+    def __init__(self, frame: Any) -> None:
+        self._frame = frame
+        self.n_obs = frame.shape[0]
+
+    def rows(self, start: int, stop: int) -> pd.DataFrame:
+        return in_memory(self._frame.iloc[start:stop])
+
+    def labels(self, name: str) -> pd.Categorical[Any]:
+        return pd.Categorical(in_memory(self._frame[[name]])[name])
+
+    @cached_property
+    def head(self) -> pd.DataFrame:
+        # What a column of Python objects holds, only all of them tell; lazy frames have none.
+        return in_memory(self._frame) if isinstance(self._frame, pd.DataFrame) else self.rows(0, 0)
+
+
+def in_memory(frame: Any) -> pd.DataFrame:
+    """Frames of read_lazy are only pointers to the file."""
+    loaded: pd.DataFrame = frame.to_memory() if hasattr(frame, "to_memory") else frame
+    if loaded.index.name == "_index":  # how a file says that the index has no name
+        loaded = loaded.rename_axis(None)
+    # The frame of a view would take the whole AnnData along wherever it is pickled.
+    return pd.DataFrame(loaded)
+
+
+def _row_bytes(sample: pd.DataFrame) -> int:
+    """Mean size of a row, without the categories, which all rows share."""
+    columns = [sample.iloc[:, i] for i in range(sample.shape[1])]
+    plain = [column.cat.codes if isinstance(column.dtype, pd.CategoricalDtype) else column for column in columns]
+    total = sample.index.memory_usage(deep=True) + sum(c.memory_usage(index=False, deep=True) for c in plain)
+    return int(total) // max(1, len(sample))

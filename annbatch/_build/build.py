@@ -7,6 +7,7 @@ import json
 import secrets
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,7 +104,9 @@ class _Seen:
     matrix_bytes
         Of its rows without obs.
     pointer_bytes
-        Of what is in memory while it is open and grows with its rows.
+        Of its row pointers, which are in memory while it is open.
+    decoding_bytes
+        Of its longest chunk of text, which is in memory while it is decoded.
     """
 
     description: Description
@@ -112,6 +115,7 @@ class _Seen:
     grain_bytes: Array
     matrix_bytes: int
     pointer_bytes: int
+    decoding_bytes: int
 
     def block_edges(self, most_bytes: int) -> Array:
         """Cut into blocks of rows."""
@@ -149,7 +153,7 @@ def build(
     with WorkFolder(target.root) as work:
         if _finish_interrupted(work, target, call):
             return
-        survey = _survey(specs, options)
+        survey = _survey(work, specs, options)
         n_obs = sum(seen.description.n_obs for seen in survey)
         if n_obs == 0:
             msg = f"adata_paths: no rows in any of the {len(specs)} inputs"
@@ -172,12 +176,12 @@ def build(
         _finish(work, target, names)
 
 
-def _survey(specs: Sequence[InputSpec], options: Options) -> list[_Seen]:
+def _survey(work: WorkFolder, specs: Sequence[InputSpec], options: Options) -> list[_Seen]:
     """Look at every input, one at a time."""
     survey = []
     interned = Interned()
     for spec in tqdm(specs, desc="Checking inputs", unit="file", disable=not options.progress):
-        opened = spec.open()
+        opened = spec.open(work.path)
         try:
             description = interned.description(describe_input(opened))
             lacking = [name for name in options.groupby if name not in description.obs]
@@ -190,9 +194,9 @@ def _survey(specs: Sequence[InputSpec], options: Options) -> list[_Seen]:
             before += np.arange(len(before), dtype=np.int64) * (opened.obs.row_bytes if description.n_obs else 0)
             grains = block_edges(before, _GRAIN_BYTES, opened.row_step)
             sparse = sum(matrix.is_sparse for matrix in description.matrices.values())
-            survey.append(
-                _Seen(description, labels, grains, before[grains], matrix_bytes, 8 * sparse * description.n_obs)
-            )
+            pointers = 8 * sparse * description.n_obs
+            decoding = opened.obs.decoding_bytes
+            survey.append(_Seen(description, labels, grains, before[grains], matrix_bytes, pointers, decoding))
         finally:
             opened.close()
     return survey
@@ -209,8 +213,9 @@ def _budget(
         It is too little.
     """
     n_obs = int(edges[-1])
-    # Two inputs of many blocks are open when threads pass from one to the next.
+    # Two inputs of many blocks are open when threads pass from one to the next; one chunk of text is decoded at a time.
     held = plan_bytes(n_obs, 0) + 2 * max(seen.pointer_bytes for seen in survey)
+    held += max(seen.decoding_bytes for seen in survey)
     labels = sum(column.codes.nbytes for seen in survey for column in seen.labels)
     planning = plan_bytes(n_obs, int(np.diff(edges).max()), _key_bytes(unions)) + labels
     least = max(planning, held + _LEAST_WORKING_MEMORY)
@@ -295,9 +300,9 @@ def _agree(
     options: Options,
 ) -> Schema:
     present = _describe_existing(target, existing[-1]) if existing else None
-    openers = {spec.label: spec.open for spec in specs}
+    openers: dict[str, Callable[[], Input]] = {spec.label: spec.open for spec in specs}
     if present is not None:
-        openers[present.label] = lambda: target.open_input(existing[-1])
+        openers[present.label] = partial(target.open_input, existing[-1])
 
     def texts_of(label: str, name: str) -> pd.Index[Any]:
         opened = openers[label]()

@@ -142,7 +142,7 @@ def _opened(task: DealTask) -> Iterator[Input]:
                 other.source.close()
         with held.opening:
             if held.source is None:
-                held.source = task.spec.open()
+                held.source = task.spec.open(task.path.parent)
         yield held.source
     finally:
         with _held_lock:

@@ -74,8 +74,8 @@ class InputSpec:
             return {**self.__dict__, "item": _H5Place(self.item.file.filename, self.item.name)}
         return self.__dict__
 
-    def open(self) -> Input:
-        """Open it; no rows are read."""
+    def open(self, scratch: Path | None = None) -> Input:
+        """Open it; no rows are read. ``scratch``: a folder for temporary files, None: the system's."""
         import anndata as ad
         import h5py
         import zarr
@@ -93,7 +93,8 @@ class InputSpec:
         if isinstance(item, ad.AnnData):
             return input_of_adata(self.label, item)
         is_open = isinstance(item, (h5py.Group, zarr.Group))
-        return input_of_group(self.label, item if is_open else storage.open_group(item), owned=not is_open)
+        group = item if is_open else storage.open_group(item)
+        return input_of_group(self.label, group, owned=not is_open, scratch=scratch)
 
     def fingerprint(self) -> str:
         """Text that changes when the input does, as far as can be told without reading it; always new for what is in memory."""
@@ -271,14 +272,14 @@ class Input:
         """Close the files that were opened here."""
         for matrix in self.matrices.values():
             matrix.close()
+        self.obs.close()
         self._window = 0, self._window[1].iloc[:0]
         if self.file is not None:
             self.file.close()
 
 
-def input_of_group(label: str, group: Any, *, owned: bool) -> Input:
+def input_of_group(label: str, group: Any, *, owned: bool, scratch: Path | None = None) -> Input:
     from annbatch import storage
-    from annbatch.storage.frames import FrameReader
 
     if "obs" not in group or "var" not in group:
         msg = f"{label} is no AnnData file: it has no obs or no var"
@@ -295,7 +296,7 @@ def input_of_group(label: str, group: Any, *, owned: bool) -> Input:
     matrices, skipped = _open_all(label, elements)
     return Input(
         label,
-        StoredObs(FrameReader(group["obs"])),
+        StoredObs(group["obs"], scratch),
         storage.read_frame(group["var"]),
         _read_varm(group["varm"]) if "varm" in group else {},
         raw_var,

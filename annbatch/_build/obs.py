@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-if TYPE_CHECKING:
-    from annbatch.storage.frames import FrameReader
+from .spool import LONG_CHUNK_ROWS, SpooledText
 
-# Rows that are looked at, in three places, to learn what a row takes in memory.
-_SAMPLE_ROWS = 128
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Rows that are looked at to learn what a row takes in memory.
+_SAMPLE_ROWS = 256
 
 
 class Obs(ABC):
@@ -42,16 +44,45 @@ class Obs(ABC):
     @cached_property
     def row_bytes(self) -> int:
         """About what a row takes in memory."""
-        starts = sorted({0, self.n_obs // 2, max(0, self.n_obs - _SAMPLE_ROWS)})
-        return max(_row_bytes(self.rows(start, min(start + _SAMPLE_ROWS, self.n_obs))) for start in starts)
+        start = max(0, self.n_obs - _SAMPLE_ROWS) // 2
+        return _row_bytes(self.rows(start, min(start + _SAMPLE_ROWS, self.n_obs)))
+
+    @property
+    def decoding_bytes(self) -> int:
+        """Memory that grows with the table, although it is read in blocks of rows."""
+        return 0
+
+    def close(self) -> None:  # noqa: B027 - what is in memory needs none
+        """Remove temporary files."""
 
 
 class StoredObs(Obs):
-    """obs of a file."""
+    """obs of a file; ``scratch`` is a folder for temporary files."""
 
-    def __init__(self, reader: FrameReader) -> None:
-        self._reader = reader
-        self.n_obs = reader.n_rows
+    def __init__(self, elem: Any, scratch: Path | None) -> None:
+        from annbatch.storage.frames import FrameReader
+
+        self._scratch = scratch
+        self._spooled: list[SpooledText] = []
+        self._reader = FrameReader(elem, self._readable)
+        self.n_obs = self._reader.n_rows
+
+    def _readable(self, text: Any) -> Any:
+        """A stored array of text in a form in which a block of rows is read quickly."""
+        import zarr
+
+        if not isinstance(text, zarr.Array) or text.chunks[0] <= LONG_CHUNK_ROWS:
+            return text
+        self._spooled.append(SpooledText(text, self._scratch))
+        return self._spooled[-1]
+
+    @property
+    def decoding_bytes(self) -> int:
+        return max((text.decoding_bytes for text in self._spooled), default=0)
+
+    def close(self) -> None:
+        for text in self._spooled:
+            text.close()
 
     def rows(self, start: int, stop: int) -> pd.DataFrame:
         return self._reader.frame(rows=slice(start, stop))

@@ -28,7 +28,7 @@ _PIECE_BYTES = 128 * 10**6
 def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
     """Write an AnnData as the dataset at ``path``; files beside it are temporary."""
     spec = InputSpec.of(adata, None, 0)
-    opened = spec.open()
+    opened = spec.open(path.parent)
     description = describe_input(opened)
     schema = agree([description], None, skipped_is_fine=True)
     schema_path = path.with_name("schema.pickle")

@@ -13,7 +13,7 @@ per row, as integer codes and the categories that they number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,7 @@ import pandas as pd
 from .errors import CorruptDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["FrameReader", "Labels", "code_dtype", "read_frame"]
 
@@ -68,6 +68,8 @@ class FrameReader:
     ----------
     elem
         ``obs`` or ``var``: an ``h5py`` or Zarr group, or a compound array of either kind.
+    readable
+        Turns a stored array of text into one from which rows are read, of the same shape; None: text is read as it lies.
 
     Attributes
     ----------
@@ -84,9 +86,10 @@ class FrameReader:
         If ``elem`` is not a stored table.
     """
 
-    def __init__(self, elem: Any) -> None:
+    def __init__(self, elem: Any, readable: Callable[[Any], Any] | None = None) -> None:
         self._elem = elem
-        self._uns: dict[str, Any] = {}
+        self._readable = readable
+        self._found: dict[str, _Column] = {}
         if _is_group(elem):
             if "_index" not in elem.attrs or "column-order" not in elem.attrs:
                 msg = f"not a table (it has no _index or column-order attribute): {_location(elem)}"
@@ -234,6 +237,8 @@ class FrameReader:
 
     def _column(self, name: str) -> _Column:
         """Find a column and see that it has one value per row: NumPy would stretch a single one over all rows."""
+        if name in self._found:
+            return self._found[name]
         column = self._stored(name)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
@@ -242,6 +247,10 @@ class FrameReader:
                     f"for {self.n_rows} rows: the file is damaged"
                 )
                 raise CorruptDataError(msg)
+        is_text = column.categories is None and not _is_group(column.values) and not _holds_numbers(column)
+        if is_text and self._readable is not None and column.field is None:
+            column = replace(column, values=self._readable(column.values))
+        self._found[name] = column
         return column
 
     def _stored(self, name: str) -> _Column:
@@ -269,14 +278,12 @@ class FrameReader:
 
         obs and var shared uns: the categories under a name may be those of the other table. Only all codes tell.
         """
-        if name not in self._uns:
-            parent = _parent(self._elem)
-            key = f"{name}_categories"
-            found = parent["uns"][key] if "uns" in parent and key in parent["uns"] else None
-            if found is not None and not _all_number(_Column(self._elem, name), int(np.prod(found.shape))):
-                found = None
-            self._uns[name] = found
-        return self._uns[name]
+        parent = _parent(self._elem)
+        key = f"{name}_categories"
+        if "uns" not in parent or key not in parent["uns"]:
+            return None
+        found = parent["uns"][key]
+        return found if _all_number(_Column(self._elem, name), int(np.prod(found.shape))) else None
 
     def _read(self, name: str, rows: slice) -> Any:
         column = self._column(name)

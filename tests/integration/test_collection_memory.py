@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np, pandas as pd
 from annbatch import DatasetCollection
 options = {"groupby": sys.argv[3]} if len(sys.argv) > 3 else {}
 DatasetCollection(sys.argv[1]).add_adatas(
-    sys.argv[2].split(","), rng=np.random.default_rng(0), max_memory="120MB", progress=False, **options
+    sys.argv[2].split(","), rng=np.random.default_rng(0), max_memory="150MB", progress=False, **options
 )
 print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
 """

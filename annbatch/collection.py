@@ -77,7 +77,7 @@ class DatasetCollection:
             msg = f'mode must be "a", "r" or "r+", got {mode!r}'
             raise ValueError(msg)
         self._mode = mode
-        self._place = place_of(group, h5ad=is_collection_h5ad)
+        self._place = place_of(group, h5ad=is_collection_h5ad, mode=mode)
         if mode != "a" and not self._place.exists():
             msg = f"{self._place} does not exist"
             raise FileNotFoundError(msg)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -312,16 +312,26 @@ def _agree(
         finally:
             opened.close()
 
+    replaced = [d.label for d in descriptions if SRC_PATH in d.obs]
+    if replaced:
+        say(
+            f"obs[{SRC_PATH!r}] of {len(replaced)} of {len(descriptions)} inputs, e.g. {replaced[0]}, is replaced by the names of the inputs; "
+            "give it another name with load_adata to keep it"
+        )
     schema = agree(
-        [d for d in descriptions if d.n_obs],
-        present,
+        [_without_src_path(d) for d in descriptions if d.n_obs],
+        None if present is None else _without_src_path(present),
         var_subset=options.var_subset,
         extra_genes=options.extra_genes,
         merge=options.merge,
         texts_of=texts_of,
     )
     labels = Column("categorical", categories=pd.Index(list(dict.fromkeys(s.label for s in specs)), dtype=object))
-    return Schema(**{**schema.__dict__, "obs": {**schema.obs, SRC_PATH: labels}})
+    return replace(schema, obs={**schema.obs, SRC_PATH: labels})
+
+
+def _without_src_path(description: Description) -> Description:
+    return replace(description, obs={name: column for name, column in description.obs.items() if name != SRC_PATH})
 
 
 def _describe_existing(target: Target, name: str) -> Description:
@@ -376,6 +386,7 @@ def _deal(
                 compact=options.compact,
                 num_threads=1,
                 window_bytes=budget.block_bytes,
+                src_path=spec.label,
             )
             for start, stop in pairwise(cuts.tolist())
         ]

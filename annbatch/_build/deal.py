@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DealTask:
-    """Rows ``[start, stop)`` of input ``number``; ``places[i]`` is where row ``start + i`` goes."""
+    """Rows ``[start, stop)`` of input ``number``; ``places[i]`` is where row ``start + i`` goes.
+
+    Attributes
+    ----------
+    src_path
+        What ``obs["src_path"]`` is to say; None: what it says in the input.
+    window_bytes
+        So much of obs is read in one go.
+    """
 
     number: int
     spec: InputSpec
@@ -39,6 +47,7 @@ class DealTask:
     compact: bool
     num_threads: int
     window_bytes: int
+    src_path: str | None = None
 
 
 def deal(task: DealTask) -> Path:
@@ -52,7 +61,10 @@ def deal(task: DealTask) -> Path:
             for name, matrix in schema.matrices.items():
                 fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
             obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
-        obs_fields = _encode_obs(obs, schema, task.spec.label)
+        if task.src_path is not None:
+            labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
+            obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
+        obs_fields = _encode_obs(obs, schema)
         with_missing = [name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()]
         notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
         places = np.ascontiguousarray(task.places[order], np.int64)
@@ -100,17 +112,10 @@ def _with_sorted_rows(field: Ragged, n_columns: int) -> tuple[Array, Array]:
     return csr.data, csr.indices
 
 
-def _encode_obs(obs: pd.DataFrame, schema: Schema, label: str) -> dict[str, Field]:
-    n_rows = len(obs)
-    fields = encode(INDEX, Column("text"), pd.Series(obs.index.astype(str)), n_rows)
+def _encode_obs(obs: pd.DataFrame, schema: Schema) -> dict[str, Field]:
+    fields = encode(INDEX, Column("text"), pd.Series(obs.index.astype(str)), len(obs))
     for name, column in schema.obs.items():
-        series: pd.Series[Any] | None
-        if name == SRC_PATH:
-            assert column.categories is not None
-            series = pd.Series(pd.Categorical.from_codes(np.zeros(n_rows, np.int8), pd.Index([label])))
-        else:
-            series = obs.get(name)
-        fields |= encode(f"obs/{name}", column, series, n_rows)
+        fields |= encode(f"obs/{name}", column, obs.get(name), len(obs))
     return fields
 
 

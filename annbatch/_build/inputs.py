@@ -54,7 +54,9 @@ class InputSpec:
             if load_adata is None and "://" not in str(item) and not Path(item).exists():
                 msg = f"adata_paths: {str(item)!r} does not exist"
                 raise FileNotFoundError(msg)
-            return cls(item, load_adata, str(item))
+            # Workers of an executor, and later calls, may be in another folder.
+            is_local = load_adata is None and "://" not in str(item)
+            return cls(Path(item).absolute() if is_local else item, load_adata, str(item))
         if isinstance(item, h5py.Group):
             return cls(item, load_adata, item.file.filename + item.name.rstrip("/"))
         if isinstance(item, zarr.Group):
@@ -118,7 +120,7 @@ class InputSpec:
             return Path(self.item.file.filename)
         if isinstance(self.item, zarr.Group) and isinstance(self.item.store, LocalStore):
             return Path(self.item.store.root) / self.item.path
-        return Path(self.label)
+        return self.item if isinstance(self.item, Path) else Path(self.label)
 
 
 def function_fingerprint(function: Callable[..., Any] | None) -> str:

@@ -30,7 +30,7 @@ class Obs(ABC):
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows ``[start, stop)`` in memory; the dtypes, with all categories, are those of the whole table."""
+        """Rows ``[start, stop)`` in memory; the dtypes are those of the whole table, except that categories may be fewer."""
 
     @abstractmethod
     def labels(self, name: str) -> pd.Categorical[Any]:
@@ -107,8 +107,13 @@ class FrameObs(Obs):
 
     @cached_property
     def head(self) -> pd.DataFrame:
-        # What a column of Python objects holds, only all of them tell; lazy frames have none.
-        return in_memory(self._frame) if isinstance(self._frame, pd.DataFrame) else self.rows(0, 0)
+        if isinstance(self._frame, pd.DataFrame):
+            return in_memory(self._frame)  # what a column of Python objects holds, only all of them tell
+        head = self.rows(0, 0)
+        # A piece of a lazy column has the categories of its rows only.
+        for name in head.columns[[isinstance(dtype, pd.CategoricalDtype) for dtype in head.dtypes]]:
+            head[name] = head[name].astype(self.labels(name).dtype)
+        return head
 
 
 def in_memory(frame: Any) -> pd.DataFrame:

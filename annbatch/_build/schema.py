@@ -167,7 +167,7 @@ def _agree_obs(
     inputs: Sequence[Description], texts_of: Callable[[str, str], pd.Index[Any]] | None
 ) -> dict[str, Column]:
     agreed: dict[str, Column] = {}
-    for name in dict.fromkeys(name for d in inputs for name in d.obs if name != SRC_PATH):
+    for name in dict.fromkeys(name for d in inputs for name in d.obs):
         having = [d for d in inputs if name in d.obs]
         columns = [d.obs[name] for d in having]
         if {c.kind for c in columns} == {"text", "categorical"}:

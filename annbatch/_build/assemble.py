@@ -115,7 +115,10 @@ class PartOfRows:
         return counts
 
     def fetch(self, names: Sequence[str], start: int, stop: int, into: Mapping[str, Field]) -> dict[str, Field]:
-        """Rows ``[start, stop)`` of the named fields, in order; a field in ``into`` is filled, with its dtypes, and returned."""
+        """Rows ``[start, stop)`` of the named fields, in order.
+
+        A field in ``into`` is filled, with its dtypes, and returned.
+        """
         out = dict(into)
         small = [name for name in names if name not in into]
         held: dict[str, list[tuple[Array, Field]]] = {name: [] for name in small}

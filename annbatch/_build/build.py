@@ -41,17 +41,18 @@ _JOURNAL_VERSION = 2
 # Least memory that blocks of rows get, all together, and each.
 _LEAST_WORKING_MEMORY = 64 * 10**6
 _LEAST_ROOM_OF_A_BLOCK = 8 * 10**6
-# Small blocks stay in memory that the allocator has at hand, which saves the first touch of fresh pages; but a big build must not be cut
-# into more blocks than a file system likes.
+# Small blocks stay in memory that the allocator has at hand, which saves the first touch of fresh pages; but a big
+# build must not be cut into more blocks than a file system likes.
 _LEAST_BLOCK_BYTES = 32 * 10**6
 _MOST_BLOCK_BYTES = 512 * 10**6
 _MANY_BLOCKS = 256
-# Blocks are made of grains: where these lie is all that is kept of an input's row sizes until it is known how big a block may be.
+# Blocks are made of grains: where these lie is all that is kept of an input's row sizes until it is known how big a
+# block may be.
 _GRAIN_BYTES = 10**6
 # Least bytes that are read in one go from a block while a dataset is assembled.
 _SECTION_BYTES = 2**18
-# How often the values of a block, or of a piece of a dataset, are in memory at one time: as read, fitted, and on their way to the disk;
-# and the rows of obs that were read with those of a block.
+# How often the values of a block, or of a piece of a dataset, are in memory at one time: as read, fitted, and on their
+# way to the disk; and the rows of obs that were read with those of a block.
 _COPIES = 4
 
 
@@ -74,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """Where datasets go: ``root`` is a folder; ``names(k)`` names dataset ``k``; ``mark`` makes the folder a collection."""
+    """Where datasets go: below the folder ``root``, which ``mark`` makes a collection."""
 
     root: Path
     suffix: str
@@ -236,7 +237,10 @@ def _key_bytes(unions: Sequence[pd.Index[Any]]) -> int:
 
 
 def _finish_interrupted(work: WorkFolder, target: Target, call: dict[str, Any]) -> bool:
-    """Put datasets in place that an interrupted call had decided to add. Returns whether this call asks for just those."""
+    """Put datasets in place that an interrupted call had decided to add.
+
+    Returns whether this call asks for just those.
+    """
     journal = work.read()
     if journal is None or journal["state"] != "publishing":
         return False
@@ -315,8 +319,8 @@ def _agree(
     replaced = [d.label for d in descriptions if SRC_PATH in d.obs]
     if replaced:
         say(
-            f"obs[{SRC_PATH!r}] of {len(replaced)} of {len(descriptions)} inputs, e.g. {replaced[0]}, is replaced by the names of the inputs; "
-            "give it another name with load_adata to keep it"
+            f"obs[{SRC_PATH!r}] of {len(replaced)} of {len(descriptions)} inputs, e.g. {replaced[0]}, "
+            "is replaced by the names of the inputs; give it another name with load_adata to keep it"
         )
     schema = agree(
         [_without_src_path(d) for d in descriptions if d.n_obs],

@@ -1,4 +1,4 @@
-"""Columns of obs as fields: one type for a column over all inputs, values fitted to it, and the encoding AnnData gives it."""
+"""Columns of obs as fields: one type for all inputs, values fitted to it, and the encoding AnnData gives it."""
 
 from __future__ import annotations
 

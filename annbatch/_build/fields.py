@@ -1,7 +1,7 @@
-"""Row-aligned data of every kind as two kinds of field: fixed rows (an ndarray) and ragged rows (one indptr, several value arrays).
+"""Row-aligned data of every kind as fields: fixed rows (an ndarray) or ragged ones (one indptr, several value arrays).
 
-A CSR matrix is ragged with two value arrays (data, indices), a text column ragged with one (UTF-8 bytes), everything else is fixed.
-So dealing, spilling and assembling know nothing of genes, categories or missing values.
+A CSR matrix is ragged with two value arrays (data, indices), a text column ragged with one (UTF-8 bytes), everything
+else is fixed. So dealing, spilling and assembling know nothing of genes, categories or missing values.
 """
 
 from __future__ import annotations

@@ -99,7 +99,10 @@ class InputSpec:
         return input_of_group(self.label, group, owned=not is_open, scratch=scratch)
 
     def fingerprint(self) -> str:
-        """Text that changes when the input does, as far as can be told without reading it; always new for what is in memory."""
+        """Text that changes when the input does, as far as can be told without reading it.
+
+        It is always new for what is in memory.
+        """
         path = self._path()
         n_files = n_bytes = newest = 0
         try:
@@ -197,7 +200,7 @@ class DaskMatrix:
         self.row_step = max(1, max(array.chunks[0], default=1))
 
     def bytes_before(self) -> Array:
-        """Bytes of the rows before row ``i``; of sparse chunks nothing is known, so a tenth of the values is assumed."""
+        """Bytes of the rows before row ``i``; a tenth of the values of sparse chunks is assumed, nothing is known."""
         row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         return np.arange(self.shape[0] + 1, dtype=np.int64) * (row // 5 if self.is_sparse else row)
 
@@ -250,8 +253,8 @@ class Input:
     def obs_rows(self, start: int, stop: int, window_bytes: int) -> pd.DataFrame:
         """Rows ``[start, stop)`` of obs.
 
-        At least ``window_bytes`` are read in one go and kept: blocks mostly follow each other, and a short read costs as much as a
-        longer one.
+        At least ``window_bytes`` are read in one go and kept: blocks mostly follow each other, and a short read costs
+        as much as a longer one.
         """
         with self._window_lock:
             first, frame = self._window

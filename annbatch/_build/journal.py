@@ -1,12 +1,12 @@
 """The work folder of a build: the lock, what is finished, and what a crash left behind.
 
     OUT/.annbatch/lock           held (by the kernel, so it ends with its process) while someone writes
-    OUT/.annbatch/journal.json   which call this is, its seed, and, from the moment of commit, the names it puts in place
-    OUT/.annbatch/blocks/        temporary files of the first task
+    OUT/.annbatch/journal.json   which call this is, its seed, and, from the moment of commit, the names it puts in
+    place OUT/.annbatch/blocks/        temporary files of the first task
     OUT/.annbatch/ready/         finished datasets, moved to OUT when all are there
 
-A call is committed when its journal says "publishing": from then on it is only ever finished. Readers take no notice of the names listed
-there until the journal is gone, so they see the collection as it was before or as it is after.
+A call is committed when its journal says "publishing": from then on it is only ever finished. Readers take no notice of
+the names listed there until the journal is gone, so they see the collection as it was before or as it is after.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Obs(ABC):
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> pd.DataFrame:
-        """Rows ``[start, stop)`` in memory; the dtypes are those of the whole table, except that categories may be fewer."""
+        """Rows ``[start, stop)`` in memory; dtypes are those of the whole table, but categories may be fewer."""
 
     @abstractmethod
     def labels(self, name: str) -> pd.Categorical[Any]:

@@ -212,7 +212,10 @@ class LocalZarr(_Folder):
         return self.root
 
     def _is_member(self, path: Path) -> bool:
-        """Whether a name is one of a Zarr hierarchy; of format 2 too, so that such a group is not taken for an empty folder."""
+        """Whether a name is one of a Zarr hierarchy.
+
+        Of format 2 too, so that such a group is not taken for an empty folder.
+        """
         return path.name in (".zgroup", ".zarray") or not (path.name.startswith(".") or path.name == "zarr.json")
 
     def _metadata(self) -> dict[str, Any]:
@@ -237,8 +240,9 @@ class LocalZarr(_Folder):
 class OtherZarr(Place):
     """A Zarr group in memory, in an object store, in a zip file: whatever has no folders to rename.
 
-    Datasets are built in a temporary folder of this machine and copied. An attribute of the group lists them until all are there,
-    and readers take no notice of them; it goes in the same write in which the marker comes. A shard is in memory while it is copied.
+    Datasets are built in a temporary folder of this machine and copied. An attribute of the group lists them until all
+    are there, and readers take no notice of them; it goes in the same write in which the marker comes. A shard is in
+    memory while it is copied.
     """
 
     def __init__(self, group: zarr.Group) -> None:

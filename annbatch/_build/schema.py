@@ -1,4 +1,4 @@
-"""What the datasets of a build hold: agreed upon before any row is read, so that every clash is found before any work is done."""
+"""What the datasets of a build hold: agreed upon, and every clash found, before any row is read."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def agree(
 ) -> Schema:
     """Find what all inputs, and the collection they are added to, can share.
 
-    ``texts_of(label, column)`` gives the distinct values of a text column of an input, for a column that is categorical elsewhere;
-    ``skipped_is_fine``: say nothing of elements that a collection cannot hold.
+    ``texts_of(label, column)`` gives the distinct values of a text column of an input, for a column that is categorical
+    elsewhere; ``skipped_is_fine``: say nothing of elements that a collection cannot hold.
     """
     everything = [*inputs, existing] if existing is not None else list(inputs)
     matrices = _agree_matrices(inputs, existing, {} if skipped_is_fine else _skipped(inputs))

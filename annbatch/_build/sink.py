@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from .fields import Array, Field
 
-# Rows of obs in a chunk: obs is read whole, so its chunks are as big as is polite to memory. A row waits until its chunk is full.
+# Rows of obs in a chunk: obs is read whole, so its chunks are as big as is polite to memory. A row waits until its
+# chunk is full.
 _FRAME_CHUNK_ROWS = 2**17
 _LEAST_FRAME_CHUNK_ROWS = 2**12
 _FRAME_CHUNK_BYTES = 32 * 10**6
@@ -73,7 +74,8 @@ def write_element(root: Any, name: str, value: Any) -> None:
     """Write anything that is small, the way anndata writes it."""
     import anndata as ad
 
-    # Whatever the user or the version of anndata prefers: one file each is right for small things, and text with missing values is text.
+    # Whatever the user or the version of anndata prefers: one file each is right for small things, and text with
+    # missing values is text.
     chosen = {"auto_shard_zarr_v3": False, "allow_write_nullable_strings": True}
     with ad.settings.override(**{key: value for key, value in chosen.items() if key in dir(ad.settings)}):
         parent, _, key = name.rpartition("/")

@@ -78,7 +78,8 @@ def _catalogue(path: Path) -> Path:
 class Spill:
     """A complete block, to read rows of: row ``i`` of the block is the one with the ``i``-th lowest place.
 
-    Nothing but where the arrays lie is held in memory, and of that as little as can be: a build may have thousands of blocks.
+    Nothing but where the arrays lie is held in memory, and of that as little as can be: a build may have thousands of
+    blocks.
     """
 
     def __init__(self, path: Path) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # Chunks of more rows than this are worth it.
 LONG_CHUNK_ROWS = 2**14
-# What a row of a chunk takes while zarr-python decodes it: its letters twice, a Python object, and entries of two arrays (measured: 150
-# bytes for 20 letters).
+# What a row of a chunk takes while zarr-python decodes it: its letters twice, a Python object, and entries of two
+# arrays (measured: 150 bytes for 20 letters).
 DECODING_BYTES = 200
 _copying = threading.Lock()
 

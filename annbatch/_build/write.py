@@ -34,7 +34,7 @@ def index_dtype(n_columns: int) -> np.dtype[Any]:
 def write_dataset(
     sink: Sink, rows: SpilledRows, schema: Schema, task: AssembleTask, wrote: Callable[[int], object]
 ) -> None:
-    """Write everything, a piece of at most ``task.most_bytes`` at a time; ``wrote`` is told the number of rows of each."""
+    """Write everything, at most ``task.most_bytes`` of rows at a time; ``wrote`` is told how many rows they were."""
     _write_head(sink, schema)
     matrices = [_MatrixWriter(sink, name, matrix, task.dtypes[name], rows) for name, matrix in schema.matrices.items()]
     columns = _column_writers(sink, schema, task.text_with_missing, rows.n_obs)

@@ -190,6 +190,47 @@ class TestSrcPath:
         assert written.obs["src_path"].tolist() == adata.obs["src_path"].tolist()
 
 
+class TestNames:
+    @pytest.mark.parametrize("name", ["", ".", "..", "_index"])
+    def test_columns_that_cannot_be_stored(self, tmp_path, name):
+        adata = cells(10)
+        adata.obs[name] = 1
+        with pytest.raises(
+            ValueError, match=r"obs columns of input_0 has the name .*, under which nothing can be stored"
+        ):
+            DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], **QUIET)
+        assert not (tmp_path / "c.zarr").exists()
+
+    @pytest.mark.parametrize("kind", ["layers", "obsm"])
+    @pytest.mark.filterwarnings("ignore::FutureWarning")
+    def test_elements_that_cannot_be_stored(self, tmp_path, kind):
+        adata = cells(10)
+        getattr(adata, kind)["a/b"] = np.ones((10, 12))
+        with pytest.raises(ValueError, match=rf"{kind} of input_0 has the name 'a/b', under which"):
+            DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], **QUIET)
+        assert not (tmp_path / "c.zarr").exists()
+
+    @pytest.mark.parametrize("name", ["note", "src_path", "barcode"])
+    def test_index_with_the_name_of_a_column(self, tmp_path, name):
+        adata = cells(10)
+        adata.obs.index.name = name
+        obs = DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], **QUIET).obs()
+        assert obs.index.name == (name if name == "barcode" else None)
+        assert sorted(obs.index) == sorted(adata.obs_names)
+        assert sorted(obs["note"]) == sorted(adata.obs["note"])
+
+    def test_sparse_columns_and_broken_text(self, tmp_path):
+        adata = cells(10)
+        adata.obs["x"] = pd.arrays.SparseArray([0] * 10)
+        with pytest.raises(
+            TypeError, match=r"obs\['x'\] of input_0 has dtype Sparse.*, which AnnData files do not hold"
+        ):
+            DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], **QUIET)
+        adata.obs["x"] = np.array(["\ud800"] * 10, dtype=object)
+        with pytest.raises(ValueError, match="obs/x holds text that files cannot hold.*surrogates not allowed"):
+            DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], **QUIET)
+
+
 class TestPaths:
     def test_a_relative_path_stays_where_it_was(self, tmp_path, monkeypatch):
         elsewhere = tmp_path / "elsewhere"

@@ -58,10 +58,8 @@ def describe(series: pd.Series[Any]) -> Column:
         return Column("categorical", categories=dtype.categories, ordered=bool(dtype.ordered))
     if isinstance(dtype, np.dtype) and dtype.kind in "biufc":
         return Column("number", dtype.newbyteorder("=").name)
-    if pd.api.types.is_extension_array_dtype(dtype) and (
-        pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype)
-    ):
-        return Column("nullable", np.dtype(dtype.numpy_dtype).name)  # type: ignore[union-attr]
+    if isinstance(dtype, pd.api.extensions.ExtensionDtype) and hasattr(dtype, "numpy_dtype") and dtype.kind in "biuf":
+        return Column("nullable", np.dtype(dtype.numpy_dtype).name)
     if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
         return Column("text")
     if isinstance(dtype, np.dtype) and dtype.hasobject:
@@ -131,7 +129,11 @@ def encode(name: str, column: Column, series: pd.Series[Any] | None, n_rows: int
             codes = _codes(column.categories, series, n_rows)
             return {f"{name}#codes": codes}
         case "text":
-            text, missing = encode_text([None] * n_rows if series is None else _texts(series))
+            try:
+                text, missing = encode_text([None] * n_rows if series is None else _texts(series))
+            except UnicodeEncodeError as error:
+                msg = f"{name} holds text that files cannot hold, {error.object[:50]!r}: {error.reason}"
+                raise ValueError(msg) from None
             return {f"{name}#text": text, f"{name}#mask": missing}
         case "nullable":
             if series is None:

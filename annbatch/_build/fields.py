@@ -69,7 +69,7 @@ def encode_text(texts: Iterable[str | None]) -> tuple[Ragged, Array]:
     for text in texts:
         is_text = isinstance(text, str)
         missing.append(not is_text)
-        encoded.append(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b"")
+        encoded.append(text.encode() if isinstance(text, str) else b"")
     indptr = starts_of(np.fromiter(map(len, encoded), np.int64, len(encoded)))
     return Ragged(indptr, (np.frombuffer(b"".join(encoded), np.uint8),)), np.array(missing, bool)
 
@@ -79,7 +79,7 @@ def decode_text(field: Ragged) -> Array:
     data = field.values[0].tobytes()
     edges = field.indptr.tolist()
     texts = np.empty(len(field), object)
-    texts[:] = [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(edges)]
+    texts[:] = [data[a:b].decode() for a, b in pairwise(edges)]
     return texts
 
 

@@ -57,6 +57,11 @@ class Schema:
     varm: Mapping[str, Any]
     raw_var: pd.DataFrame | None
 
+    @property
+    def index_key(self) -> str:
+        """Where the index of obs is stored: under its name, unless a column has that."""
+        return "_index" if self.index_name is None or self.index_name in self.obs else self.index_name
+
 
 def save_schema(schema: Schema, path: Path) -> None:
     """Put the schema where every task of the build finds it: a task stays small that way."""
@@ -77,6 +82,7 @@ def describe_input(opened: Input) -> Description:
     if no_text:
         msg = f"names of obs columns of {opened.label} must be text, got {no_text[0]!r}; rename it, e.g. to {str(no_text[0])!r}"
         raise TypeError(msg)
+    _check_names(opened)
     columns = {}
     for column in obs.columns:
         try:
@@ -112,6 +118,18 @@ def describe_input(opened: Input) -> Description:
         opened.raw_var,
         opened.skipped,
     )
+
+
+def _check_names(opened: Input) -> None:
+    """Refuse names under which nothing can be stored, or only in place of something else."""
+    names = [("obs columns", name, name in ("", ".", "..", "_index")) for name in opened.obs.head.columns]
+    for element in opened.matrices:
+        kind, _, name = element.partition("/")
+        names.append((kind, name, name in ("", ".", "..") or "/" in name))
+    for kind, name, is_bad in names:
+        if is_bad and kind not in ("X", "raw"):
+            msg = f"{kind} of {opened.label} has the name {name!r}, under which nothing can be stored; rename it"
+            raise ValueError(msg)
 
 
 def _n_columns(name: str, var: pd.DataFrame, raw_var: pd.DataFrame | None) -> int | None:

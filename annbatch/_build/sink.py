@@ -127,6 +127,7 @@ class ZarrSink(Sink):
 
         super().__init__(zarr.open_group(path, mode="a", zarr_format=3, use_consolidated=False), layout, obs_row_bytes)
         self._path = path
+        self._opened: list[ShardStream] = []
         self._pool = ThreadPoolExecutor(layout.threads(), thread_name_prefix="annbatch-encode")
 
     def __enter__(self) -> Self:
@@ -136,12 +137,15 @@ class ZarrSink(Sink):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+        for stream in self._opened:
+            stream.abandon()
 
     def _stream(self, name: str, **options: Any) -> Stream:
         attributes = options.pop("attributes")
         array = self.root.create_array(name, fill_value=0, **options)
         array.attrs.update(attributes)
-        return ShardStream(array, self._path / name, self._pool)
+        self._opened.append(ShardStream(array, self._path / name, self._pool))
+        return self._opened[-1]
 
     def matrix(
         self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], n_obs: int, attributes: Mapping[str, Any]

@@ -66,7 +66,7 @@ def _write_head(sink: Sink, schema: Schema) -> None:
         sink.group("raw", "raw")
         sink.element("raw/var", schema.raw_var)
         sink.group("raw/varm", "dict")
-    frame = {"_index": schema.index_name or "_index", "column-order": list(schema.obs)}
+    frame = {"_index": schema.index_key, "column-order": list(schema.obs)}
     sink.group("obs", "dataframe", "0.2.0", **frame)
 
 
@@ -130,8 +130,7 @@ class _MatrixWriter:
 def _column_writers(
     sink: Sink, schema: Schema, text_with_missing: frozenset[str], n_obs: int
 ) -> list[tuple[ColumnWriter, list[str]]]:
-    index = schema.index_name or "_index"
-    columns = {INDEX: (f"obs/{index}", Column("text"))}
+    columns = {INDEX: (f"obs/{schema.index_key}", Column("text"))}
     columns |= {f"obs/{name}": (f"obs/{name}", column) for name, column in schema.obs.items()}
     return [
         (

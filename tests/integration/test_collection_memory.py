@@ -68,9 +68,12 @@ def peak(place: Path, inputs: list[Path], *more: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
-def test_wide_obs_of_one_input(tmp_path, suffix):
-    """180,000 more rows of obs would take 180 MB if they were in memory together."""
-    few = peak(tmp_path / "few.zarr", [write_wide(tmp_path / f"few.{suffix}", 60_000)], "label0")
-    many = peak(tmp_path / "many.zarr", [write_wide(tmp_path / f"many.{suffix}", 240_000)], "label0")
-    assert many - few < 40e6
+@pytest.mark.parametrize(("suffix", "row_bytes"), [("h5ad", 0), ("zarr", 200)])
+def test_wide_obs_of_one_input(tmp_path, suffix, row_bytes):
+    """180,000 more rows of obs would take 180 MB if they were in memory together.
+
+    anndata writes a column of text of a Zarr store as one chunk, which is decoded whole, one at a time.
+    """
+    few = peak(tmp_path / "few_out.zarr", [write_wide(tmp_path / f"few.{suffix}", 60_000)], "label0")
+    many = peak(tmp_path / "many_out.zarr", [write_wide(tmp_path / f"many.{suffix}", 240_000)], "label0")
+    assert many - few < 40e6 + 180_000 * row_bytes

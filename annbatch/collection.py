@@ -48,8 +48,8 @@ class DatasetCollection:
 
     Notes
     -----
-    The layout is one Zarr group with the attribute ``encoding-type: annbatch-preshuffled`` that holds ``dataset_0``, ``dataset_1``, ...,
-    each an AnnData group with the same var. anndata and every Zarr v3 reader open the datasets.
+    The layout is one Zarr group with the attribute ``encoding-type: annbatch-preshuffled`` that holds ``dataset_0``,
+    ``dataset_1``, ..., each an AnnData group with the same var. anndata and every Zarr v3 reader open the datasets.
 
     Examples
     --------
@@ -77,7 +77,7 @@ class DatasetCollection:
             msg = f'mode must be "a", "r" or "r+", got {mode!r}'
             raise ValueError(msg)
         self._mode = mode
-        self._place = place_of(group, h5ad=is_collection_h5ad)
+        self._place = place_of(group, h5ad=is_collection_h5ad, mode=mode)
         if mode != "a" and not self._place.exists():
             msg = f"{self._place} does not exist"
             raise FileNotFoundError(msg)
@@ -116,8 +116,8 @@ class DatasetCollection:
 
         Returns
         -------
-        DataFrame with one row per observation, in the order of the rows of the collection. Categorical columns stay categorical, with the
-        categories of all datasets.
+        DataFrame with one row per observation, in the order of the rows of the collection. Categorical columns stay
+        categorical, with the categories of all datasets.
 
         Raises
         ------
@@ -178,13 +178,14 @@ class DatasetCollection:
         Parameters
         ----------
         adata_paths
-            ``.h5ad`` and ``.zarr`` paths, open ``h5py.Group`` / ``zarr.Group``, AnnData objects, or whatever ``load_adata`` takes.
+            ``.h5ad`` and ``.zarr`` paths, open ``h5py.Group`` / ``zarr.Group``, AnnData objects, or whatever
+            ``load_adata`` takes.
         load_adata
-            Makes an AnnData (in memory, backed, or of dask arrays) of an entry of ``adata_paths``. It is called more than once per entry.
-            None: files are read directly, which is fastest.
+            Makes an AnnData (in memory, backed, or of dask arrays) of an entry of ``adata_paths``. It is called more
+            than once per entry. None: files are read directly, which is fastest.
         groupby
-            Columns of obs to sort every dataset by, after shuffling (stable, missing values last). Sorting by the label gives the
-            long runs that :class:`annbatch.ClassSampler` reads.
+            Columns of obs to sort every dataset by, after shuffling (stable, missing values last). Sorting by the label
+            gives the long runs that :class:`annbatch.ClassSampler` reads.
         var_subset
             Names of the genes to keep, in the order in which the files have them. None: all.
         n_obs_per_chunk
@@ -202,20 +203,24 @@ class DatasetCollection:
         shuffle
             Give every order of the rows the same chance. False: keep the order.
         rng
-            Source of the shuffle; one number is drawn from it. With the same state the same inputs give the same collection, for any
-            ``max_memory``, ``executor`` and number of threads. None: a new order every time.
+            Source of the shuffle; one number is drawn from it. With the same state the same inputs give the same
+            collection, for any ``max_memory``, ``executor`` and number of threads. None: a new order every time.
         merge
-            How columns of var that differ are merged, see :func:`anndata.concat`. Genes are joined (outer); missing values are 0.
+            How columns of var that differ are merged, see :func:`anndata.concat`. Genes are joined (outer); missing
+            values are 0.
         max_memory
-            Memory to work in, for each process (Python and its libraries come on top, about 300 MB), in bytes or as in ``"2GB"``.
+            Memory to work in, for each task that runs at a time (Python and its libraries come on top, about 300 MB),
+            in bytes or as in ``"2GB"``. What grows with the number of rows is counted in it, see docs/collections.md.
         compact
-            Store matrices whose values are all whole numbers in the smallest integer type that holds them. The dtype they had is noted in the
-            attribute ``annbatch-source-dtype``, and :class:`annbatch.Loader` gives it back.
+            Store matrices whose values are all whole numbers in the smallest integer type that holds them. The dtype
+            they had is noted in the attribute ``annbatch-source-dtype``, and :class:`annbatch.Loader` gives it back.
         extra_genes
-            What to do with genes that the collection, when it has data already, does not have: ``"error"`` or ``"ignore"`` (with a warning).
+            What to do with genes that the collection, when it has data already, does not have: ``"error"`` or
+            ``"ignore"`` (with a warning).
         executor
             Runs the work elsewhere: anything with the ``concurrent.futures.Executor`` interface (a process pool,
-            ``dask.distributed.Client.get_executor()``). All of its workers must see the same files. The result is the same as without.
+            ``dask.distributed.Client.get_executor()``). All of its workers must see the same files. The result is the
+            same as without.
         progress
             Show progress bars.
 
@@ -232,18 +237,20 @@ class DatasetCollection:
         TypeError
             A column of obs has types that cannot be united, or a type that AnnData files do not hold.
         ValueError
-            An argument is out of range; there are no rows; names of genes are not unique; the inputs do not fit together or to the collection.
+            An argument is out of range; there are no rows; names of genes are not unique; the inputs do not fit
+            together or to the collection; ``max_memory`` is too little for the number of rows.
         RuntimeError
             The collection was opened read-only, or another process is writing to it.
 
         Notes
         -----
-        New datasets are written beside the collection and put in place when all are complete; what was there is never touched. If the call is
-        interrupted, in whatever way, the collection is as it was. The same call then continues where it was; any other call removes
-        what is left over. Either way a warning says so.
+        New datasets are written beside the collection and put in place when all are complete; what was there is never
+        touched. If the call is interrupted, in whatever way, the collection is as it was. The same call then continues
+        where it was; any other call removes what is left over. Either way a warning says so.
 
-        ``obs["src_path"]`` (categorical) says which input a row came from. Layers and obsm that only some inputs have are left out, with a
-        warning; uns and pairwise data are left out.
+        ``obs["src_path"]`` (categorical) says which input a row came from; a column of that name in the inputs is
+        replaced, with a warning. Layers and obsm that only some inputs have are left out, with a warning; uns and
+        pairwise data are left out.
 
         Examples
         --------

@@ -1,11 +1,13 @@
-"""Measure what docs/collections.md says about layout, memory and big builds, and write it there between its markers.
+"""Measure what docs/collections.md says about layout, memory and big builds; docs/draw_layout.py writes and draws it.
 
-    python docs/measure_layout.py [N_CELLS]
+    python docs/measure_layout.py [N_CELLS] [--data H5AD ...]
 
-Cells are made of the bundled real ones, deep ones (Beta(8, 3) of the counts kept), as raw counts in four h5ad files. Sizes of chunks are measured
-in one thread on 1,500 of them; MV/s: million values a second, the best of three for reading.
+Cells are the first ones of the files, or deep ones made of the bundled real ones (Beta(8, 3) of the counts kept), as raw counts in four h5ad
+files. Chunks are measured in one thread on 1,500 of them; MV/s: million values a second, the best of three for reading.
 """
 
+import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -15,22 +17,31 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from draw_layout import RESULTS, write_page
 from numcodecs import Blosc, blosc
+from zarr.codecs import BloscCodec
 
 from annbatch import DatasetCollection
 from annbatch._bench import run_bench
 from annbatch._build.plan import plan_bytes
+from annbatch._build.shards import default_compressors
 from annbatch._demo import real_cells
 from annbatch.collection import _DEFAULT_ROWS_PER_CHUNK
 from annbatch.storage import available_cpus
 
-PAGE = Path(__file__).with_name("collections.md")
-BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 CODECS = (("lz4", 3), ("lz4hc", 1), ("lz4hc", 2), ("lz4hc", 4), ("zstd", 3))
+# The array, how it is called, and what it is stored as.
+TYPES = (
+    ("data", "values", "uint16"),
+    ("data", "values", "float32"),
+    ("indices", "column numbers", "uint16"),
+    ("indices", "column numbers", "int32"),
+)
 ROWS_PER_CHUNK = (8, 16, 32, 64)
 N_CODEC_CELLS = 1500
 N_FILES = 4
-ROUNDS = 2
+ROUNDS = 3
+SECONDS = 0.5
 BUILD = """
 import re, sys, time
 from pathlib import Path
@@ -55,6 +66,11 @@ def thinned(n_cells, seed):
     return picked
 
 
+def cells_of(path, n_cells):
+    """Counts of the first cells of a file."""
+    return ad.io.sparse_dataset(ad.read_h5ad(path, backed="r").file["X"])[:n_cells]
+
+
 def measure_codec(values, chunk, codec):
     """Bytes a value, and million values a second written and read."""
     pieces = [values[i : i + chunk] for i in range(0, len(values) - chunk + 1, chunk)]
@@ -69,68 +85,82 @@ def measure_codec(values, chunk, codec):
         for piece in encoded:
             codec.decode(piece, out)
         reading = min(reading, time.perf_counter() - began)
-    return sum(map(len, encoded)) / n, n / writing / 1e6, n / reading / 1e6
+    return {"bytes": sum(map(len, encoded)) / n, "write": n / writing / 1e6, "read": n / reading / 1e6}
 
 
-def codecs():
-    """Yield lines: each codec with chunks of the default size."""
-    counts = thinned(N_CODEC_CELLS, 0)
-    arrays = [array.astype(np.uint16) for array in (counts.data, counts.indices)]
-    chunk = round(_DEFAULT_ROWS_PER_CHUNK * counts.nnz / N_CODEC_CELLS)
-    yield f"Codecs of Blosc with byte shuffle, chunks of {_DEFAULT_ROWS_PER_CHUNK} rows, one thread:\n"
-    yield "| codec | bytes a value and its column number | values: write, read MV/s | column numbers: write, read MV/s |"
-    yield "|---|---|---|---|"
-    for name, level in CODECS:
-        found = [measure_codec(array, chunk, Blosc(name, level, Blosc.SHUFFLE)) for array in arrays]
-        speeds = " | ".join(f"{write:,.0f}, {read:,.0f}" for _, write, read in found)
-        yield f"| {name} {level} | {sum(size for size, *_ in found):.2f} | {speeds} |"
+def measure_chunks(counts):
+    """Each codec on the types that are stored, and the chosen codec on other types."""
+    chunk = round(_DEFAULT_ROWS_PER_CHUNK * counts.nnz / counts.shape[0])
+    name, level = chosen_codec()
+    found = [(*codec, *kind) for codec in CODECS for kind in TYPES if kind[2] == "uint16"]
+    found += [(name, level, *kind) for kind in TYPES if kind[2] != "uint16"]
+    return [
+        {"codec": codec, "level": level, "array": array, "dtype": dtype}
+        | measure_codec(getattr(counts, attribute).astype(dtype), chunk, Blosc(codec, level, Blosc.SHUFFLE))
+        for codec, level, attribute, array, dtype in found
+    ]
 
 
-def rows_per_chunk(paths, folder):
-    """Yield lines: thousand rows a second of collections that are cut in different ways."""
-    places = {rows: folder / f"{rows}.zarr" for rows in ROWS_PER_CHUNK}
-    for rows, place in places.items():
-        DatasetCollection(place).add_adatas(paths, n_obs_per_chunk=rows, rng=np.random.default_rng(0), progress=False)
-    rates = {rows: {} for rows in places}
+def chosen_codec():
+    """Name and level of the codec that collections are written with."""
+    [codec] = default_compressors()
+    return codec.cname.value, codec.clevel
+
+
+def layouts():
+    """Yield (rows per chunk, codec, level, compact): the default, with one thing changed at a time."""
+    name, level = chosen_codec()
+    yield from ((rows, name, level, True) for rows in ROWS_PER_CHUNK)
+    yield from ((_DEFAULT_ROWS_PER_CHUNK, *codec, True) for codec in CODECS if codec != (name, level))
+    yield _DEFAULT_ROWS_PER_CHUNK, name, level, False
+
+
+def measure_layouts(paths, folder):
+    """Size of collections that are cut and compressed in different ways, and rows a second read from them."""
+    found = []
+    for i, (rows, codec, level, compact) in enumerate(layouts()):
+        place = folder / f"{i}.zarr"
+        DatasetCollection(place).add_adatas(
+            paths,
+            n_obs_per_chunk=rows,
+            zarr_compressor=[BloscCodec(cname=codec, clevel=level, shuffle="shuffle")],
+            compact=compact,
+            rng=np.random.default_rng(0),
+            progress=False,
+        )
+        stored = DatasetCollection(place, mode="r")
+        values = next(iter(stored))["X/data"].dtype.name
+        found.append({"rows_per_chunk": rows, "codec": codec, "level": level, "values": values, "rates": {}})
+        found[-1]["bytes"] = bytes_in(place)
     for _ in range(ROUNDS):  # in turn, so that a slow minute of the machine meets all of them
-        for rows, place in places.items():
-            for found in run_bench(place, 4096, 1.0, progress=False)["settings"]:
-                rates[rows].setdefault(found["chunk_size"], []).append(found["rows_per_second"])
-    yield f"\nRows per chunk, thousand rows a second in batches of 4,096 ({ROUNDS} rounds, lowest to highest; where ranges overlap nothing is shown):\n"
-    yield "| rows per chunk | MB | " + " | ".join(f"chunk_size {size}" for size in rates[ROWS_PER_CHUNK[0]]) + " |"
-    yield "|---|---|" + "---|" * len(rates[ROWS_PER_CHUNK[0]])
-    for rows, place in places.items():
-        cells = " | ".join(f"{min(each) / 1e3:,.0f} to {max(each) / 1e3:,.0f}" for each in rates[rows].values())
-        mark = " (default)" if rows == _DEFAULT_ROWS_PER_CHUNK else ""
-        yield f"| {rows}{mark} | {bytes_in(place) / 1e6:,.0f} | {cells} |"
+        for i, layout in enumerate(found):
+            for setting in run_bench(folder / f"{i}.zarr", 4096, SECONDS, progress=False)["settings"]:
+                layout["rates"].setdefault(str(setting["chunk_size"]), []).append(setting["rows_per_second"])
+    return found
 
 
-def big_build(paths, n_values, folder):
-    """Yield lines: what a build took, and what it takes for Tahoe-100M."""
+def measure_build(paths, n_values, folder):
+    """What a build took, and what it takes for Tahoe-100M."""
     place = folder / "built.zarr"
     # A process of its own: what it held at most, and its processor time without the import of libraries.
     command = [sys.executable, "-c", BUILD, str(place), *map(str, paths)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own command
     seconds, peak = map(float, result.stdout.split())
-    given = sum(path.stat().st_size for path in paths)
-    yield (
-        f"\nA build: {n_values / 1e6:,.0f} million values ({given / 1e9:.2f} GB of h5ad) took {seconds:.1f} s of processor time and a peak of "
-        f"{peak / 1e9:.2f} GB of resident memory, Python and its libraries included."
-    )
-    values = TAHOE_CELLS * TAHOE_VALUES
-    spilled, stored = 4 * values, bytes_in(place) / n_values * values
     datasets = -(-TAHOE_CELLS * (8 * TAHOE_VALUES + 64) // (20 * 10**9))
-    hours = seconds / n_values * values / 3600
-    plans = [plan_bytes(TAHOE_CELLS, sorts=sorts) / 1e9 for sorts in (False, True)]
-    yield (
-        f"\nThe same rates for {TAHOE_CELLS / 1e6:,.0f} million cells of {TAHOE_VALUES:,} values (Tahoe-100M), {values / 1e9:,.0f} billion values:\n\n"
-        f"- disk: {spilled / 1e9:,.0f} GB of temporary files (4 bytes a value) and {stored / 1e9:,.0f} GB of collection "
-        f"({stored / values:.2f} bytes a value), both until the end: {(spilled + stored) / 1e9:,.0f} GB must be free;\n"
-        f'- workers: `dataset_size="20GB"` (8 bytes a value and 64 a row in the inputs) gives {datasets} datasets, so up to {datasets} write at a time;\n'
-        f"- memory: `max_memory` in each worker; the plan takes {plans[0]:.1f} GB in the process that calls, {plans[1]:.1f} GB with `groupby`;\n"
-        f"- time: {hours:.1f} hours of processor time in all, {hours * 60 / datasets:.1f} minutes for each of {datasets} workers: the disk decides. "
-        f"It reads {8 * values / 1e12:.2f} TB of inputs (8 bytes a value), writes and reads the temporary files, and writes the collection."
-    )
+    return {
+        "values": n_values,
+        "given_bytes": sum(path.stat().st_size for path in paths),
+        "stored_bytes": bytes_in(place),
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "tahoe": {
+            "cells": TAHOE_CELLS,
+            "values_a_cell": TAHOE_VALUES,
+            "datasets": datasets,
+            "plan_bytes": plan_bytes(TAHOE_CELLS, 0),
+            "sorted_plan_bytes": plan_bytes(TAHOE_CELLS, -(-TAHOE_CELLS // datasets), 1),
+        },
+    }
 
 
 def bytes_in(place):
@@ -138,29 +168,44 @@ def bytes_in(place):
     return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
 
 
-def main(n_cells):
-    """Write the measured part of the page."""
+def main(n_cells, data):
+    """Measure, save, and write the measured part of the page."""
     blosc.use_threads = False
+    n_each = n_cells // N_FILES
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         paths, n_values = [], 0
         for i in range(N_FILES):
-            X = thinned(n_cells // N_FILES, i + 1).astype(np.float32)
+            X = cells_of(data[i % len(data)], n_each) if data else thinned(n_each, i + 1)
+            if i == 0:
+                chunks = measure_chunks(X[:N_CODEC_CELLS])
             n_values += X.nnz
             obs = pd.DataFrame(index=[f"{i}_{k}" for k in range(X.shape[0])])
             paths.append(folder / f"{i}.h5ad")
-            ad.AnnData(X, obs=obs).write_h5ad(paths[-1])
+            ad.AnnData(X.astype(np.float32), obs=obs).write_h5ad(paths[-1])
             del X
-        lines = [
-            f"*Written by `python docs/measure_layout.py {n_cells}` on a machine with {available_cpus()} CPUs; compare the ratios, not the figures.*\n",
-            *codecs(),
-            *rows_per_chunk(paths, folder),
-            *big_build(paths, n_values, folder),
-        ]
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text("\n".join([before + BEGIN, *lines, END + after]))
+        results = {
+            "command": f"python docs/measure_layout.py {n_cells}" + (" --data ..." if data else ""),
+            "cells": n_each * N_FILES,
+            "cpus": available_cpus(),
+            "rounds": ROUNDS,
+            "default": {
+                "rows_per_chunk": _DEFAULT_ROWS_PER_CHUNK,
+                "codec": chosen_codec()[0],
+                "level": chosen_codec()[1],
+            },
+            "chunks": chunks,
+            "layouts": measure_layouts(paths, folder),
+            "build": measure_build(paths, n_values, folder),
+        }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_page(results)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50_000)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("n_cells", nargs="?", type=int, default=40_000)
+    parser.add_argument("--data", nargs="*", default=[], type=Path)
+    arguments = parser.parse_args()
+    main(arguments.n_cells, arguments.data)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,3 +165,14 @@ def test_interrupt(monkeypatch, place, capsys):
     monkeypatch.setattr("annbatch._info.describe", interrupt)
     assert main(["info", str(place)]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_python_m_annbatch(place):
+    done = subprocess.run(
+        [sys.executable, "-m", "annbatch", "info", str(place), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert json.loads(done.stdout)["n_obs"] == 120

@@ -73,7 +73,8 @@ def test_names_of_raw_genes_must_be_unique(tmp_path):
 def test_a_dataset_as_input_keeps_the_dtype_it_gives(tmp_path, compact):
     DatasetCollection(tmp_path / "c.zarr").add_adatas([cells(20)], **QUIET)
     again = DatasetCollection(tmp_path / "d.zarr")
-    again.add_adatas([tmp_path / "c.zarr" / "dataset_0"], compact=compact, **QUIET)
+    with pytest.warns(UserWarning, match="'src_path'.* is replaced"):
+        again.add_adatas([tmp_path / "c.zarr" / "dataset_0"], compact=compact, **QUIET)
     [group] = list(again)
     assert group["X/data"].dtype == (np.uint8 if compact else np.float32)
     loader = Loader(chunk_size=5, preload_nchunks=1, batch_size=5).use_collection(again)

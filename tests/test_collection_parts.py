@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from annbatch._build._pack import place_rows, whole_range
+from annbatch._build.columns import sort_keys
 from annbatch._build.fields import Ragged, WholeRange, decode_text, encode_text, place_ragged, starts_of
 from annbatch._build.plan import block_edges, cut_by_bytes, dataset_edges, destinations, plan_bytes
 from annbatch._build.sizes import parse_bytes, parse_rows_or_bytes
@@ -154,7 +157,46 @@ def test_block_edges_keep_to_chunks():
 
 
 def test_plan_stays_small():
-    assert plan_bytes(100_000_000, sorts=False) == 400_000_000
+    assert plan_bytes(100_000_000, 100_000_000) == 400_000_000
+
+
+@pytest.mark.parametrize("most", [300_000, 50_000])
+@pytest.mark.parametrize("n_labels", [None, 9, 1000, 100_000])
+def test_a_plan_takes_no_more_memory_than_is_counted(most, n_labels):
+    n_obs = 300_000
+    edges = dataset_edges(n_obs, most)
+    rng = np.random.default_rng(0)
+    keys = None
+    if n_labels is not None:
+        keys = rng.integers(0, n_labels, n_obs).astype(np.min_scalar_type(n_labels))
+    tracemalloc.start()
+    places = destinations(n_obs, edges, shuffle=True, rng=rng, sort_keys=keys)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    key_bytes = 0 if keys is None else keys.itemsize
+    assert 0.9 * places.nbytes < kept
+    # tracemalloc sees what is allocated from here on, so the keys come on top.
+    assert peak + n_obs * key_bytes <= plan_bytes(n_obs, most, key_bytes) + 50_000
+
+
+COLUMNS_OF_LABELS = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=8)
+
+
+@given(st.lists(COLUMNS_OF_LABELS, min_size=1, max_size=3), st.booleans())
+def test_sort_keys_sort_as_the_labels_do(inputs, few):
+    """Two columns: the labels, and numbers from the other end; ``few``: so many labels that only ranks fit into an integer."""
+    first = [pd.Categorical(labels) for labels in inputs]
+    second = [pd.Categorical([7 - i for i in range(len(labels))]) for labels in inputs]
+    unions = [pd.Index(["a", "b", "c"], dtype=object), pd.Index(range(8))]
+    columns = [list(pair) for pair in zip(first, second, strict=True)]
+    if few:
+        many = pd.Index(range(2**20))
+        columns = [[*pair, *[pd.Categorical([0] * len(pair[0]))] * 3] for pair in columns]
+        unions += [many] * 3
+    keys = sort_keys(columns, unions)
+    rows = [(label or "z", 7 - i) for labels in inputs for i, label in enumerate(labels)]
+    expected = sorted(range(len(rows)), key=lambda row: rows[row])
+    assert np.argsort(keys, kind="stable").tolist() == expected
 
 
 @pytest.mark.parametrize(

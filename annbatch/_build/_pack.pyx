@@ -18,7 +18,8 @@ def place_rows(
 ):
     """Copy row ``i``, ``count[i]`` items from ``source_start[i]``, to ``out_start[i]``; all three counted in items.
 
-    Twin: ``out[o:o + n] = source[s:s + n]`` for each row. Checked by the caller: starts and counts are within the buffers.
+    Twin: ``out[o:o + n] = source[s:s + n]`` for each row. Checked by the caller: starts and counts are within the
+    buffers.
     """
     cdef Py_ssize_t i, n = count.shape[0]
     if n == 0 or source.shape[0] == 0:
@@ -32,8 +33,8 @@ def place_rows(
 def whole_range(const real_t[::1] values not None):
     """Return (whole, lowest, highest): are all values whole numbers that an int64 holds, and between which two.
 
-    Twin: ``whole = (np.trunc(v) == v).all()``, with negative zero, NaN and magnitudes of 2**63 and above taken as not whole.
-    An empty array is whole, with range (0, 0). The range means something only when ``whole`` is true.
+    Twin: ``whole = (np.trunc(v) == v).all()``, with negative zero, NaN and magnitudes of 2**63 and above taken as not
+    whole. An empty array is whole, with range (0, 0). The range means something only when ``whole`` is true.
     """
     cdef Py_ssize_t i, n = values.shape[0]
     cdef int64_t low = 0, high = 0, as_int

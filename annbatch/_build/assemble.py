@@ -16,13 +16,25 @@ from .spill import Spill
 from .write import write_dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 
 @dataclass(frozen=True)
 class AssembleTask:
-    """Output rows ``[start, stop)`` become the dataset at ``path``."""
+    """Output rows ``[start, stop)`` become the dataset at ``path``.
+
+    Attributes
+    ----------
+    dtypes
+        What the values of matrices are stored in.
+    text_with_missing
+        Fields of text that need a mask.
+    obs_row_bytes
+        Mean size of a row of obs in a block.
+    most_bytes
+        Of rows that are in memory at a time.
+    """
 
     blocks: tuple[Path, ...]
     schema_path: Path
@@ -32,6 +44,7 @@ class AssembleTask:
     stop: int
     path: Path
     layout: Layout
+    obs_row_bytes: int
     most_bytes: int
 
 
@@ -51,11 +64,11 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
         unfinished = task.path.with_name(f"unfinished-{task.path.name}")
         remove(unfinished)
         schema = load_schema(task.schema_path)
-        rows = SpilledRows(task.blocks, task.start, task.stop)
+        rows = SpilledRows([Spill(path) for path in task.blocks], task.start, task.stop)
         sink_type = H5Sink if task.path.suffix == ".h5ad" else ZarrSink
         try:
-            with sink_type(unfinished, task.layout) as sink:
-                write_dataset(sink, rows, schema, task.dtypes, task.text_with_missing, task.most_bytes, wrote)
+            with sink_type(unfinished, task.layout, task.obs_row_bytes) as sink:
+                write_dataset(sink, rows, schema, task, wrote)
             sync_tree(unfinished)
         except BaseException:
             remove(unfinished)  # a disk that is full should not stay so because of half a dataset
@@ -68,31 +81,57 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
 class SpilledRows:
     """The output rows ``[start, stop)`` of a build, which lie in its blocks."""
 
-    def __init__(self, blocks: Sequence[Path], start: int, stop: int) -> None:
+    def __init__(self, spills: Sequence[Spill], start: int, stop: int) -> None:
         self.n_obs = stop - start
         self._start = start
-        self._spills = [spill for spill in (Spill(path, start, stop) for path in blocks) if len(spill.places)]
+        found = [(spill, *spill.find(start, stop)) for spill in spills]
+        self._spans = [(spill, first, last) for spill, first, last in found if first < last]
+
+    def total(self, name: str) -> int:
+        """Number of values of a ragged field."""
+        return sum(spill.total(name, first, last) for spill, first, last in self._spans)
+
+    def parts(self, most_rows: int) -> Iterator[PartOfRows]:
+        """The rows in order, ``most_rows`` at a time."""
+        spills = [spill for spill, _, _ in self._spans]
+        for start in range(0, self.n_obs, most_rows):
+            stop = min(start + most_rows, self.n_obs)
+            part = SpilledRows(spills, start + self._start, stop + self._start)
+            yield PartOfRows(part._spans, start + self._start, stop - start)  # noqa: SLF001 - one of our own
+
+
+class PartOfRows:
+    """Rows whose places are in memory."""
+
+    def __init__(self, spans: Sequence[tuple[Spill, int, int]], start: int, n_obs: int) -> None:
+        self.n_obs = n_obs
+        self._spans = [(spill, first, spill.places(first, last) - start) for spill, first, last in spans]
 
     def counts(self, name: str) -> Array:
         """Length (int64) of every row of a ragged field."""
         counts = np.zeros(self.n_obs, np.int64)
-        for spill in self._spills:
-            counts[spill.places - self._start] = spill.counts(name)
+        for spill, first, places in self._spans:
+            counts[places] = spill.counts(name, first, first + len(places))
         return counts
 
     def fetch(self, names: Sequence[str], start: int, stop: int, into: Mapping[str, Field]) -> dict[str, Field]:
-        """Rows ``[start, stop)`` of the named fields, in order."""
+        """Rows ``[start, stop)`` of the named fields, in order.
+
+        A field in ``into`` is filled, with its dtypes, and returned.
+        """
         out = dict(into)
         small = [name for name in names if name not in into]
         held: dict[str, list[tuple[Array, Field]]] = {name: [] for name in small}
-        first = start + self._start
-        for spill in self._spills:
-            places, section = spill.sections(names, first, stop + self._start)
-            for name, field in section.items():
+        for spill, first, all_places in self._spans:
+            a, b = (int(i) for i in np.searchsorted(all_places, [start, stop]))
+            if a == b:
+                continue
+            places = all_places[a:b] - start
+            for name, field in spill.fields(names, first + a, first + b).items():
                 if name in into:
-                    _place(field, places - first, out[name])
+                    _place(field, places, out[name])
                 else:
-                    held[name].append((places - first, field))
+                    held[name].append((places, field))
         for name in small:
             out[name] = _joined(held[name], stop - start)
         return out

@@ -1,4 +1,4 @@
-"""Columns of obs as fields: one type for a column over all inputs, values fitted to it, and the encoding AnnData gives it."""
+"""Columns of obs as fields: one type for all inputs, values fitted to it, and the encoding AnnData gives it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from .fields import Array, Field, Ragged, decode_text, encode_text
+from .fields import Array, Field, encode_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,10 +58,8 @@ def describe(series: pd.Series[Any]) -> Column:
         return Column("categorical", categories=dtype.categories, ordered=bool(dtype.ordered))
     if isinstance(dtype, np.dtype) and dtype.kind in "biufc":
         return Column("number", dtype.newbyteorder("=").name)
-    if pd.api.types.is_extension_array_dtype(dtype) and (
-        pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype)
-    ):
-        return Column("nullable", np.dtype(dtype.numpy_dtype).name)  # type: ignore[union-attr]
+    if isinstance(dtype, pd.api.extensions.ExtensionDtype) and hasattr(dtype, "numpy_dtype") and dtype.kind in "biuf":
+        return Column("nullable", np.dtype(dtype.numpy_dtype).name)
     if isinstance(dtype, pd.StringDtype) or (isinstance(dtype, np.dtype) and dtype.kind == "U"):
         return Column("text")
     if isinstance(dtype, np.dtype) and dtype.hasobject:
@@ -131,7 +129,11 @@ def encode(name: str, column: Column, series: pd.Series[Any] | None, n_rows: int
             codes = _codes(column.categories, series, n_rows)
             return {f"{name}#codes": codes}
         case "text":
-            text, missing = encode_text([None] * n_rows if series is None else _texts(series))
+            try:
+                text, missing = encode_text([None] * n_rows if series is None else _texts(series))
+            except UnicodeEncodeError as error:
+                msg = f"{name} holds text that files cannot hold, {error.object[:50]!r}: {error.reason}"
+                raise ValueError(msg) from None
             return {f"{name}#text": text, f"{name}#mask": missing}
         case "nullable":
             if series is None:
@@ -208,7 +210,7 @@ class ColumnWriter:
         """Add rows."""
         for part, stream in self._streams.items():
             value = fields[f"{self._name}#{part}"]
-            stream.append(decode_text(value) if isinstance(value, Ragged) else value)
+            stream.append(value)
 
     def close(self) -> None:
         """Write what is left."""
@@ -216,11 +218,26 @@ class ColumnWriter:
             stream.close()
 
 
-def sort_codes(columns: Sequence[pd.Series[Any]], unions: Sequence[pd.Index[Any]]) -> Array:
-    """One integer a row that sorts as the columns do, first column first, missing values last."""
-    total = np.zeros(len(columns[0]), np.int64)
-    for series, union in zip(columns, unions, strict=True):
-        codes = union.get_indexer(pd.Index(series.to_numpy(object), dtype=object)).astype(np.int64)
-        codes[codes < 0] = len(union)
-        total = total * (len(union) + 1) + codes
-    return total
+def sort_keys(inputs: Sequence[Sequence[pd.Categorical[Any]]], unions: Sequence[pd.Index[Any]]) -> Array:
+    """One integer a row over all inputs that sorts as their columns do, first column first, missing values last.
+
+    ``inputs`` holds the columns of each input, ``unions`` the sorted (or ordered) values of each column in all of them.
+    """
+    keys: Array = np.zeros(sum(len(columns[0]) for columns in inputs), np.uint8)
+    n_keys = 1
+    for i, union in enumerate(unions):
+        n_labels = len(union) + 1
+        if n_keys * n_labels >= 2**63:  # more than an integer tells apart, but not more than there are rows
+            distinct, keys = np.unique(keys, return_inverse=True)
+            n_keys = len(distinct)
+        n_keys *= n_labels
+        keys = keys.astype(np.min_scalar_type(n_keys))
+        keys *= keys.dtype.type(n_labels)
+        start = 0
+        for columns in inputs:
+            # The last entry is what code -1 finds.
+            ranks = np.append(union.get_indexer(columns[i].categories.astype(union.dtype)), -1)
+            ranks[ranks < 0] = len(union)
+            keys[start : start + len(columns[i])] += ranks.astype(keys.dtype)[columns[i].codes]
+            start += len(columns[i])
+    return keys

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from .columns import Column, encode
-from .fields import Array, Field, Ragged, WholeRange
+from .fields import Array, Field, Ragged, WholeRange, size_of
 from .files import remove
 from .schema import SRC_PATH, MatrixType, Schema, load_schema
 from .spill import is_complete, write_spill
 from .write import INDEX, index_dtype
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .inputs import Input, InputSpec
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DealTask:
-    """Rows ``[start, stop)`` of input ``number``; ``places[i]`` is where row ``start + i`` goes."""
+    """Rows ``[start, stop)`` of input ``number``; ``places[i]`` is where row ``start + i`` goes.
+
+    Attributes
+    ----------
+    src_path
+        What ``obs["src_path"]`` is to say; None: what it says in the input.
+    window_bytes
+        So much of obs is read in one go.
+    """
 
     number: int
     spec: InputSpec
@@ -36,24 +46,30 @@ class DealTask:
     path: Path
     compact: bool
     num_threads: int
+    window_bytes: int
+    src_path: str | None = None
 
 
 def deal(task: DealTask) -> Path:
     """Write the block of a task, unless it is there already."""
     if not is_complete(task.path):
         schema = load_schema(task.schema_path)
-        opened = _open(task)
         order = np.argsort(task.places, kind="stable")
-        rows = order + task.start
         fields: dict[str, Field] = {}
         ranges: dict[str, WholeRange] = {}
-        for name, matrix in schema.matrices.items():
-            fields[name], ranges[name] = _read_matrix(opened, schema, name, matrix, rows, task)
-        fields |= _encode_obs(opened, schema, rows, task.spec.label)
-        with_missing = [name for name, value in fields.items() if name.endswith("#mask") and np.asarray(value).any()]
+        with _opened(task) as source:
+            for name, matrix in schema.matrices.items():
+                fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
+            obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
+        if task.src_path is not None:
+            labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
+            obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
+        obs_fields = _encode_obs(obs, schema)
+        with_missing = [name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()]
+        notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
         places = np.ascontiguousarray(task.places[order], np.int64)
         try:
-            write_spill(task.path, places, fields, ranges, {"missing": with_missing})
+            write_spill(task.path, places, fields | obs_fields, ranges, notes)
         except BaseException:
             remove(task.path)  # a disk that is full should not stay so because of half a file
             raise
@@ -96,40 +112,52 @@ def _with_sorted_rows(field: Ragged, n_columns: int) -> tuple[Array, Array]:
     return csr.data, csr.indices
 
 
-def _encode_obs(opened: Input, schema: Schema, rows: Array, label: str) -> dict[str, Field]:
-    fields: dict[str, Field] = {}
-    obs = opened.obs.iloc[rows]
-    index = pd.Series(obs.index.astype(str))
-    fields |= encode(INDEX, Column("text"), index, len(rows))
+def _encode_obs(obs: pd.DataFrame, schema: Schema) -> dict[str, Field]:
+    fields = encode(INDEX, Column("text"), pd.Series(obs.index.astype(str)), len(obs))
     for name, column in schema.obs.items():
-        series: pd.Series[Any] | None
-        if name == SRC_PATH:
-            assert column.categories is not None
-            series = pd.Series(pd.Categorical.from_codes(np.zeros(len(rows), np.int8), pd.Index([label])))
-        else:
-            series = obs.get(name)
-        fields |= encode(f"obs/{name}", column, series, len(rows))
+        fields |= encode(f"obs/{name}", column, obs.get(name), len(obs))
     return fields
 
 
-# Blocks of one input mostly follow each other in a worker: what was read of obs and row pointers serves them all.
-_held: dict[int, tuple[Any, Input]] = {}
+class _Held:
+    """An input that tasks of this process have open."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.source: Input | None = None
+        self.opening = threading.Lock()
 
 
-def _open(task: DealTask) -> Input:
-    thread = threading.get_ident()
+# Blocks of one input follow each other, and its row pointers are in memory once, however many threads read from it.
+_held: dict[tuple[Path, int], _Held] = {}
+_held_lock = threading.Lock()
+
+
+@contextmanager
+def _opened(task: DealTask) -> Iterator[Input]:
+    """Open the input of a task, or take the one that is open; inputs that nobody uses are closed."""
     key = task.schema_path, task.number
-    held = _held.get(thread)
-    if held is not None:
-        if held[0] == key:
-            return held[1]
-        held[1].close()
-    opened = task.spec.open()
-    _held[thread] = key, opened
-    return opened
+    with _held_lock:
+        idle = [_held.pop(other) for other, held in list(_held.items()) if other != key and not held.users]
+        held = _held.setdefault(key, _Held())
+        held.users += 1
+    try:
+        for other in idle:
+            if other.source is not None:
+                other.source.close()
+        with held.opening:
+            if held.source is None:
+                held.source = task.spec.open(task.path.parent)
+        yield held.source
+    finally:
+        with _held_lock:
+            held.users -= 1
 
 
 def close_inputs() -> None:
-    """Close the inputs that tasks of this process hold open; no task may be running."""
-    while _held:
-        _held.popitem()[1][1].close()
+    """Close the inputs that this process holds open and no task uses."""
+    with _held_lock:
+        idle = [_held.pop(key) for key, held in list(_held.items()) if not held.users]
+    for held in idle:
+        if held.source is not None:
+            held.source.close()

@@ -1,7 +1,7 @@
-"""Row-aligned data of every kind as two kinds of field: fixed rows (an ndarray) and ragged rows (one indptr, several value arrays).
+"""Row-aligned data of every kind as fields: fixed rows (an ndarray) or ragged ones (one indptr, several value arrays).
 
-A CSR matrix is ragged with two value arrays (data, indices), a text column ragged with one (UTF-8 bytes), everything else is fixed.
-So dealing, spilling and assembling know nothing of genes, categories or missing values.
+A CSR matrix is ragged with two value arrays (data, indices), a text column ragged with one (UTF-8 bytes), everything
+else is fixed. So dealing, spilling and assembling know nothing of genes, categories or missing values.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ class Ragged:
 Field: TypeAlias = Array | Ragged
 
 
+def size_of(field: Field) -> int:
+    """Bytes of a field."""
+    if isinstance(field, Ragged):
+        return field.indptr.nbytes + sum(values.nbytes for values in field.values)
+    return field.nbytes
+
+
 def starts_of(counts: Array) -> Array:
     """Row pointers (int64, one longer) of rows with these counts."""
     indptr = np.zeros(len(counts) + 1, np.int64)
@@ -62,7 +69,7 @@ def encode_text(texts: Iterable[str | None]) -> tuple[Ragged, Array]:
     for text in texts:
         is_text = isinstance(text, str)
         missing.append(not is_text)
-        encoded.append(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b"")
+        encoded.append(text.encode() if isinstance(text, str) else b"")
     indptr = starts_of(np.fromiter(map(len, encoded), np.int64, len(encoded)))
     return Ragged(indptr, (np.frombuffer(b"".join(encoded), np.uint8),)), np.array(missing, bool)
 
@@ -72,7 +79,7 @@ def decode_text(field: Ragged) -> Array:
     data = field.values[0].tobytes()
     edges = field.indptr.tolist()
     texts = np.empty(len(field), object)
-    texts[:] = [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(edges)]
+    texts[:] = [data[a:b].decode() for a, b in pairwise(edges)]
     return texts
 
 

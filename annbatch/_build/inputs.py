@@ -1,4 +1,4 @@
-"""What an input holds: its frames, and its matrices as things to read rows from."""
+"""What an input holds: its frames, and its obs and matrices as things to read rows from."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import hashlib
 import marshal
 import pickle
 import secrets
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .fields import SOURCE_DTYPE, Array, Field, Ragged
+from .sizes import ROW_BYTES
+from .obs import FrameObs, Obs, StoredObs, in_memory
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -51,7 +54,9 @@ class InputSpec:
             if load_adata is None and "://" not in str(item) and not Path(item).exists():
                 msg = f"adata_paths: {str(item)!r} does not exist"
                 raise FileNotFoundError(msg)
-            return cls(item, load_adata, str(item))
+            # Workers of an executor, and later calls, may be in another folder.
+            is_local = load_adata is None and "://" not in str(item)
+            return cls(Path(item).absolute() if is_local else item, load_adata, str(item))
         if isinstance(item, h5py.Group):
             return cls(item, load_adata, item.file.filename + item.name.rstrip("/"))
         if isinstance(item, zarr.Group):
@@ -71,8 +76,8 @@ class InputSpec:
             return {**self.__dict__, "item": _H5Place(self.item.file.filename, self.item.name)}
         return self.__dict__
 
-    def open(self) -> Input:
-        """Open it; no rows are read."""
+    def open(self, scratch: Path | None = None) -> Input:
+        """Open it; no rows are read. ``scratch``: a folder for temporary files, None: the system's."""
         import anndata as ad
         import h5py
         import zarr
@@ -90,18 +95,35 @@ class InputSpec:
         if isinstance(item, ad.AnnData):
             return input_of_adata(self.label, item)
         is_open = isinstance(item, (h5py.Group, zarr.Group))
-        return input_of_group(self.label, item if is_open else storage.open_group(item), owned=not is_open)
+        group = item if is_open else storage.open_group(item)
+        return input_of_group(self.label, group, owned=not is_open, scratch=scratch)
 
     def fingerprint(self) -> str:
-        """Text that changes when the input does, as far as can be told without reading it; always new for what is in memory."""
-        path = Path(self.label)
+        """Text that changes when the input does, as far as can be told without reading it.
+
+        It is always new for what is in memory.
+        """
+        path = self._path()
+        n_files = n_bytes = newest = 0
         try:
-            files = [path, *path.rglob("*")] if path.is_dir() else [path]
-            stats = [file.stat() for file in files]
+            for file in chain([path], path.rglob("*")):
+                stat = file.stat()
+                n_files, n_bytes, newest = n_files + 1, n_bytes + stat.st_size, max(newest, stat.st_mtime_ns)
         except OSError:
             return secrets.token_hex()
-        newest = max(stat.st_mtime_ns for stat in stats)
-        return f"{path.resolve()} {len(stats)} {sum(stat.st_size for stat in stats)} {newest}"
+        return f"{path.resolve()} {self.label} {n_files} {n_bytes} {newest}"
+
+    def _path(self) -> Path:
+        """Where it is on this machine; no file has the name of what is elsewhere."""
+        import h5py
+        import zarr
+        from zarr.storage import LocalStore
+
+        if isinstance(self.item, h5py.Group):
+            return Path(self.item.file.filename)
+        if isinstance(self.item, zarr.Group) and isinstance(self.item.store, LocalStore):
+            return Path(self.item.store.root) / self.item.path
+        return self.item if isinstance(self.item, Path) else Path(self.label)
 
 
 def function_fingerprint(function: Callable[..., Any] | None) -> str:
@@ -178,7 +200,7 @@ class DaskMatrix:
         self.row_step = max(1, max(array.chunks[0], default=1))
 
     def bytes_before(self) -> Array:
-        """Bytes of the rows before row ``i``; of sparse chunks nothing is known, so a tenth of the values is assumed."""
+        """Bytes of the rows before row ``i``; a tenth of the values of sparse chunks is assumed, nothing is known."""
         row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         return np.arange(self.shape[0] + 1, dtype=np.int64) * (row // 5 if self.is_sparse else row)
 
@@ -202,6 +224,8 @@ class Input:
 
     Attributes
     ----------
+    obs
+        Read a block of rows at a time.
     matrices
         By name: ``X``, ``raw/X``, ``layers/NAME``, ``obsm/NAME``.
     skipped
@@ -209,7 +233,7 @@ class Input:
     """
 
     label: str
-    read_obs: Callable[[], pd.DataFrame]
+    obs: Obs
     var: pd.DataFrame
     varm: Mapping[str, Any]
     raw_var: pd.DataFrame | None
@@ -217,15 +241,27 @@ class Input:
     skipped: dict[str, str] = field(default_factory=dict)
     file: Any = None
 
-    @cached_property
-    def obs(self) -> pd.DataFrame:
-        """All of obs, in memory."""
-        return self.read_obs()
+    def __post_init__(self) -> None:
+        self._window: tuple[int, pd.DataFrame] = 0, self.obs.rows(0, 0)
+        self._window_lock = threading.Lock()
 
     @property
     def n_obs(self) -> int:
         """Number of rows."""
-        return len(self.obs)
+        return self.obs.n_obs
+
+    def obs_rows(self, start: int, stop: int, window_bytes: int) -> pd.DataFrame:
+        """Rows ``[start, stop)`` of obs.
+
+        At least ``window_bytes`` are read in one go and kept: blocks mostly follow each other, and a short read costs
+        as much as a longer one.
+        """
+        with self._window_lock:
+            first, frame = self._window
+            if start < first or stop > first + len(frame):
+                n_rows = max(stop - start, window_bytes // max(1, self.obs.row_bytes))
+                first, frame = self._window = start, self.obs.rows(start, min(start + n_rows, self.n_obs))
+        return frame.iloc[start - first : stop - first]
 
     @property
     def row_step(self) -> int:
@@ -234,25 +270,27 @@ class Input:
 
     def bytes_before(self) -> Array:
         """Bytes of all matrices before row ``i`` once read (int64, n_obs + 1 entries)."""
-        small = np.arange(self.n_obs + 1, dtype=np.int64) * 64
+        small = np.arange(self.n_obs + 1, dtype=np.int64) * ROW_BYTES
         return sum((matrix.bytes_before() for matrix in self.matrices.values()), small)
 
     def close(self) -> None:
         """Close the files that were opened here."""
         for matrix in self.matrices.values():
             matrix.close()
+        self.obs.close()
+        self._window = 0, self._window[1].iloc[:0]
         if self.file is not None:
             self.file.close()
 
 
-def input_of_group(label: str, group: Any, *, owned: bool) -> Input:
+def input_of_group(label: str, group: Any, *, owned: bool, scratch: Path | None = None) -> Input:
     from annbatch import storage
 
     if "obs" not in group or "var" not in group:
         msg = f"{label} is no AnnData file: it has no obs or no var"
         raise ValueError(msg)
-    elements = {"X": group["X"]} if "X" in group else {}
-    raw = group.get("raw")
+    X, raw = _member(group, "X"), _member(group, "raw")
+    elements = {} if X is None else {"X": X}
     raw_var = None
     if raw is not None and "X" in raw:
         elements["raw/X"] = raw["X"]
@@ -263,7 +301,7 @@ def input_of_group(label: str, group: Any, *, owned: bool) -> Input:
     matrices, skipped = _open_all(label, elements)
     return Input(
         label,
-        lambda: storage.read_frame(group["obs"]),
+        StoredObs(group["obs"], scratch),
         storage.read_frame(group["var"]),
         _read_varm(group["varm"]) if "varm" in group else {},
         raw_var,
@@ -271,6 +309,12 @@ def input_of_group(label: str, group: Any, *, owned: bool) -> Input:
         skipped,
         getattr(group, "file", None) if owned else None,
     )
+
+
+def _member(group: Any, name: str) -> Any:
+    """A member of a group, or None; newer files say "null" where older ones say nothing."""
+    member = group.get(name)
+    return None if member is None or member.attrs.get("encoding-type") == "null" else member
 
 
 def _read_varm(group: Any) -> dict[str, Any]:
@@ -284,22 +328,17 @@ def input_of_adata(label: str, adata: ad.AnnData) -> Input:
     raw_var = None
     if adata.raw is not None:
         elements["raw/X"] = adata.raw.X
-        raw_var = _in_memory(adata.raw.var)
+        raw_var = in_memory(adata.raw.var)
     elements |= {f"layers/{name}": value for name, value in adata.layers.items() if name is not None}
     elements |= {f"obsm/{name}": value for name, value in adata.obsm.items()}
     matrices, skipped = _open_all(label, elements)
-    return Input(
-        label, lambda: _in_memory(adata.obs), _in_memory(adata.var), dict(adata.varm), raw_var, matrices, skipped
-    )
+    return Input(label, FrameObs(adata.obs), in_memory(adata.var), _read_varm_of(adata), raw_var, matrices, skipped)
 
 
-def _in_memory(frame: Any) -> pd.DataFrame:
-    """Frames of read_lazy are only pointers to the file."""
-    import pandas as pd
-
-    in_memory: pd.DataFrame = frame.to_memory() if hasattr(frame, "to_memory") else frame
-    # The frame of a view would take the whole AnnData along wherever it is pickled.
-    return pd.DataFrame(in_memory)
+def _read_varm_of(adata: ad.AnnData) -> dict[str, Any]:
+    """Elements of varm in memory: read_lazy gives pointers to the file."""
+    loaded = {name: value.to_memory() if hasattr(value, "to_memory") else value for name, value in adata.varm.items()}
+    return {name: value.compute() if hasattr(value, "compute") else value for name, value in loaded.items()}
 
 
 def _open_all(label: str, elements: Mapping[str, Any]) -> tuple[dict[str, Matrix | DaskMatrix], dict[str, str]]:
@@ -323,6 +362,8 @@ def _no_matrix(element: Any) -> str:
     encoding = (
         dict(getattr(element, "attrs", {})).get("encoding-type", "") if not hasattr(element, "iloc") else "dataframe"
     )
+    if type(element).__name__ == "Dataset2D":  # a data frame of read_lazy
+        encoding = "dataframe"
     if encoding in ("dataframe", "awkward-array") or type(element).__module__.startswith("awkward"):
         return f"is a {encoding or 'awkward-array'}"
     return ""

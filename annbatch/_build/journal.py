@@ -1,16 +1,17 @@
 """The work folder of a build: the lock, what is finished, and what a crash left behind.
 
     OUT/.annbatch/lock           held (by the kernel, so it ends with its process) while someone writes
-    OUT/.annbatch/journal.json   which call this is, its seed, and, from the moment of commit, the names it puts in place
-    OUT/.annbatch/blocks/        temporary files of the first task
+    OUT/.annbatch/journal.json   which call this is, its seed, and, from the moment of commit, the names it puts in
+    place OUT/.annbatch/blocks/        temporary files of the first task
     OUT/.annbatch/ready/         finished datasets, moved to OUT when all are there
 
-A call is committed when its journal says "publishing": from then on it is only ever finished. Readers take no notice of the names listed
-there until the journal is gone, so they see the collection as it was before or as it is after.
+A call is committed when its journal says "publishing": from then on it is only ever finished. Readers take no notice of
+the names listed there until the journal is gone, so they see the collection as it was before or as it is after.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import warnings
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 WORK_FOLDER = ".annbatch"
+# How often a folder that is removed in between is made again.
+_TRIES = 100
 
 
 class BusyError(RuntimeError):
@@ -50,19 +53,23 @@ class WorkFolder:
 
     def __enter__(self) -> Self:
         self._made_root = not self.root.exists()
+        tries = 0
         while self._lock is None:
+            tries += 1
             lock = self.path / "lock"
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:
-                continue  # whoever held it removed the folder in between
+                if tries < _TRIES:
+                    continue  # whoever held it removed the folder in between
+                raise
             try:
                 _lock(descriptor)
                 # Whoever held it may have removed the folder after we opened the file.
                 if lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor)):
                     self._lock = descriptor
-            except OSError:
+            except BlockingIOError:
                 msg = f"{self.root} is being written to by another process; wait until it is done"
                 raise BusyError(msg) from None
             finally:
@@ -165,12 +172,18 @@ def boot_id() -> str:
 
 
 def _lock(descriptor: int) -> None:
-    """Take the lock or raise OSError."""
-    if os.name == "nt":
-        import msvcrt
+    """Take the lock, or raise BlockingIOError when somebody has it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
 
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-    else:
-        import fcntl
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            raise BlockingIOError from error
+        # Some network file systems have no locks.
+        say(f"writers cannot be kept apart here ({error}): see to it that nothing else writes to this collection")

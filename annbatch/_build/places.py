@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .build import Target
 from .files import replace_text
-from .journal import WORK_FOLDER, unpublished
+from .journal import WORK_FOLDER, say, unpublished
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from .inputs import Input
 
 MARKER = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
+# Attribute of a collection that is no folder: datasets that are being copied to it.
+_UNPUBLISHED = "annbatch-unpublished"
 
 
-def place_of(group: zarr.Group | str | PathLike[str], *, h5ad: bool = False) -> Place:
-    """Find out where a collection is. Nothing is made."""
+def place_of(
+    group: zarr.Group | str | PathLike[str], *, h5ad: bool = False, mode: Literal["a", "r", "r+"] = "a"
+) -> Place:
+    """Find out where a collection is. Nothing is made, except a group at a URL with ``mode="a"``."""
     import zarr
     from zarr.storage import LocalStore
 
@@ -46,7 +50,7 @@ def place_of(group: zarr.Group | str | PathLike[str], *, h5ad: bool = False) -> 
             return LocalZarr(Path(group.store.root) / group.path)
         return OtherZarr(group)
     if "://" in str(group):
-        return OtherZarr(zarr.open_group(str(group), mode="a", zarr_format=3, use_consolidated=False))
+        return OtherZarr(zarr.open_group(str(group), mode=mode, zarr_format=3, use_consolidated=False))
     return LocalZarr(Path(fspath(group)))
 
 
@@ -71,8 +75,26 @@ class Place(ABC):
         """Attributes of the group, if it exists."""
 
     @abstractmethod
-    def open(self, name: str, *, writable: bool) -> Any:
+    def _open(self, name: str, *, writable: bool) -> Any:
         """Group of a dataset."""
+
+    def open(self, name: str, *, writable: bool) -> Any:
+        """Group of a dataset.
+
+        Raises
+        ------
+        CorruptDataError
+            It lacks what every dataset has.
+        """
+        from annbatch.storage import CorruptDataError
+
+        group = self._open(name, writable=writable)
+        missing = [part for part in ("obs", "var") if part not in group]
+        if missing:
+            self.close(group)
+            msg = f"{self}/{name} is no dataset of a collection: it has no {' and no '.join(missing)}; remove or restore it"
+            raise CorruptDataError(msg)
+        return group
 
     def close(self, group: Any) -> None:
         """Close what :meth:`open` returned."""
@@ -110,13 +132,14 @@ class Place(ABC):
 
 
 class _Folder(Place):
-    """A local folder."""
+    """A local folder; a relative path means the one it was when it was given."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()
+        self._given = str(root)
 
     def __str__(self) -> str:
-        return str(self.root)
+        return self._given
 
     def exists(self) -> bool:
         return self.root.exists()
@@ -153,7 +176,7 @@ class H5Folder(_Folder):
         strangers = [name for name in self.members() if not self._pattern.fullmatch(name)]
         return {} if strangers else MARKER
 
-    def open(self, name: str, *, writable: bool) -> h5py.File:
+    def _open(self, name: str, *, writable: bool) -> h5py.File:
         import h5py
 
         return h5py.File(self.root / name, "r+" if writable else "r")
@@ -165,7 +188,7 @@ class LocalZarr(_Folder):
     def attributes(self) -> dict[str, Any]:
         return dict(self._metadata().get("attributes", {}))
 
-    def open(self, name: str, *, writable: bool) -> zarr.Group:
+    def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
 
         return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
@@ -189,7 +212,10 @@ class LocalZarr(_Folder):
         return self.root
 
     def _is_member(self, path: Path) -> bool:
-        """Whether a name is one of a Zarr hierarchy; of format 2 too, so that such a group is not taken for an empty folder."""
+        """Whether a name is one of a Zarr hierarchy.
+
+        Of format 2 too, so that such a group is not taken for an empty folder.
+        """
         return path.name in (".zgroup", ".zarray") or not (path.name.startswith(".") or path.name == "zarr.json")
 
     def _metadata(self) -> dict[str, Any]:
@@ -214,7 +240,9 @@ class LocalZarr(_Folder):
 class OtherZarr(Place):
     """A Zarr group in memory, in an object store, in a zip file: whatever has no folders to rename.
 
-    Datasets are built in a temporary folder and copied, the metadata of each last: until that is there, readers see nothing.
+    Datasets are built in a temporary folder of this machine and copied. An attribute of the group lists them until all
+    are there, and readers take no notice of them; it goes in the same write in which the marker comes. A shard is in
+    memory while it is copied.
     """
 
     def __init__(self, group: zarr.Group) -> None:
@@ -231,7 +259,8 @@ class OtherZarr(Place):
         return True
 
     def members(self) -> list[str]:
-        return [name for name, _ in self._group.members()]
+        hidden = self.attributes().get(_UNPUBLISHED, ())
+        return [name for name, _ in self._group.members() if name not in hidden]
 
     def attributes(self) -> dict[str, Any]:
         import zarr
@@ -239,7 +268,7 @@ class OtherZarr(Place):
         group = zarr.open_group(self._group.store, path=self._group.path, mode="r", use_consolidated=False)
         return dict(group.attrs)
 
-    def open(self, name: str, *, writable: bool) -> zarr.Group:
+    def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
 
         path = "/".join(part for part in (self._group.path, name) if part)
@@ -249,13 +278,35 @@ class OtherZarr(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
+        self._remove_unpublished()
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
             yield Target(root, "", lambda: None, lambda: before, self.open_input)
-            for path in sorted(root.glob("dataset_*"), key=lambda p: int(p.name.partition("_")[2])):
-                self.take_in(path, path.name)
-        self._mark()
+            names = [path.name for path in root.glob("dataset_*")]
+            self._set_attributes({_UNPUBLISHED: names})
+            for name in names:
+                self.take_in(root / name, name)
+            self._set_attributes(MARKER)
+
+    def _remove_unpublished(self) -> None:
+        """Remove what an interrupted call had copied."""
+        from zarr.core.sync import sync
+
+        store = self._given.store
+        if store.read_only:
+            msg = f"{self} was opened read-only; open it for writing to add to it"
+            raise ValueError(msg)
+        names = self.attributes().get(_UNPUBLISHED, ())
+        if not names:
+            return
+        if not store.supports_deletes:
+            msg = f"{self} holds unfinished datasets of an interrupted call ({', '.join(names)}), and its store cannot remove them"
+            raise ValueError(msg)
+        say(f"{self}: removed the unfinished work of an interrupted call")
+        for name in names:
+            sync(store.delete_dir("/".join(part for part in (self._group.path, name) if part)))
+        self._set_attributes({})
 
     def take_in(self, dataset: Path, key: str | None) -> None:
         """Copy a finished dataset here, its marker last."""
@@ -267,11 +318,13 @@ class OtherZarr(Place):
     def scratch_parent(self) -> None:
         """The system's own."""
 
-    def _mark(self) -> None:
+    def _set_attributes(self, changes: dict[str, Any]) -> None:
+        """Change attributes of the group, in one write; what was unpublished is not any more."""
         import zarr
 
         group = zarr.open_group(self._given.store, path=self._given.path, mode="r+", use_consolidated=False)
-        group.attrs.update(MARKER)
+        kept = {name: value for name, value in group.attrs.items() if name != _UNPUBLISHED}
+        group.attrs.put({**kept, **changes})
 
 
 def _copy_into(store: Any, prefix: str, root: Path, files: Iterable[Path]) -> None:

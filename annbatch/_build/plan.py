@@ -22,8 +22,8 @@ def destinations(
 ) -> Array:
     """Place in the output of every input row, inputs one after the other.
 
-    With ``shuffle`` each of the ``n_obs!`` orders is as likely as any other. With ``sort_keys`` (one integer a row) each dataset is
-    then sorted by them; the sort is stable, so rows with equal keys stay in shuffled order.
+    With ``shuffle`` each of the ``n_obs!`` orders is as likely as any other. With ``sort_keys`` (one integer a row)
+    each dataset is then sorted by them; the sort is stable, so rows with equal keys stay in shuffled order.
     """
     dtype = np.uint32 if n_obs < 2**32 else np.int64
     places = np.arange(n_obs, dtype=dtype)
@@ -40,16 +40,24 @@ def destinations(
     return places
 
 
-def plan_bytes(n_obs: int, *, sorts: bool) -> int:
-    """Memory that :func:`destinations` and what is kept of it take, at most."""
+def plan_bytes(n_obs: int, most: int, key_bytes: int = 0) -> int:
+    """Memory that :func:`destinations` takes at most.
+
+    Datasets have ``most`` rows, a sort key ``key_bytes`` (0: none). ``plan_bytes(n_obs, 0)`` is what its result takes.
+    """
     width = 4 if n_obs < 2**32 else 8
-    return n_obs * (2 * width + 16 if sorts else width)
+    if not key_bytes:
+        return n_obs * width
+    # Of all rows: place, row at a place, key. Of a dataset: its rows, their keys, their order and the room to find it,
+    # the rows in it.
+    return n_obs * (2 * width + key_bytes) + min(most, n_obs) * (2 * width + key_bytes + 16)
 
 
 def block_edges(bytes_before: Array, most_bytes: int, row_step: int = 1) -> Array:
     """Cut an input into blocks of rows that take at most ``most_bytes`` each (a single row may take more).
 
-    ``bytes_before[i]`` bytes belong to the rows before ``i``. Edges are multiples of ``row_step`` where the size allows.
+    ``bytes_before[i]`` bytes belong to the rows before ``i``. Edges are multiples of ``row_step`` where the size
+    allows.
     """
     n_obs = len(bytes_before) - 1
     edges = [0]

@@ -1,4 +1,4 @@
-"""What the datasets of a build hold: agreed upon before any row is read, so that every clash is found before any work is done."""
+"""What the datasets of a build hold: agreed upon, and every clash found, before any row is read."""
 
 from __future__ import annotations
 
@@ -57,6 +57,11 @@ class Schema:
     varm: Mapping[str, Any]
     raw_var: pd.DataFrame | None
 
+    @property
+    def index_key(self) -> str:
+        """Where the index of obs is stored: under its name, unless a column has that."""
+        return "_index" if self.index_name is None or self.index_name in self.obs else self.index_name
+
 
 def save_schema(schema: Schema, path: Path) -> None:
     """Put the schema where every task of the build finds it: a task stays small that way."""
@@ -71,12 +76,13 @@ def load_schema(path: Path) -> Schema:
 
 
 def describe_input(opened: Input) -> Description:
-    """Look at an input: all of obs is read, no matrix is."""
-    obs = opened.obs
+    """Look at an input: of obs the types are read, of the matrices nothing."""
+    obs = opened.obs.head
     no_text = [name for name in obs.columns if not isinstance(name, str)]
     if no_text:
         msg = f"names of obs columns of {opened.label} must be text, got {no_text[0]!r}; rename it, e.g. to {str(no_text[0])!r}"
         raise TypeError(msg)
+    _check_names(opened)
     columns = {}
     for column in obs.columns:
         try:
@@ -92,8 +98,8 @@ def describe_input(opened: Input) -> Description:
             raise ValueError(msg)
     matrices = {}
     for name, matrix in opened.matrices.items():
-        if matrix.shape[0] != len(obs):
-            msg = f"{name} of {opened.label} has {matrix.shape[0]} rows, but obs has {len(obs)}"
+        if matrix.shape[0] != opened.n_obs:
+            msg = f"{name} of {opened.label} has {matrix.shape[0]} rows, but obs has {opened.n_obs}"
             raise ValueError(msg)
         n_columns = _n_columns(name, opened.var, opened.raw_var)
         if n_columns is not None and matrix.shape[1:] != (n_columns,):
@@ -103,7 +109,7 @@ def describe_input(opened: Input) -> Description:
     index_name = obs.index.name
     return Description(
         opened.label,
-        len(obs),
+        opened.n_obs,
         columns,
         None if index_name is None else str(index_name),
         matrices,
@@ -112,6 +118,18 @@ def describe_input(opened: Input) -> Description:
         opened.raw_var,
         opened.skipped,
     )
+
+
+def _check_names(opened: Input) -> None:
+    """Refuse names under which nothing can be stored, or only in place of something else."""
+    names = [("obs columns", name, name in ("", ".", "..", "_index")) for name in opened.obs.head.columns]
+    for element in opened.matrices:
+        kind, _, name = element.partition("/")
+        names.append((kind, name, name in ("", ".", "..") or "/" in name))
+    for kind, name, is_bad in names:
+        if is_bad and kind not in ("X", "raw"):
+            msg = f"{kind} of {opened.label} has the name {name!r}, under which nothing can be stored; rename it"
+            raise ValueError(msg)
 
 
 def _n_columns(name: str, var: pd.DataFrame, raw_var: pd.DataFrame | None) -> int | None:
@@ -135,8 +153,8 @@ def agree(
 ) -> Schema:
     """Find what all inputs, and the collection they are added to, can share.
 
-    ``texts_of(label, column)`` gives the distinct values of a text column of an input, for a column that is categorical elsewhere;
-    ``skipped_is_fine``: say nothing of elements that a collection cannot hold.
+    ``texts_of(label, column)`` gives the distinct values of a text column of an input, for a column that is categorical
+    elsewhere; ``skipped_is_fine``: say nothing of elements that a collection cannot hold.
     """
     everything = [*inputs, existing] if existing is not None else list(inputs)
     matrices = _agree_matrices(inputs, existing, {} if skipped_is_fine else _skipped(inputs))
@@ -167,7 +185,7 @@ def _agree_obs(
     inputs: Sequence[Description], texts_of: Callable[[str, str], pd.Index[Any]] | None
 ) -> dict[str, Column]:
     agreed: dict[str, Column] = {}
-    for name in dict.fromkeys(name for d in inputs for name in d.obs if name != SRC_PATH):
+    for name in dict.fromkeys(name for d in inputs for name in d.obs):
         having = [d for d in inputs if name in d.obs]
         columns = [d.obs[name] for d in having]
         if {c.kind for c in columns} == {"text", "categorical"}:

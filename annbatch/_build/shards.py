@@ -6,6 +6,7 @@ chunks as well. Here the metadata is zarr-python's own and the bytes of the shar
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +85,13 @@ class ShardStream:
             self._chunk[self._rows_in_chunk :] = 0  # Zarr chunks are always full; what is beyond the end is never read.
             self._write(self._encode(self._chunk))
         self._close_shard()
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever is missing in it."""
+        if self._file is not None:
+            with suppress(OSError):  # the disk may be full, and the file is going to be removed
+                self._file.close()
+            self._file = None
 
     def _encode_group(self, rows: Array) -> list[bytes]:
         size = len(self._chunk)

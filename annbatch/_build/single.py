@@ -28,7 +28,7 @@ _PIECE_BYTES = 128 * 10**6
 def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
     """Write an AnnData as the dataset at ``path``; files beside it are temporary."""
     spec = InputSpec.of(adata, None, 0)
-    opened = spec.open()
+    opened = spec.open(path.parent)
     description = describe_input(opened)
     schema = agree([description], None, skipped_is_fine=True)
     schema_path = path.with_name("schema.pickle")
@@ -47,6 +47,7 @@ def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
                     path=path.with_name(f"block-{start}"),
                     compact=False,
                     num_threads=layout.threads(),
+                    window_bytes=_PIECE_BYTES // 4,
                 )
             )
             for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
@@ -63,6 +64,7 @@ def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
             stop=description.n_obs,
             path=path,
             layout=layout,
+            obs_row_bytes=max((read_notes(block)["obs_row_bytes"] for block in blocks), default=0),
             most_bytes=_PIECE_BYTES,
         )
     )

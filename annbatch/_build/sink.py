@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .fields import Ragged, decode_text, starts_of
 from .shards import ShardStream, default_compressors
 
 if TYPE_CHECKING:
@@ -21,17 +22,20 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from .fields import Array
+    from .fields import Array, Field
 
-# Rows of obs in a chunk: obs is read whole, so its chunks are as big as is polite to memory.
+# Rows of obs in a chunk: obs is read whole, so its chunks are as big as is polite to memory. A row waits until its
+# chunk is full.
 _FRAME_CHUNK_ROWS = 2**17
+_LEAST_FRAME_CHUNK_ROWS = 2**12
+_FRAME_CHUNK_BYTES = 32 * 10**6
 
 
 class Stream(Protocol):
     """An array that grows along its first axis."""
 
-    def append(self, rows: Array, /) -> None:
-        """Add rows."""
+    def append(self, rows: Any, /) -> None:
+        """Add rows: an array, or of text a ragged field of UTF-8 bytes."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -70,7 +74,8 @@ def write_element(root: Any, name: str, value: Any) -> None:
     """Write anything that is small, the way anndata writes it."""
     import anndata as ad
 
-    # Whatever the user or the version of anndata prefers: one file each is right for small things, and text with missing values is text.
+    # Whatever the user or the version of anndata prefers: one file each is right for small things, and text with
+    # missing values is text.
     chosen = {"auto_shard_zarr_v3": False, "allow_write_nullable_strings": True}
     with ad.settings.override(**{key: value for key, value in chosen.items() if key in dir(ad.settings)}):
         parent, _, key = name.rpartition("/")
@@ -80,8 +85,11 @@ def write_element(root: Any, name: str, value: Any) -> None:
 class Sink(ABC):
     """A dataset that is being written."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, layout: Layout, obs_row_bytes: int) -> None:
         self.root = root
+        self._layout = layout
+        most = _FRAME_CHUNK_BYTES // max(1, obs_row_bytes)
+        self._frame_chunk_rows = min(max(most, _LEAST_FRAME_CHUNK_ROWS), _FRAME_CHUNK_ROWS)
 
     def group(self, name: str, encoding: str, version: str = "0.1.0", **attributes: Any) -> None:
         """Make a group that holds something encoded as AnnData does it."""
@@ -104,18 +112,22 @@ class Sink(ABC):
 
     @abstractmethod
     def text(self, name: str, n_rows: int, attributes: Mapping[str, Any]) -> Stream:
-        """A new 1-d array of text, filled with object arrays of str."""
+        """A new 1-d array of text, filled with fields of UTF-8 bytes."""
+
+    def _frame_chunk(self, n_rows: int) -> int:
+        """Rows of a column in a chunk."""
+        return _at_least_one(min(n_rows, self._frame_chunk_rows))
 
 
 class ZarrSink(Sink):
     """A Zarr v3 group in a local folder."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, obs_row_bytes: int = 0) -> None:
         import zarr
 
-        super().__init__(zarr.open_group(path, mode="a", zarr_format=3, use_consolidated=False))
+        super().__init__(zarr.open_group(path, mode="a", zarr_format=3, use_consolidated=False), layout, obs_row_bytes)
         self._path = path
-        self._layout = layout
+        self._opened: list[ShardStream] = []
         self._pool = ThreadPoolExecutor(layout.threads(), thread_name_prefix="annbatch-encode")
 
     def __enter__(self) -> Self:
@@ -125,12 +137,15 @@ class ZarrSink(Sink):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+        for stream in self._opened:
+            stream.abandon()
 
     def _stream(self, name: str, **options: Any) -> Stream:
         attributes = options.pop("attributes")
         array = self.root.create_array(name, fill_value=0, **options)
         array.attrs.update(attributes)
-        return ShardStream(array, self._path / name, self._pool)
+        self._opened.append(ShardStream(array, self._path / name, self._pool))
+        return self._opened[-1]
 
     def matrix(
         self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], n_obs: int, attributes: Mapping[str, Any]
@@ -149,7 +164,7 @@ class ZarrSink(Sink):
     def column(self, name: str, dtype: np.dtype[Any], n_rows: int, attributes: Mapping[str, Any]) -> Stream:
         from zarr.codecs import ZstdCodec
 
-        chunk = _at_least_one(min(n_rows, _FRAME_CHUNK_ROWS))
+        chunk = self._frame_chunk(n_rows)
         return self._stream(
             name,
             shape=(n_rows,),
@@ -162,7 +177,7 @@ class ZarrSink(Sink):
 
     def text(self, name: str, n_rows: int, attributes: Mapping[str, Any]) -> Stream:
         array = self.root.create_array(
-            name, shape=(n_rows,), dtype=str, chunks=(_at_least_one(min(n_rows, _FRAME_CHUNK_ROWS)),), fill_value=""
+            name, shape=(n_rows,), dtype=str, chunks=(self._frame_chunk(n_rows),), fill_value=""
         )
         array.attrs.update(attributes)
         return _Slices(array, array.chunks[0])
@@ -171,11 +186,10 @@ class ZarrSink(Sink):
 class H5Sink(Sink):
     """An h5ad file."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, obs_row_bytes: int = 0) -> None:
         import h5py
 
-        super().__init__(h5py.File(path, "w"))
-        self._layout = layout
+        super().__init__(h5py.File(path, "w"), layout, obs_row_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -203,27 +217,29 @@ class H5Sink(Sink):
         return self._stream(name, dtype, shape, chunk, attributes)
 
     def column(self, name: str, dtype: np.dtype[Any], n_rows: int, attributes: Mapping[str, Any]) -> Stream:
-        return self._stream(name, dtype, (n_rows,), _at_least_one(min(n_rows, _FRAME_CHUNK_ROWS)), attributes)
+        return self._stream(name, dtype, (n_rows,), self._frame_chunk(n_rows), attributes)
 
     def text(self, name: str, n_rows: int, attributes: Mapping[str, Any]) -> Stream:
         import h5py
 
-        chunk = _at_least_one(min(n_rows, _FRAME_CHUNK_ROWS))
-        return self._stream(name, h5py.string_dtype(), (n_rows,), chunk, attributes)
+        return self._stream(name, h5py.string_dtype(), (n_rows,), self._frame_chunk(n_rows), attributes)
 
 
 class _Slices:
-    """Appends to an array that takes slice assignment, whole chunks at a time."""
+    """Appends to an array that takes slice assignment, whole chunks at a time.
+
+    Text waits as bytes: Python objects take several times as much.
+    """
 
     def __init__(self, array: Any, chunk_rows: int) -> None:
         self._array = array
         self._chunk_rows = chunk_rows
-        self._waiting: list[Array] = []
+        self._waiting: list[Field] = []
         self._n_waiting = 0
         self._done = 0
 
-    def append(self, rows: Array) -> None:
-        self._waiting.append(rows.copy())
+    def append(self, rows: Field) -> None:
+        self._waiting.append(rows)
         self._n_waiting += len(rows)
         if self._n_waiting >= self._chunk_rows:
             self._flush(self._n_waiting // self._chunk_rows * self._chunk_rows)
@@ -233,11 +249,31 @@ class _Slices:
 
     def _flush(self, n_rows: int) -> None:
         if n_rows:
-            rows = np.concatenate(self._waiting)
-            self._array[self._done : self._done + n_rows] = rows[:n_rows]
-            self._done += n_rows
+            rows = _concatenate(self._waiting)
+            for start in range(0, n_rows, self._chunk_rows):
+                piece = _slice(rows, start, min(start + self._chunk_rows, n_rows))
+                values = decode_text(piece) if isinstance(piece, Ragged) else piece
+                self._array[self._done : self._done + len(values)] = values
+                self._done += len(values)
             self._n_waiting -= n_rows
-            self._waiting = [rows[n_rows:]]
+            self._waiting = [_slice(rows, n_rows, len(rows))]
+
+
+def _concatenate(fields: list[Field]) -> Field:
+    ragged = [field for field in fields if isinstance(field, Ragged)]
+    if not ragged:
+        return np.concatenate([field for field in fields if isinstance(field, np.ndarray)])
+    counts = np.concatenate([np.diff(field.indptr) for field in ragged])
+    values = [np.concatenate(arrays) for arrays in zip(*(field.values for field in ragged), strict=True)]
+    return Ragged(starts_of(counts), tuple(values))
+
+
+def _slice(field: Field, start: int, stop: int) -> Field:
+    """Rows ``[start, stop)``, in memory of their own."""
+    if not isinstance(field, Ragged):
+        return field[start:stop].copy()
+    indptr = field.indptr[start : stop + 1]
+    return Ragged(indptr - indptr[0], tuple(values[indptr[0] : indptr[-1]].copy() for values in field.values))
 
 
 def _at_least_one(n: int) -> int:

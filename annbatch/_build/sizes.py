@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from numbers import Integral
 
+# What a row counts besides its matrices and obs, so that rows without either have a size.
+ROW_BYTES = 64
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b(?:ytes?)?\s*", re.IGNORECASE)
 

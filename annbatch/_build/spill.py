@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from functools import lru_cache
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -74,53 +76,90 @@ def _catalogue(path: Path) -> Path:
 
 
 class Spill:
-    """A complete block, open for reading. Only ``places`` (int64, ascending) is held in memory.
+    """A complete block, to read rows of: row ``i`` of the block is the one with the ``i``-th lowest place.
 
-    Only the rows with places in ``[start, stop)`` are looked at.
+    Nothing but where the arrays lie is held in memory, and of that as little as can be: a build may have thousands of
+    blocks.
     """
 
-    def __init__(self, path: Path, start: int, stop: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._fields = json.loads(_catalogue(path).read_text())["fields"]
-        entry = self._fields[_PLACES]
-        with path.open("rb", buffering=0) as file:
-            places = _read(file, entry, 0, entry["shape"][0])
-        self._first, last = (int(i) for i in np.searchsorted(places, [start, stop]))
-        self.places = places[self._first : last].copy()
+        fields = json.loads(_catalogue(path).read_text())["fields"]
+        arrays = [entry for value in fields.values() for entry in _arrays_of(value)]
+        self._offsets = np.array([entry["offset"] for entry in arrays], np.int64)
+        self._n_rows = int(fields[_PLACES]["shape"][0])
+        kinds = [(name, len(_arrays_of(value)), "indptr" in value) for name, value in fields.items()]
+        types = [(entry["dtype"], tuple(entry["shape"][1:])) for entry in arrays]
+        self._layout = _layout(tuple(kinds), tuple(types))
 
-    def counts(self, name: str) -> Array:
-        """Length of every row (of ``places``) of a ragged field."""
+    def find(self, start: int, stop: int) -> tuple[int, int]:
+        """Rows of the block, half open, whose places are in ``[start, stop)``."""
+        array = self._layout.first[_PLACES]
+        # Looked up where they lie: that reads a few pages instead of all places.
+        places = np.memmap(
+            self._path, self._layout.types[array][0], "r", int(self._offsets[array]), (self._n_rows,)
+        )
+        first, last = np.searchsorted(places, [start, stop])
+        return int(first), int(last)
+
+    def places(self, first: int, last: int) -> Array:
+        """Places (int64, ascending) of rows ``[first, last)`` of the block."""
         with self._path.open("rb", buffering=0) as file:
-            entry = self._fields[name]["indptr"]
-            return np.diff(_read(file, entry, self._first, self._first + len(self.places) + 1))
+            return self._read(file, self._layout.first[_PLACES], first, last)
 
-    def sections(self, names: Sequence[str], start: int, stop: int) -> tuple[Array, dict[str, Field]]:
-        """Places in ``[start, stop)``, and those rows of the named fields."""
-        a, b = (int(i) for i in np.searchsorted(self.places, [start, stop]))
-        places = self.places[a:b]
-        a, b = a + self._first, b + self._first
+    def counts(self, name: str, first: int, last: int) -> Array:
+        """Length of rows ``[first, last)`` of a ragged field."""
+        with self._path.open("rb", buffering=0) as file:
+            return np.diff(self._read(file, self._layout.first[name], first, last + 1))
+
+    def total(self, name: str, first: int, last: int) -> int:
+        """Number of values in rows ``[first, last)`` of a ragged field."""
+        with self._path.open("rb", buffering=0) as file:
+            begin, end = (self._read(file, self._layout.first[name], row, row + 1)[0] for row in (first, last))
+        return int(end - begin)
+
+    def fields(self, names: Sequence[str], first: int, last: int) -> dict[str, Field]:
+        """Rows ``[first, last)`` of the named fields."""
         found: dict[str, Field] = {}
-        if a == b:
-            return places, found
         with self._path.open("rb", buffering=0) as file:
             for name in names:
-                entry = self._fields[name]
-                if "indptr" in entry:
-                    indptr = _read(file, entry["indptr"], a, b + 1)
-                    first, last = int(indptr[0]), int(indptr[-1])
-                    values = tuple(_read(file, value, first, last) for value in entry["values"])
-                    found[name] = Ragged(indptr - first, values)
+                array = self._layout.first[name]
+                if name in self._layout.n_values:
+                    indptr = self._read(file, array, first, last + 1)
+                    begin, end = int(indptr[0]), int(indptr[-1])
+                    values = [self._read(file, array + 1 + k, begin, end) for k in range(self._layout.n_values[name])]
+                    found[name] = Ragged(indptr - begin, tuple(values))
                 else:
-                    found[name] = _read(file, entry, a, b)
-        return places, found
+                    found[name] = self._read(file, array, first, last)
+        return found
+
+    def _read(self, file: FileIO, array: int, start: int, stop: int) -> Array:
+        return _read(file, int(self._offsets[array]), *self._layout.types[array], start, stop)
 
 
-def _read(file: FileIO, entry: dict[str, Any], start: int, stop: int) -> Array:
+class _Layout:
+    """What is the same in most blocks of a build."""
+
+    def __init__(self, kinds: tuple[tuple[str, int, bool], ...], types: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
+        self.types = [(np.dtype(dtype), row_shape) for dtype, row_shape in types]
+        numbers = accumulate((n for _, n, _ in kinds), initial=0)
+        self.first = {name: number for (name, _, _), number in zip(kinds, numbers, strict=False)}
+        self.n_values = {name: n - 1 for name, n, is_ragged in kinds if is_ragged}
+
+
+_layout = lru_cache(maxsize=64)(_Layout)
+
+
+def _arrays_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Arrays of a field: one, or of a ragged one its indptr and its values."""
+    return [entry["indptr"], *entry["values"]] if "indptr" in entry else [entry]
+
+
+def _read(file: FileIO, offset: int, dtype: np.dtype[Any], row_shape: tuple[int, ...], start: int, stop: int) -> Array:
     """Rows ``[start, stop)`` of a stored array."""
-    row_shape = tuple(entry["shape"][1:])
-    out = np.empty((stop - start, *row_shape), np.dtype(entry["dtype"]))
+    out = np.empty((stop - start, *row_shape), dtype)
     target = memoryview(out.reshape(-1).view(np.uint8))
-    file.seek(entry["offset"] + start * out.dtype.itemsize * prod(row_shape))
+    file.seek(offset + start * out.dtype.itemsize * prod(row_shape))
     done = 0
     while done < len(target):
         got = file.readinto(target[done:])

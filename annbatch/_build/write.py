@@ -4,34 +4,26 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .columns import Column, ColumnWriter
 from .fields import SOURCE_DTYPE, Array, Field, Ragged, starts_of
 from .plan import cut_by_bytes
+from .sizes import ROW_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
+    from .assemble import AssembleTask, PartOfRows, SpilledRows
     from .schema import MatrixType, Schema
     from .sink import Sink, Stream
 
 INDEX = "obs/_index"
+# Row pointers, places and sizes are in memory for so many rows at a time (about 60 bytes each).
+_ROWS_AT_ONCE = 2**17
 _PARTS = {"categorical": ["codes"], "number": ["values"], "nullable": ["values", "mask"], "text": ["text", "mask"]}
-
-
-class Rows(Protocol):
-    """The rows of a dataset, wherever they are; numbered from 0 in output order."""
-
-    n_obs: int
-
-    def counts(self, name: str) -> Array:
-        """Length (int64) of every row of a ragged field."""
-
-    def fetch(self, names: Sequence[str], start: int, stop: int, into: Mapping[str, Field]) -> dict[str, Field]:
-        """Rows ``[start, stop)`` of the named fields; a field in ``into`` is filled, with its dtypes, and returned."""
 
 
 def index_dtype(n_columns: int) -> np.dtype[Any]:
@@ -40,31 +32,22 @@ def index_dtype(n_columns: int) -> np.dtype[Any]:
 
 
 def write_dataset(
-    sink: Sink,
-    rows: Rows,
-    schema: Schema,
-    dtypes: Mapping[str, np.dtype[Any]],
-    text_with_missing: frozenset[str],
-    most_bytes: int,
-    wrote: Callable[[int], object],
+    sink: Sink, rows: SpilledRows, schema: Schema, task: AssembleTask, wrote: Callable[[int], object]
 ) -> None:
-    """Write everything; no more than ``most_bytes`` of rows are in memory at a time, and ``wrote`` is told how many they were.
-
-    ``dtypes`` are those that the values of matrices are stored in, ``text_with_missing`` the fields of text that need a mask.
-    """
+    """Write everything, at most ``task.most_bytes`` of rows at a time; ``wrote`` is told how many rows they were."""
     _write_head(sink, schema)
-    matrices = [_MatrixWriter(sink, name, matrix, dtypes[name], rows) for name, matrix in schema.matrices.items()]
-    columns = _column_writers(sink, schema, text_with_missing, rows.n_obs)
-    row_bytes = np.full(rows.n_obs, 64, np.int64)
-    for matrix in matrices:
-        row_bytes += matrix.row_bytes()
-    edges = cut_by_bytes(row_bytes, most_bytes).tolist()
-    for start, stop in pairwise(edges):
+    matrices = [_MatrixWriter(sink, name, matrix, task.dtypes[name], rows) for name, matrix in schema.matrices.items()]
+    columns = _column_writers(sink, schema, task.text_with_missing, rows.n_obs)
+    for part in rows.parts(_ROWS_AT_ONCE):
+        row_bytes = np.full(part.n_obs, ROW_BYTES + task.obs_row_bytes, np.int64)
         for matrix in matrices:
-            matrix.append(rows, start, stop)
-        for column, names in columns:
-            column.append(rows.fetch(names, start, stop, {}))
-        wrote(stop - start)
+            row_bytes += matrix.begin(part)
+        for start, stop in pairwise(cut_by_bytes(row_bytes, task.most_bytes).tolist()):
+            for matrix in matrices:
+                matrix.append(part, start, stop)
+            for column, names in columns:
+                column.append(part.fetch(names, start, stop, {}))
+            wrote(stop - start)
     for matrix in matrices:
         matrix.close()
     for column, _ in columns:
@@ -83,18 +66,21 @@ def _write_head(sink: Sink, schema: Schema) -> None:
         sink.group("raw", "raw")
         sink.element("raw/var", schema.raw_var)
         sink.group("raw/varm", "dict")
-    frame = {"_index": schema.index_name or "_index", "column-order": list(schema.obs)}
+    frame = {"_index": schema.index_key, "column-order": list(schema.obs)}
     sink.group("obs", "dataframe", "0.2.0", **frame)
 
 
 class _MatrixWriter:
     """The streams of one matrix."""
 
-    def __init__(self, sink: Sink, name: str, matrix: MatrixType, dtype: np.dtype[Any], rows: Rows) -> None:
+    def __init__(self, sink: Sink, name: str, matrix: MatrixType, dtype: np.dtype[Any], rows: SpilledRows) -> None:
         self._name = name
         self._row_shape = matrix.row_shape
         self._dtypes = [dtype]
-        self._indptr: Array | None = None
+        self._pointers: Stream | None = None
+        # Of the rows that were begun last, and values in all rows before them.
+        self._indptr = np.zeros(1, np.int64)
+        self._n_before = 0
         n_obs = rows.n_obs
         shape = (n_obs, *matrix.row_shape)
         source = {SOURCE_DTYPE: matrix.dtype.str} if matrix.dtype != dtype else {}
@@ -102,36 +88,40 @@ class _MatrixWriter:
             attributes = {"encoding-type": "array", "encoding-version": "0.2.0", **source}
             self._streams: list[Stream] = [sink.matrix(name, dtype, shape, n_obs, attributes)]
             return
-        self._indptr = starts_of(rows.counts(name))
         self._dtypes.append(index_dtype(matrix.row_shape[0]))
         sink.group(name, "csr_matrix", shape=list(shape), **source)
-        n_values = (int(self._indptr[-1]),)
+        n_values = (rows.total(name),)
         self._streams = [
             sink.matrix(f"{name}/{part}", dtype, n_values, n_obs, {})
             for part, dtype in zip(("data", "indices"), self._dtypes, strict=True)
         ]
-        pointers = sink.column(f"{name}/indptr", np.dtype(np.int64), n_obs + 1, {})
-        pointers.append(self._indptr)
-        pointers.close()
+        self._pointers = sink.column(f"{name}/indptr", np.dtype(np.int64), n_obs + 1, {})
+        self._pointers.append(self._indptr)
 
-    def row_bytes(self) -> Array | int:
-        """Bytes of every row as stored."""
+    def begin(self, part: PartOfRows) -> Array | int:
+        """Look at the rows that come next. Returns the bytes of each as stored."""
         width = sum(dtype.itemsize for dtype in self._dtypes)
-        return width * (prod(self._row_shape) if self._indptr is None else np.diff(self._indptr))
+        if self._pointers is None:
+            return width * prod(self._row_shape)
+        counts = part.counts(self._name)
+        self._indptr = starts_of(counts)
+        self._pointers.append(self._indptr[1:] + self._n_before)
+        self._n_before += int(self._indptr[-1])
+        return width * counts
 
-    def append(self, rows: Rows, start: int, stop: int) -> None:
-        """Fetch and write rows ``[start, stop)``."""
-        field = rows.fetch([self._name], start, stop, {self._name: self._empty(start, stop)})[self._name]
+    def append(self, part: PartOfRows, start: int, stop: int) -> None:
+        """Fetch and write rows ``[start, stop)`` of the part."""
+        field = part.fetch([self._name], start, stop, {self._name: self._empty(start, stop)})[self._name]
         for stream, values in zip(self._streams, field.values if isinstance(field, Ragged) else [field], strict=True):
             stream.append(values)
 
     def close(self) -> None:
         """Write what is left."""
-        for stream in self._streams:
+        for stream in [*self._streams, *([] if self._pointers is None else [self._pointers])]:
             stream.close()
 
     def _empty(self, start: int, stop: int) -> Field:
-        if self._indptr is None:
+        if self._pointers is None:
             return np.empty((stop - start, *self._row_shape), self._dtypes[0])
         indptr = self._indptr[start : stop + 1] - self._indptr[start]
         return Ragged(indptr, tuple(np.empty(int(indptr[-1]), dtype) for dtype in self._dtypes))
@@ -140,8 +130,7 @@ class _MatrixWriter:
 def _column_writers(
     sink: Sink, schema: Schema, text_with_missing: frozenset[str], n_obs: int
 ) -> list[tuple[ColumnWriter, list[str]]]:
-    index = schema.index_name or "_index"
-    columns = {INDEX: (f"obs/{index}", Column("text"))}
+    columns = {INDEX: (f"obs/{schema.index_key}", Column("text"))}
     columns |= {f"obs/{name}": (f"obs/{name}", column) for name, column in schema.obs.items()}
     return [
         (

@@ -13,7 +13,7 @@ per row, as integer codes and the categories that they number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +24,13 @@ import pandas as pd
 from .errors import CorruptDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["FrameReader", "Labels", "code_dtype", "read_frame"]
 
 # Text is turned into codes in pieces, so that a column of many rows never exists as that many Python strings.
-_TEXT_ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 1 << 16
+_ALL = slice(None)
 
 
 class Labels(NamedTuple):
@@ -67,6 +68,8 @@ class FrameReader:
     ----------
     elem
         ``obs`` or ``var``: an ``h5py`` or Zarr group, or a compound array of either kind.
+    readable
+        Turns a stored array of text into one from which rows are read, of the same shape; None: text is read as it lies.
 
     Attributes
     ----------
@@ -83,8 +86,10 @@ class FrameReader:
         If ``elem`` is not a stored table.
     """
 
-    def __init__(self, elem: Any) -> None:
+    def __init__(self, elem: Any, readable: Callable[[Any], Any] | None = None) -> None:
         self._elem = elem
+        self._readable = readable
+        self._found: dict[str, _Column] = {}
         if _is_group(elem):
             if "_index" not in elem.attrs or "column-order" not in elem.attrs:
                 msg = f"not a table (it has no _index or column-order attribute): {_location(elem)}"
@@ -108,24 +113,31 @@ class FrameReader:
             return int(self._elem.shape[0])
         return int(self._stored(self._index_key).values.shape[0])
 
-    def index(self) -> pd.Index[Any]:
+    def index(self, rows: slice = _ALL) -> pd.Index[Any]:
         """Read the row names.
+
+        Parameters
+        ----------
+        rows
+            Which rows, half open.
 
         Returns
         -------
         Index
             The names as stored: usually text.
         """
-        names: pd.Index[Any] = pd.Index(self._read(self._index_key), name=self.index_name)
+        names: pd.Index[Any] = pd.Index(self._read(self._index_key, rows), name=self.index_name)
         return names
 
-    def column(self, name: str) -> Any:
+    def column(self, name: str, rows: slice = _ALL) -> Any:
         """Read one column as pandas would hold it.
 
         Parameters
         ----------
         name
             Name of the column.
+        rows
+            Which rows, half open. The dtype, with all categories, is that of the whole column.
 
         Returns
         -------
@@ -140,7 +152,15 @@ class FrameReader:
             If the column is listed but not stored, has not one value per row, or a code numbers no category.
         """
         self._check_name(name)
-        return self._read(name)
+        return self._read(name, rows)
+
+    def frame(self, columns: Iterable[str] | None = None, rows: slice = _ALL) -> pd.DataFrame:
+        """Read columns and row names; see :func:`read_frame`."""
+        names = list(self.columns if columns is None else columns)
+        index = self.index(rows)
+        if not pd.api.types.is_string_dtype(index.dtype):
+            index = index.astype(str)
+        return pd.DataFrame({name: self.column(name, rows) for name in names}, index=index, columns=names or None)
 
     def labels(self, name: str) -> Labels:
         """Read one column as codes and categories, without a Python object per row.
@@ -168,10 +188,9 @@ class FrameReader:
         column = self._column(name)
         if column.categories is not None:
             categories = _read_values(_Column(column.categories)).reshape(-1)
-            codes = np.asarray(_read_raw(column))
-            if self._numbers(codes, categories, name):
-                return Labels(codes.astype(code_dtype(len(categories)), copy=False), categories)
-            column = _Column(column.values, column.field)
+            codes = _read_raw(column)
+            self._check_codes(codes, categories, name)
+            return Labels(codes.astype(code_dtype(len(categories)), copy=False), categories)
         if _is_group(column.values):
             msg = f"column {name!r} of {_location(self._elem)} is not a plain column: it cannot serve as labels"
             raise TypeError(msg)
@@ -218,6 +237,8 @@ class FrameReader:
 
     def _column(self, name: str) -> _Column:
         """Find a column and see that it has one value per row: NumPy would stretch a single one over all rows."""
+        if name in self._found:
+            return self._found[name]
         column = self._stored(name)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
@@ -226,6 +247,10 @@ class FrameReader:
                     f"for {self.n_rows} rows: the file is damaged"
                 )
                 raise CorruptDataError(msg)
+        is_text = column.categories is None and not _is_group(column.values) and not _holds_numbers(column)
+        if is_text and self._readable is not None and column.field is None:
+            column = replace(column, values=self._readable(column.values))
+        self._found[name] = column
         return column
 
     def _stored(self, name: str) -> _Column:
@@ -249,35 +274,37 @@ class FrameReader:
         return _Column(elem)
 
     def _uns_categories(self, name: str) -> Any:
+        """Categories of a column of a compound array, if ``uns`` has some that its codes number.
+
+        obs and var shared uns: the categories under a name may be those of the other table. Only all codes tell.
+        """
         parent = _parent(self._elem)
         key = f"{name}_categories"
-        return parent["uns"][key] if "uns" in parent and key in parent["uns"] else None
+        if "uns" not in parent or key not in parent["uns"]:
+            return None
+        found = parent["uns"][key]
+        return found if _all_number(_Column(self._elem, name), int(np.prod(found.shape))) else None
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, rows: slice) -> Any:
         column = self._column(name)
         if column.categories is not None:
             categories = _read_values(_Column(column.categories)).reshape(-1)
-            codes = np.asarray(_read_raw(column))
-            if not self._numbers(codes, categories, name):
-                return codes
+            codes = _read_raw(column, rows)
+            self._check_codes(codes, categories, name)
             return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=column.ordered)
         if _is_group(column.values):
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
             from anndata.io import read_elem
 
-            return read_elem(column.values)
-        values = _read_values(column)
+            return read_elem(column.values)[rows]
+        values = _decoded(_read_raw(column, rows))
         if column.mask is None:
             return values
-        return _masked(values, _read_raw(_Column(column.mask)).astype(bool), na_is_nan=column.na_is_nan)
+        return _masked(values, _read_raw(_Column(column.mask), rows).astype(bool), na_is_nan=column.na_is_nan)
 
-    def _numbers(self, codes: np.ndarray, categories: np.ndarray, name: str) -> bool:
-        """Whether the codes number the categories; for a compound array they may not (see below)."""
-        if codes.size == 0 or (codes.min() >= -1 and codes.max() < len(categories)):
-            return True
-        if not _is_group(self._elem):
-            # obs and var shared uns: the categories under this name are those of the other table.
-            return False
+    def _check_codes(self, codes: np.ndarray, categories: np.ndarray, name: str) -> None:
+        if _number(codes, len(categories)):
+            return
         msg = (
             f"column {name!r} of {_location(self._elem)} has codes from {codes.min()} to {codes.max()} "
             f"but {len(categories)} categories: the file is damaged"
@@ -285,7 +312,7 @@ class FrameReader:
         raise CorruptDataError(msg)
 
 
-def read_frame(elem: Any, columns: Iterable[str] | None = None) -> pd.DataFrame:
+def read_frame(elem: Any, columns: Iterable[str] | None = None, rows: slice = _ALL) -> pd.DataFrame:
     """Read ``obs`` or ``var`` into memory, in any encoding that anndata still reads.
 
     Parameters
@@ -294,6 +321,8 @@ def read_frame(elem: Any, columns: Iterable[str] | None = None) -> pd.DataFrame:
         ``obs`` or ``var``: an ``h5py`` or Zarr group, or a compound array of either kind.
     columns
         Which columns to read, in this order. None: all, in their stored order.
+    rows
+        Which rows to read, half open. The dtypes, with all categories, are those of the whole table.
 
     Returns
     -------
@@ -317,12 +346,7 @@ def read_frame(elem: Any, columns: Iterable[str] | None = None) -> pd.DataFrame:
     >>> with h5py.File("cells.h5ad") as file:  # doctest: +SKIP
     ...     obs = read_frame(file["obs"], columns=["cell_type"])
     """
-    reader = FrameReader(elem)
-    names = list(reader.columns if columns is None else columns)
-    index = reader.index()
-    if not pd.api.types.is_string_dtype(index.dtype):
-        index = index.astype(str)
-    return pd.DataFrame({name: reader.column(name) for name in names}, index=index, columns=names or None)
+    return FrameReader(elem).frame(columns, rows)
 
 
 def _is_group(elem: Any) -> bool:
@@ -364,6 +388,20 @@ def _holds_numbers(column: _Column) -> bool:
         return False
     dtype = column.values.dtype if column.field is None else column.values.dtype[column.field]
     return dtype.kind in "biuf"
+
+
+def _number(codes: np.ndarray, n_categories: int) -> bool:
+    """Whether each code is -1 or numbers a category."""
+    return codes.size == 0 or bool(codes.min() >= -1 and codes.max() < n_categories)
+
+
+def _all_number(column: _Column, n_categories: int) -> bool:
+    """Whether a whole column holds codes of so many categories."""
+    if column.values.dtype[column.field].kind not in "iu":
+        return False
+    n_rows = column.values.shape[0]
+    pieces = (slice(i, i + _ROWS_AT_ONCE) for i in range(0, n_rows, _ROWS_AT_ONCE))
+    return all(_number(_read_raw(column, rows), n_categories) for rows in pieces)
 
 
 def _read_raw(column: _Column, rows: slice | tuple[()] = ()) -> np.ndarray:
@@ -427,8 +465,8 @@ def _factorize_text(column: _Column) -> Labels:
     n_rows = column.values.shape[0]
     found: dict[str, int] = {}
     numbered: list[np.ndarray] = []
-    for start in range(0, n_rows, _TEXT_ROWS_AT_ONCE):
-        rows = slice(start, min(start + _TEXT_ROWS_AT_ONCE, n_rows))
+    for start in range(0, n_rows, _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, n_rows))
         codes, values = pd.factorize(_read_raw(column, rows))
         numbers = [found.setdefault(value, len(found)) for value in _decoded(np.asarray(values)).tolist()]
         piece = np.array(numbers, dtype=code_dtype(len(found)))[codes]

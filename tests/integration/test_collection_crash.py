@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -141,28 +143,64 @@ def test_files_that_may_not_grow(folder):
     assert len(DatasetCollection(place).obs()) == 150
 
 
-def test_full_disk(folder, tmp_path):
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes a file system of so many kB; another call gives it another size."""
     mount = tmp_path / "small"
     mount.mkdir()
-    tool = shutil.which("mount")
-    if (
-        tool is None
-        or subprocess.run(
-            [tool, "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(mount)], capture_output=True, check=False
-        ).returncode
-    ):
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        place = DatasetCollection(mount / "c.zarr")
-        with pytest.raises(OSError, match="No space left on device"):
-            place.add_adatas([cells(3000, seed=1)], **QUIET)
-        assert place.is_empty
-        assert DatasetCollection(mount / "c.zarr").obs().empty
-        with pytest.warns(UserWarning, match="removed the unfinished work"):
-            place.add_adatas([cells(20)], **QUIET)
-        assert len(place.obs()) == 20
-    finally:
-        subprocess.run([shutil.which("umount") or "umount", str(mount)], check=True)
+    mounted = False
+
+    def of_size(kilobytes):
+        nonlocal mounted
+        options = f"remount,size={kilobytes}k" if mounted else f"size={kilobytes}k"
+        command = [shutil.which("mount") or "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(mount)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small tmpfs needs root")
+        mounted = True
+        return mount
+
+    yield of_size
+    if mounted:
+        # Lazily: a file that a failed test left open must not leave the mount behind.
+        subprocess.run([shutil.which("umount") or "umount", "-l", str(mount)], check=True)
+
+
+def test_full_disk(small_disk):
+    mount = small_disk(200)
+    place = DatasetCollection(mount / "c.zarr")
+    with pytest.raises(OSError, match="No space left on device"):
+        place.add_adatas([cells(3000, seed=1)], **QUIET)
+    assert place.is_empty
+    assert DatasetCollection(mount / "c.zarr").obs().empty
+    with pytest.warns(UserWarning, match="removed the unfinished work"):
+        place.add_adatas([cells(20)], **QUIET)
+    assert len(place.obs()) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*interrupted call")
+def test_disk_that_is_full_at_any_stage(folder, small_disk, tmp_path):
+    """The collection is as it was; with more room the same call goes on."""
+    inputs = [write(tmp_path, f"big{i}.h5ad", cells(2500, seed=i, prefix=f"big{i}")) for i in range(2)]
+    n_full = 0
+    for kilobytes in range(150, 1500, 75):
+        place = small_disk(kilobytes) / "c.zarr"
+        shutil.copytree(folder / "start.zarr", place)
+        before = snapshot(place)
+        call = partial(DatasetCollection(place).add_adatas, inputs, dataset_size=1500, **QUIET)
+        with suppress(OSError):
+            call(rng=np.random.default_rng(0))
+        if len(DatasetCollection(place)) == 1:
+            n_full += 1
+            assert {k: v for k, v in snapshot(place).items() if ".annbatch" not in k} == before
+            small_disk(20_000)
+            call(rng=np.random.default_rng(0))
+        obs = DatasetCollection(place).obs()
+        assert len(obs) == len(set(obs.index)) == 5030
+        assert not (place / ".annbatch").exists()
+        small_disk(20_000)
+        shutil.rmtree(place)
+    assert n_full > 8
 
 
 def test_second_writer_gets_a_clear_error(folder):

@@ -105,7 +105,7 @@ def test_numbers_are_read_without_a_mask(modern):
 def test_text_is_numbered_across_pieces(modern, monkeypatch):
     elem, _ = modern
     expected = FrameReader(elem).labels("barcode")
-    monkeypatch.setattr(frames, "_TEXT_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(frames, "_ROWS_AT_ONCE", 2)
     in_pieces = FrameReader(elem).labels("barcode")
     np.testing.assert_array_equal(in_pieces.codes, expected.codes)
     np.testing.assert_array_equal(in_pieces.categories, expected.categories)

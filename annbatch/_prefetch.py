@@ -22,6 +22,9 @@ T = TypeVar("T")
 # How long a destructor and the interpreter's exit wait for a load that is being read. The thread ends by itself after it.
 _PATIENCE_S = 5.0
 
+# Who asks for more wants all there is; memory ends before this many loads.
+_MOST_LOADS = 1 << 16
+
 _LOAD_DONE = object()
 _ALL_DONE = object()
 
@@ -38,7 +41,7 @@ class _Channel:
         self.items: SimpleQueue[Any] = SimpleQueue()
         self.room: SimpleQueue[None] = SimpleQueue()
         self.stopped = False
-        for _ in range(n_loads):
+        for _ in range(min(n_loads, _MOST_LOADS)):
             self.room.put(None)
 
     def wait_for_room(self) -> bool:

@@ -60,6 +60,10 @@ def test_order_is_kept(n_ahead):
     assert list(in_order(iter(Loads(7)))) == [(i, j) for i in range(7) for j in range(2)]
 
 
+def test_any_number_of_loads_ahead_may_be_asked_for():
+    assert len(list(ReadAhead(iter(Loads(7)), 10**15))) == 14
+
+
 def test_no_loads():
     ahead = ReadAhead(iter(()), 1)
     assert list(ahead) == []

@@ -287,7 +287,9 @@ def test_the_missing_label_may_be_the_unknown_one(two, missing):
         assert list(m.encoders["cell_type"].values()) == [0, 1, 2, 3, -1]
         assert m.encoders["cell_type"][np.nan] == -1
         assert [m[i]["cell_type"] for i in (0, 2)] == [2, -1]
-        assert m.collate(m.__getitems__([0, 2]))["cell_type"].tolist() == [2, -1]
+        assert [sample["cell_type"] for sample in m.__getitems__([0, 2])] == [2, -1]
+        numbers = m._columns["cell_type"].numbers(np.array([0, 2]))
+        assert (numbers.tolist(), numbers.dtype) == ([2, -1], "int64")
 
 
 def test_only_the_listed_keys_are_encoded(two):

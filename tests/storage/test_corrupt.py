@@ -420,4 +420,5 @@ def test_threads_and_handles_are_gone_after_reading(tmp_path):
     before = resources()
     for _ in range(20):
         read_all(source)
-    assert resources() == before
+    # Fewer where a thread of an earlier test was still ending.
+    assert all(now <= then for now, then in zip(resources(), before, strict=True))

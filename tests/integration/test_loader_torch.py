@@ -121,7 +121,7 @@ def test_cpus_are_shared_out_among_workers(paths, monkeypatch):
             )
         )
 
-    assert reported(0) == {None}
+    assert reported(0) == {7}
     assert reported(2) == {3}
     assert reported(2, num_threads=5) == {5}
 

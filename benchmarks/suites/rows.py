@@ -8,7 +8,7 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 
-from annbatch import storage
+from annbatch import _rows, storage
 
 from .counts import thinned_cells
 from .files import N_CELLS, write_collection, write_h5ad
@@ -34,6 +34,36 @@ def shuffled_places() -> tuple[np.ndarray, np.ndarray]:
     """Destination of each row and the edges of the batches."""
     dest = np.random.default_rng(1).permutation(N_ROWS).astype(np.int64)
     return dest, np.arange(0, N_ROWS + 1, BATCH_SIZE, dtype=np.int64)
+
+
+class Plan:
+    """From row numbers to tasks and pieces, which is before the first byte is read. Rows of 1,342 values, chunks of 16 rows."""
+
+    param_names = ("order",)
+    params = (ORDERS,)
+
+    def setup(self, order: str) -> None:
+        n_obs, n_values = 4 * N_ROWS, 1_342
+        self.n_obs, self.chunk_size = n_obs, 16 * n_values
+        lengths = np.random.default_rng(2).poisson(n_values, n_obs)
+        self.indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self.rows = rows_in(order, n_obs)
+        self.sorted_rows = np.sort(self.rows)
+        self.address = shuffled_places()[0] * (4 * n_values)
+        self.spans = np.array([[0, 0, 0, n_values]])
+
+    def time_ascending(self, order: str) -> None:
+        _rows.ascending(self.rows, self.n_obs)
+
+    def time_sparse(self, order: str) -> None:
+        _rows.plan_ranges(self.indptr, self.sorted_rows, self.address, 4, self.chunk_size)
+
+    def time_sparse_to_dense(self, order: str) -> None:
+        array = (4, self.chunk_size, False)
+        _rows.plan_stretches(self.indptr, self.sorted_rows, 1 << 15, 0, *array, *array)
+
+    def time_dense(self, order: str) -> None:
+        _rows.plan_rows(self.sorted_rows, self.address, 4, 16, 1_342, self.spans, mapped=False)
 
 
 class Gather:

@@ -12,7 +12,10 @@ __all__ = ["own_copy", "own_rows", "sealed", "sealed_dtype", "sealed_frame"]
 
 def own_copy(frame: pd.DataFrame) -> pd.DataFrame:
     """Copy what can be changed in place; the rest, which is most of it where there is text, is shared. Takes a sealed frame."""
-    return _with_own_columns(frame.copy(deep=True))
+    frame = _with_own_columns(frame.copy(deep=True))
+    if not _is_sealed(frame.index):
+        frame.index = frame.index.copy(deep=True)
+    return frame
 
 
 def own_rows(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
@@ -39,14 +42,18 @@ def sealed(names: pd.Index) -> pd.Index:
 
     An Index is immutable by its contract, so batches share it; but before pandas 3, ``index.values[0] = ...`` writes to it.
     """
-    values: Any = names.values
-    # What the other kinds of index show as their values is made from something else.
-    if type(names) is not pd.Index or not isinstance(values, np.ndarray) or not values.flags.writeable:
+    # Other kinds of index (text of dtype "string", dates) cannot be made read-only; they are rare, and left as they are.
+    if type(names) is not pd.Index or not isinstance(names.values, np.ndarray) or _is_sealed(names):
         return names
-    values = values.copy()
+    values = names.values.copy()
     values.flags.writeable = False
     index: pd.Index[Any] = pd.Index(values, dtype=names.dtype, name=names.name)
     return index
+
+
+def _is_sealed(names: pd.Index) -> bool:
+    values: Any = names.values
+    return isinstance(values, np.ndarray) and not values.flags.writeable
 
 
 def _with_own_columns(frame: pd.DataFrame) -> pd.DataFrame:

@@ -401,14 +401,14 @@ cdef void announce(Run *run, WorkItem *item, int64_t t, const OpenFile *opened) 
     meanwhile.
     """
     cdef const Table *table = &item.table
-    cdef int64_t stop = min(item.n_tasks, t + 1 + N_ANNOUNCED), chunk, at, p, low, high
-    cdef int64_t k = max(raise_to(&item.n_announced, stop), t + 1)
+    cdef int64_t last = min(item.n_tasks, t + 1 + N_ANNOUNCED), stop = t + 1, k, chunk, at, p, low, high
     if table.n_files > 1 and table.file == NULL:
         return  # a file for each chunk: opening it costs as much as reading it
+    while stop < last and (table.n_files == 1 or table.file[item.task[5 * stop]] == opened.number):
+        stop += 1
+    k = max(raise_to(&item.n_announced, stop), t + 1)
     while k < stop:
         chunk = item.task[5 * k]
-        if table.n_files > 1 and table.file[chunk] != opened.number:
-            return
         at = 0 if table.offset == NULL else table.offset[chunk]
         if table.n_codecs:
             if table.length != NULL and table.length[chunk] > 0:

@@ -82,6 +82,8 @@ class StoredArray(ABC):
     def row_spans(self) -> np.ndarray:
         """Return the stretches of a row that are contiguous in a chunk, as ``_rows.plan_rows`` wants them."""
         whole, inside = self.shape[1:], self.chunk_shape[1:]
+        if not prod(whole):
+            return np.empty((0, 4), np.int64)
         if whole == inside:
             return np.array([[0, 0, 0, prod(whole)]], np.int64)
         whole_strides = [prod(whole[axis + 1 :]) for axis in range(len(whole))]

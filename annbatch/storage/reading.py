@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
@@ -304,7 +304,7 @@ class _Request:
         # Small requests are cut finer: the last stretches even out what the first ones of each thread differed in.
         n_wanted = min(_STRETCH_VALUES, work // (4 * self.num_threads))
         jobs = []
-        for part in map(self._readable, self.parts):
+        for part in self._readable_parts():
             rows, dest = _ascending(part)
             source = _sparse(part)
             value, column = (source.data, self.dtype), (source.indices, _index_dtype(self.n_var, 0))
@@ -329,20 +329,33 @@ class _Request:
         run_dense(jobs, self.num_threads)
         return batches
 
-    def _readable(self, part: Part) -> Part:
-        """Return rows where the engine can read them: as they are, or read into memory through zarr-python and h5py."""
-        source = _sparse(part)
-        if Job.engine_takes(source.data, self.dtype) and source.indices.is_direct:
-            return part
-        rows = np.arange(len(part.rows))
-        (block,) = read_csr(
-            [Part(source, part.rows, rows)],
-            np.array([0, len(rows)]),
-            n_var=source.shape[1],
+    def _readable_parts(self) -> list[Part]:
+        """Return all rows where the engine can read them: as they are, or read into memory through zarr-python and h5py."""
+        readable: list[Part] = []
+        others: list[Part] = []
+        for part in self.parts:
+            source = _sparse(part)
+            direct = Job.engine_takes(source.data, self.dtype) and source.indices.is_direct
+            (readable if direct else others).append(part)
+        if not others:
+            return readable
+        # All in one call: stores that answer slowly are asked for many things at a time.
+        edges = _running_sum(np.array([len(part.rows) for part in others], np.int64))
+        widths = [part.source.shape[1] for part in others]
+        blocks = read_csr(
+            [
+                Part(part.source, part.rows, np.arange(low, high), np.arange(width))
+                for part, width, (low, high) in zip(others, widths, pairwise(edges), strict=True)
+            ],
+            edges,
+            n_var=max(widths),
             dtype=self.dtype,
             num_threads=self.num_threads,
         )
-        return Part(open_matrix(block.to_scipy()), rows, part.dest, part.columns)
+        for part, width, block in zip(others, widths, blocks, strict=True):
+            in_memory = open_matrix(replace(block, shape=(len(part.rows), width)).to_scipy())
+            readable.append(Part(in_memory, np.arange(len(part.rows)), part.dest, part.columns))
+        return readable
 
     def densified_by_numpy(self) -> list[np.ndarray]:
         """Do the same for dtypes that the kernels do not compute with (float16, complex)."""

@@ -113,6 +113,21 @@ def test_reads_that_wait_are_announced_and_give_the_same(kind, monkeypatch):
         assert (_engine.counts["announced"] == before) == a_file_a_chunk
 
 
+@pytest.mark.parametrize("per_shard", [3, 5])
+def test_of_every_shard_all_reads_but_the_first_are_announced(per_shard, monkeypatch):
+    monkeypatch.setattr(_engine, "waiting_ns", -(1 << 40))
+    matrix = random_csr(np.random.default_rng(0), 300, 40, 0.5, "float32")
+    with Stored(csr_parts(matrix), csr_attrs(matrix), "shards-zstd", (50,), (per_shard,)) as group:
+        before = _engine.counts["announced"]
+        part = storage.Part(storage.open_matrix(group), np.arange(300), np.arange(300))
+        storage.read_csr([part], np.array([0, 300]), n_var=40, num_threads=1)
+        n_chunks = -(-matrix.nnz // 50)
+        n_shards = -(-n_chunks // per_shard)
+        assert n_shards > 10
+        # Less one: nothing is known of the disk before the first read of all.
+        assert _engine.counts["announced"] - before == 2 * (n_chunks - n_shards) - 1
+
+
 def test_nothing_is_announced_where_no_read_waits(monkeypatch):
     monkeypatch.setattr(_engine, "waiting_ns", 1 << 40)
     matrix = random_csr(np.random.default_rng(0), 300, 40, 0.3, "float32")

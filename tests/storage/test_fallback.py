@@ -77,6 +77,37 @@ def test_few_reads_of_values_and_column_numbers_overlap(layout):
     assert frozenset({"data", "indices"}) in store.arrays_together
 
 
+@pytest.mark.parametrize("read", [storage.read_csr, storage.read_dense])
+def test_reads_of_several_datasets_overlap(read):
+    store, group = slow_group("plain")
+    first = int(np.flatnonzero(np.diff(MATRIX.indptr))[0])
+    parts = [storage.Part(storage.open_matrix(group), np.array([first]), np.array([i])) for i in range(3)]
+    assert all(part.source.indptr[first + 1] < 100 for part in parts)  # one stretch of each array
+    store.n_wanted, store.most = 6, 0
+    (batch,) = read(parts, np.array([0, 3]), n_var=60, num_threads=1)
+    dense = batch if isinstance(batch, np.ndarray) else batch.to_scipy().toarray()
+    np.testing.assert_array_equal(dense, MATRIX[[first] * 3].toarray())
+    assert store.most >= 6
+
+
+def test_dense_rows_of_datasets_of_different_width():
+    matrices = [random_csr(np.random.default_rng(n), 20, n, 0.4) for n in (1, 7, 60, 0)]
+    parts = [
+        storage.Part(
+            storage.open_matrix(matrix, direct=number == 2),
+            np.arange(20),
+            np.arange(20) + 20 * number,
+            np.arange(matrix.shape[1])[::-1].copy(),
+        )
+        for number, matrix in enumerate(matrices)
+    ]
+    batches = storage.read_dense(parts, np.arange(0, 81, 20), n_var=60)
+    for batch, matrix in zip(batches, matrices, strict=True):
+        expected = np.zeros((20, 60), matrix.dtype)
+        expected[:, : matrix.shape[1]] = matrix.toarray()[:, ::-1]
+        np.testing.assert_array_equal(batch, expected)
+
+
 def test_after_a_failure_nothing_more_is_asked_for():
     class Failing(Patient):
         n_asked = 0

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +108,21 @@ def test_three_dimensional_rows_keep_their_shape():
     source = storage.open_matrix(array)
     (batch,) = storage.read_dense([storage.Part(source, np.array([4, 0, 4]), np.array([2, 0, 1]))], np.array([0, 3]))
     np.testing.assert_array_equal(batch, array[[0, 4, 4]])
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("shape", [(10, 0), (10, 0, 3)])
+def test_rows_without_columns_are_read(shape, direct, tmp_path):
+    # As an obsm of a tool that kept no component.
+    array = np.zeros(shape, "float32")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = array
+    stored = zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(4,) + (1,) * (len(shape) - 1))
+    with h5py.File(tmp_path / "a.h5") as file:
+        for elem in (array, file["a"], stored):
+            part = storage.Part(storage.open_matrix(elem, direct=direct), np.array([9, 0, 5]), np.arange(3))
+            first, second = storage.read_dense([part], np.array([0, 1, 3]))
+            assert (first.shape, second.shape, first.dtype) == ((1, *shape[1:]), (2, *shape[1:]), np.float32)
 
 
 @pytest.mark.parametrize("kind", ["h5", "zarr2", "zarr3"])

@@ -83,7 +83,7 @@ def _add_build(commands: Any, common: argparse.ArgumentParser) -> None:
         "--merge", choices=["same", "unique", "first", "only"], help="how var columns that differ are merged"
     )
     parser.add_argument("--no-shuffle", dest="shuffle", action="store_false", help="keep the order of the rows")
-    parser.add_argument("--seed", type=int, help="makes the shuffle repeatable")
+    parser.add_argument("--seed", type=_seed, help="makes the shuffle repeatable")
     parser.add_argument("--n-obs-per-chunk", type=int, metavar="ROWS", help="rows in the smallest piece that is read")
     parser.add_argument("--shard-size", type=_size, default="1GB", help='rows, or bytes as in "1GB" (default)')
     parser.add_argument("--dataset-size", type=_size, default="20GB", help='rows, or bytes as in "20GB" (default)')
@@ -143,12 +143,19 @@ def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cells", type=int, default=40_000)
     parser.add_argument("--passes", type=int, default=2, help="passes over the data (default 2)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.set_defaults(run=_demo)
 
 
 def _size(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        msg = f"must be a whole number of at least 0, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _say(options: argparse.Namespace, text: str) -> None:

@@ -12,6 +12,8 @@ from . import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
 
 _EXAMPLES = """\
 examples:
@@ -196,20 +198,23 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"annbatch: {message}", file=sys.stderr)
         warnings.simplefilter("always", UserWarning)
-        if options.processes is not None:
-            from concurrent.futures import ProcessPoolExecutor
-            from multiprocessing import get_context
-
-            from ._build.sizes import positive_int
-
-            # Not forked: threads have run by the time the first task is sent.
-            context = get_context("spawn")
-            with ProcessPoolExecutor(positive_int("processes", options.processes), mp_context=context) as executor:
-                collection.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
-        else:
-            collection.add_adatas(options.inputs, progress=not options.quiet, **chosen)
+        with _executor(options.processes) as executor:
+            collection.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
     _say(options, f"{collection!r}")
     return {"path": options.out, "datasets": len(collection)}
+
+
+def _executor(processes: int | None) -> AbstractContextManager[Executor | None]:
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import nullcontext
+    from multiprocessing import get_context
+
+    from ._build.sizes import positive_int
+
+    if processes is None:
+        return nullcontext()
+    # Not forked: threads have run by the time the first task is sent.
+    return ProcessPoolExecutor(positive_int("processes", processes), mp_context=get_context("spawn"))
 
 
 def _codecs(text: str) -> list[Any]:

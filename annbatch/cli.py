@@ -12,6 +12,8 @@ from . import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
 
 _EXAMPLES = """\
 examples:
@@ -83,7 +85,7 @@ def _add_build(commands: Any, common: argparse.ArgumentParser) -> None:
         "--merge", choices=["same", "unique", "first", "only"], help="how var columns that differ are merged"
     )
     parser.add_argument("--no-shuffle", dest="shuffle", action="store_false", help="keep the order of the rows")
-    parser.add_argument("--seed", type=int, help="makes the shuffle repeatable")
+    parser.add_argument("--seed", type=_seed, help="makes the shuffle repeatable")
     parser.add_argument("--n-obs-per-chunk", type=int, metavar="ROWS", help="rows in the smallest piece that is read")
     parser.add_argument("--shard-size", type=_size, default="1GB", help='rows, or bytes as in "1GB" (default)')
     parser.add_argument("--dataset-size", type=_size, default="20GB", help='rows, or bytes as in "20GB" (default)')
@@ -143,12 +145,19 @@ def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cells", type=int, default=40_000)
     parser.add_argument("--passes", type=int, default=2, help="passes over the data (default 2)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.set_defaults(run=_demo)
 
 
 def _size(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        msg = f"must be a whole number of at least 0, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _say(options: argparse.Namespace, text: str) -> None:
@@ -189,20 +198,23 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"annbatch: {message}", file=sys.stderr)
         warnings.simplefilter("always", UserWarning)
-        if options.processes is not None:
-            from concurrent.futures import ProcessPoolExecutor
-            from multiprocessing import get_context
-
-            from ._build.sizes import positive_int
-
-            # Not forked: threads have run by the time the first task is sent.
-            context = get_context("spawn")
-            with ProcessPoolExecutor(positive_int("processes", options.processes), mp_context=context) as executor:
-                collection.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
-        else:
-            collection.add_adatas(options.inputs, progress=not options.quiet, **chosen)
+        with _executor(options.processes) as executor:
+            collection.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
     _say(options, f"{collection!r}")
     return {"path": options.out, "datasets": len(collection)}
+
+
+def _executor(processes: int | None) -> AbstractContextManager[Executor | None]:
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import nullcontext
+    from multiprocessing import get_context
+
+    from ._build.sizes import positive_int
+
+    if processes is None:
+        return nullcontext()
+    # Not forked: threads have run by the time the first task is sent.
+    return ProcessPoolExecutor(positive_int("processes", processes), mp_context=get_context("spawn"))
 
 
 def _codecs(text: str) -> list[Any]:

@@ -184,8 +184,8 @@ class DatasetCollection:
             Makes an AnnData (in memory, backed, or of dask arrays) of an entry of ``adata_paths``. It is called more
             than once per entry. None: files are read directly, which is fastest.
         groupby
-            Columns of obs to sort every dataset by, after shuffling (stable, missing values last). Sorting by the label
-            gives the long runs that :class:`annbatch.ClassSampler` reads.
+            Columns of obs, or ``"src_path"``, to sort every dataset by, after shuffling (stable, missing values last).
+            Sorting by the label gives the long runs that :class:`annbatch.ClassSampler` reads.
         var_subset
             Names of the genes to keep, in the order in which the files have them. None: all.
         n_obs_per_chunk

@@ -141,7 +141,10 @@ def test_unknown_label(place, capsys):
     assert "obs has no column 'nope'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["build"], ["build", "x", "y", "--merge", "all"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["build"], ["build", "x", "y", "--merge", "all"], ["build", "x", "y", "--seed", "-1"]],
+)
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)

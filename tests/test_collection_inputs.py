@@ -189,15 +189,32 @@ class TestSrcPath:
         written = ad.io.read_elem(zarr.open_group(tmp_path / "c.zarr", mode="r"))
         assert written.obs["src_path"].tolist() == adata.obs["src_path"].tolist()
 
+    @pytest.mark.parametrize("replaced", [False, True])
+    @pytest.mark.filterwarnings("ignore:obs.'src_path'. of 2:UserWarning")
+    def test_group_by_it(self, tmp_path, replaced):
+        adatas = [cells(10, prefix=prefix) for prefix in "ab"]
+        for adata in adatas if replaced else ():
+            adata.obs["src_path"] = "before"
+        place = DatasetCollection(tmp_path / "c.zarr").add_adatas(adatas, groupby="src_path", **QUIET)
+        assert place.obs()["src_path"].tolist() == ["input_0"] * 10 + ["input_1"] * 10
+
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["", ".", "..", "_index"])
+    @pytest.mark.parametrize("name", ["", ".", "..", "_index", "zarr.json", "a/../b", "note/a", "é" * 128])
     def test_columns_that_cannot_be_stored(self, tmp_path, name):
         adata = cells(10)
         adata.obs[name] = 1
         with pytest.raises(
             ValueError, match=r"obs columns of input_0 has the name .*, under which nothing can be stored"
         ):
+            DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], **QUIET)
+        assert not (tmp_path / "c.zarr").exists()
+
+    @pytest.mark.parametrize("name", ["", "..", "zarr.json"])
+    def test_index_whose_name_cannot_be_stored(self, tmp_path, name):
+        adata = cells(10)
+        adata.obs.index.name = name
+        with pytest.raises(ValueError, match=r"the index of obs of input_0 has the name .*, under which nothing"):
             DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], **QUIET)
         assert not (tmp_path / "c.zarr").exists()
 

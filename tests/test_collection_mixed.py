@@ -43,6 +43,8 @@ def test_text_in_the_collection_and_categories_in_what_is_added(tmp_path):
     ("first", "second"),
     [
         (pd.Categorical([True, False] * 10), pd.Categorical([1, 2] * 10)),  # True would become 1
+        (pd.Categorical([True, False] * 10), pd.Categorical([1, 0] * 10)),  # 1 would become True
+        (pd.Categorical([2**63 + 1, 0] * 10), pd.Categorical([-1, 0] * 10)),  # they would become text
         (np.full(20, 2**63 + 1, np.uint64), np.full(20, 2**62 + 1, np.int64)),  # a float would round both
     ],
 )
@@ -50,6 +52,22 @@ def test_columns_without_a_common_type_clash(tmp_path, first, second):
     place = DatasetCollection(tmp_path / "c.zarr")
     with pytest.raises(TypeError, match=r"obs\['x'\] clashes"):
         place.add_adatas([with_column("a", first), with_column("b", second)], **QUIET)
+    assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (pd.interval_range(0, 20), "interval"),
+        (pd.date_range("2020", periods=20), "datetime64"),
+        ([(1, i) for i in range(20)], "mixed"),
+        ([1, "a"] * 10, "mixed-integer"),
+    ],
+)
+def test_categories_that_files_do_not_hold(tmp_path, values, kind):
+    """Some of them would become text."""
+    with pytest.raises(TypeError, match=rf"obs\['x'\] of input_0 has categories of a kind .*\({kind}\)"):
+        DatasetCollection(tmp_path / "c.zarr").add_adatas([with_column("a", pd.Categorical(values))], **QUIET)
     assert not (tmp_path / "c.zarr").exists()
 
 

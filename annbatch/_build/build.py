@@ -185,11 +185,11 @@ def _survey(work: WorkFolder, specs: Sequence[InputSpec], options: Options) -> l
         opened = spec.open(work.path)
         try:
             description = interned.description(describe_input(opened))
-            lacking = [name for name in options.groupby if name not in description.obs]
+            lacking = [name for name in options.groupby if name not in (*description.obs, SRC_PATH)]
             if lacking and description.n_obs:
                 msg = f"groupby: obs of {spec.label} has no column {lacking[0]!r}; it has {list(description.obs)}"
                 raise KeyError(msg)
-            labels = [opened.obs.labels(name) for name in options.groupby if not lacking]
+            labels = [_labels(opened, name) for name in options.groupby if not lacking]
             before = opened.bytes_before()
             matrix_bytes = int(before[-1])
             before += np.arange(len(before), dtype=np.int64) * (opened.obs.row_bytes if description.n_obs else 0)
@@ -201,6 +201,13 @@ def _survey(work: WorkFolder, specs: Sequence[InputSpec], options: Options) -> l
         finally:
             opened.close()
     return survey
+
+
+def _labels(opened: Input, name: str) -> pd.Categorical[Any]:
+    """A groupby column of an input; ``src_path`` is what this build makes of it."""
+    if name != SRC_PATH:
+        return opened.obs.labels(name)
+    return pd.Categorical.from_codes(np.zeros(opened.n_obs, np.int8), pd.Index([opened.label]))
 
 
 def _budget(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["number", "nullable", "categorical", "text"]
 
+# As pandas infers them.
+_KINDS_OF_CATEGORIES = ("string", "empty", "boolean", "integer", "floating", "complex")
+
 
 @dataclass(frozen=True)
 class Column:
@@ -55,6 +58,10 @@ def describe(series: pd.Series[Any]) -> Column:
     """
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
+        of = pd.api.types.infer_dtype(dtype.categories, skipna=True)
+        if of not in _KINDS_OF_CATEGORIES:
+            msg = f"has categories of a kind that AnnData files do not hold ({of}); make them text, numbers or booleans"
+            raise TypeError(msg)
         return Column("categorical", categories=dtype.categories, ordered=bool(dtype.ordered))
     if isinstance(dtype, np.dtype) and dtype.kind in "biufc":
         return Column("number", dtype.newbyteorder("=").name)
@@ -101,20 +108,25 @@ def unify(columns: Sequence[Column], *, everywhere: bool) -> Column | None:
 
 
 def unite_categories(each: Sequence[pd.Index[Any]]) -> pd.Index[Any] | None:
-    """All categories: as they are where all agree, else sorted; None when text, numbers and booleans meet."""
+    """All categories: as they are where all agree, else sorted; None when text, numbers and booleans meet.
+
+    None as well when no type holds all numbers (uint64 and negative ones).
+    """
     first = each[0]
+    filled = [categories for categories in each if len(categories)] or [first]
+    # First of all: True equals 1, so booleans and numbers would be taken for each other.
+    if len({(_holds_text(categories), pd.api.types.is_bool_dtype(categories)) for categories in filled}) > 1:
+        return None
     if all(first.equals(other) for other in each[1:]):
         return first
-    each = [categories for categories in each if len(categories)] or [first]
-    # True equals 1, so booleans and numbers would be taken for each other.
-    if len({(_holds_text(categories), pd.api.types.is_bool_dtype(categories)) for categories in each}) > 1:
-        return None
+    each = filled
     if _holds_text(each[0]):
         return pd.Index(sorted({str(c) for categories in each for c in categories}), dtype=object)
     united = each[0]
     for other in each[1:]:
         united = united.union(other)
-    return united.sort_values()
+    united = united.infer_objects()
+    return None if united.dtype == object else united.sort_values()
 
 
 def _holds_text(categories: pd.Index[Any]) -> bool:

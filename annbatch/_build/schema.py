@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .inputs import Input
 
 SRC_PATH = "src_path"
+# In bytes; what is stored in Zarr becomes a folder.
+_LONGEST_FILE_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,27 @@ def describe_input(opened: Input) -> Description:
 
 def _check_names(opened: Input) -> None:
     """Refuse names under which nothing can be stored, or only in place of something else."""
-    names = [("obs columns", name, name in ("", ".", "..", "_index")) for name in opened.obs.head.columns]
+    obs = opened.obs.head
+    index = [] if obs.index.name is None else [str(obs.index.name)]
+    taken = {*obs.columns, *index}
+    names = [("obs columns", name, name == "_index" or not _is_path(name, taken)) for name in obs.columns]
+    names += [("the index of obs", name, not _is_path(name, taken)) for name in index]
     for element in opened.matrices:
         kind, _, name = element.partition("/")
-        names.append((kind, name, name in ("", ".", "..") or "/" in name))
+        names.append((kind, name, "/" in name or not _is_path(name, set())))
     for kind, name, is_bad in names:
         if is_bad and kind not in ("X", "raw"):
             msg = f"{kind} of {opened.label} has the name {name!r}, under which nothing can be stored; rename it"
             raise ValueError(msg)
+
+
+def _is_path(name: str, others: set[str]) -> bool:
+    """Whether something can be stored under a name; a slash in it makes a folder, which no other may be."""
+    *folders, last = name.split("/")
+    return all(
+        part not in ("", ".", "..", "zarr.json") and len(part.encode(errors="surrogatepass")) <= _LONGEST_FILE_NAME
+        for part in (*folders, last)
+    ) and others.isdisjoint("/".join(folders[:n]) for n in range(1, len(folders) + 1))
 
 
 def _n_columns(name: str, var: pd.DataFrame, raw_var: pd.DataFrame | None) -> int | None:

@@ -13,6 +13,7 @@ per row, as integer codes and the categories that they number.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,7 @@ import pandas as pd
 from .errors import CorruptDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["FrameReader", "Labels", "code_dtype", "read_frame"]
 
@@ -187,7 +188,7 @@ class FrameReader:
         self._check_name(name)
         column = self._column(name)
         if column.categories is not None:
-            categories = _read_values(_Column(column.categories)).reshape(-1)
+            categories = self._categories(column, name)
             codes = _read_raw(column)
             self._check_codes(codes, categories, name)
             return Labels(codes.astype(code_dtype(len(categories)), copy=False), categories)
@@ -198,7 +199,8 @@ class FrameReader:
             return _factorize_numbers(
                 _read_raw(column), None if column.mask is None else _read_raw(_Column(column.mask))
             )
-        return _factorize_text(column)
+        with self._naming(name):
+            return _factorize_text(column)
 
     def numbers(self, name: str) -> np.ndarray | None:
         """Read one column of numbers.
@@ -288,7 +290,7 @@ class FrameReader:
     def _read(self, name: str, rows: slice) -> Any:
         column = self._column(name)
         if column.categories is not None:
-            categories = _read_values(_Column(column.categories)).reshape(-1)
+            categories = self._categories(column, name)
             codes = _read_raw(column, rows)
             self._check_codes(codes, categories, name)
             return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=column.ordered)
@@ -297,10 +299,28 @@ class FrameReader:
             from anndata.io import read_elem
 
             return read_elem(column.values)[rows]
-        values = _decoded(_read_raw(column, rows))
+        with self._naming(name):
+            values = _decoded(_read_raw(column, rows))
         if column.mask is None:
             return values
         return _masked(values, _read_raw(_Column(column.mask), rows).astype(bool), na_is_nan=column.na_is_nan)
+
+    def _categories(self, column: _Column, name: str) -> np.ndarray:
+        with self._naming(name):
+            return _decoded(_read_raw(_Column(column.categories))).reshape(-1)
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Say where text lies that cannot be decoded."""
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            what = "the index" if name == self._index_key else f"column {name!r}"
+            msg = (
+                f"{what} of {_location(self._elem)} must be UTF-8 text, but holds {error.object[:50]!r}; "
+                "write it again as text"
+            )
+            raise CorruptDataError(msg) from error
 
     def _check_codes(self, codes: np.ndarray, categories: np.ndarray, name: str) -> None:
         if _number(codes, len(categories)):
@@ -412,10 +432,6 @@ def _read_raw(column: _Column, rows: slice | tuple[()] = ()) -> np.ndarray:
     if isinstance(values, h5py.Dataset):
         return np.asarray(values.fields(column.field)[rows])
     return np.asarray(values[rows][column.field])
-
-
-def _read_values(column: _Column) -> np.ndarray:
-    return _decoded(_read_raw(column))
 
 
 def _decoded(values: np.ndarray) -> np.ndarray:

@@ -348,3 +348,26 @@ def test_codes_take_the_smallest_type_that_fits(tmp_path):
             labels = FrameReader(obs).labels("n")
             assert labels.codes.dtype == dtype
             np.testing.assert_array_equal(labels.codes, np.arange(n_categories))
+
+
+@pytest.mark.parametrize("kind", ["variable length", "fixed length", "categories", "index"])
+def test_text_that_is_not_utf8_is_named(tmp_path, kind):
+    text = np.array([b"fine", b"\xff\xfe"], dtype="S4" if kind == "fixed length" else object)
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        obs = file.create_group("obs")
+        obs.attrs.update({"_index": "_index", "column-order": ["x"]})
+        where = {"categories": "x/categories", "index": "_index"}.get(kind, "x")
+        if kind != "index":
+            obs["_index"] = ["a", "b"]
+        if kind == "categories":
+            obs["x/codes"] = np.array([0, 1], np.int8)
+        if kind == "index":
+            obs["x"] = [1, 2]
+        obs.create_dataset(where, data=text, dtype=h5py.string_dtype() if text.dtype == object else None)
+        name = "the index" if kind == "index" else "column 'x'"
+        match = rf"{name} of .*f\.h5 :: obs must be UTF-8 text, but holds b'.*; write it again as text"
+        with pytest.raises(CorruptDataError, match=match):
+            read_frame(obs)
+        if kind != "index":
+            with pytest.raises(CorruptDataError, match=match):
+                FrameReader(obs).labels("x")

@@ -230,3 +230,31 @@ def test_bars_count_rows(tmp_path, capsys, threads):
             -1:
         ]
         assert "77.0/77.0" in last
+
+
+LARGE = 2**53 + 1  # the first whole number that float64 rounds
+
+
+@pytest.mark.parametrize("where", ["X", "obs", "nullable obs"])
+def test_whole_numbers_that_the_common_type_would_round_are_refused(where, tmp_path):
+    first, second = cells(20, prefix="a"), cells(20, prefix="b")
+    if where == "X":
+        first.X = first.X.astype(np.int64)
+        first.X.data[3] = LARGE
+    else:
+        numbers = np.full(20, LARGE)
+        first.obs["n"] = pd.array(numbers, dtype="Int64") if where == "nullable obs" else numbers
+        second.obs["n"] = np.linspace(0, 1, 20)
+    paths = [write(tmp_path, "a.h5ad", first), write(tmp_path, "b.h5ad", second)]
+    with pytest.raises(ValueError, match=r"of .*a\.h5ad holds whole numbers that float64 cannot hold exactly"):
+        DatasetCollection(tmp_path / "c.zarr").add_adatas(paths, **QUIET)
+    assert DatasetCollection(tmp_path / "c.zarr").is_empty
+
+
+def test_whole_numbers_that_the_common_type_holds_are_stored(tmp_path):
+    first, second = cells(20, prefix="a"), cells(20, prefix="b")
+    first.X = first.X.astype(np.int64)
+    first.X.data[3] = LARGE - 1
+    paths = [write(tmp_path, "a.h5ad", first), write(tmp_path, "b.h5ad", second)]
+    whole = read_all(DatasetCollection(tmp_path / "c.zarr").add_adatas(paths, shuffle=False, **QUIET))
+    np.testing.assert_array_equal(dense(whole.X)[:20], dense(first.X))

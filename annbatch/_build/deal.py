@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .columns import Column, encode
-from .fields import Array, Field, Ragged, WholeRange, size_of
+from .fields import Array, Field, Ragged, WholeRange, check_exact, size_of
 from .files import remove
 from .schema import SRC_PATH, MatrixType, Schema, load_schema
 from .spill import is_complete, write_spill
@@ -64,7 +64,7 @@ def deal(task: DealTask) -> Path:
         if task.src_path is not None:
             labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
             obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
-        obs_fields = _encode_obs(obs, schema)
+        obs_fields = _encode_obs(obs, schema, task.spec.label)
         with_missing = [name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()]
         notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
         places = np.ascontiguousarray(task.places[order], np.int64)
@@ -94,6 +94,7 @@ def _read_matrix(
     elif not matrix.is_sparse and isinstance(field, Ragged):
         data, indices = field.values
         field = sp.csr_matrix((data, indices, field.indptr), shape=(len(rows), n_columns)).toarray()
+    check_exact(field.values[0] if isinstance(field, Ragged) else field, matrix.dtype, f"{name} of {task.spec.label}")
     if isinstance(field, Ragged):
         data, indices = _with_sorted_rows(field, n_columns)
         found = WholeRange.of(data) if task.compact else WholeRange(whole=False)
@@ -112,10 +113,15 @@ def _with_sorted_rows(field: Ragged, n_columns: int) -> tuple[Array, Array]:
     return csr.data, csr.indices
 
 
-def _encode_obs(obs: pd.DataFrame, schema: Schema) -> dict[str, Field]:
+def _encode_obs(obs: pd.DataFrame, schema: Schema, label: str) -> dict[str, Field]:
     fields = encode(INDEX, Column("text"), pd.Series(obs.index.astype(str)), len(obs))
     for name, column in schema.obs.items():
-        fields |= encode(f"obs/{name}", column, obs.get(name), len(obs))
+        series = obs.get(name)
+        if series is not None and column.dtype:
+            number_type = getattr(series.dtype, "numpy_dtype", series.dtype)
+            if isinstance(number_type, np.dtype) and number_type.kind in "iu":
+                check_exact(series.dropna().to_numpy(number_type), np.dtype(column.dtype), f"obs[{name!r}] of {label}")
+        fields |= encode(f"obs/{name}", column, series, len(obs))
     return fields
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from annbatch.storage._dtypes import cast_exactly
+
 from ._pack import place_rows, whole_range
 
 if TYPE_CHECKING:
@@ -120,3 +122,20 @@ class WholeRange:
             if info.min <= self.low and self.high <= info.max:
                 return np.dtype(name)
         return otherwise
+
+
+def check_exact(values: Array, dtype: np.dtype[Any], what: str) -> None:
+    """Raise ValueError when whole numbers would be rounded by becoming ``dtype``, the common type of all inputs."""
+    if values.dtype.kind not in "iu" or dtype.kind not in "fc" or not values.size:
+        return
+    largest = 2 ** (np.finfo(dtype).nmant + 1)
+    if -largest <= int(values.min()) and int(values.max()) <= largest:
+        return
+    try:
+        cast_exactly(values, dtype)
+    except ValueError:
+        msg = (
+            f"{what} holds whole numbers that {dtype} cannot hold exactly, but other inputs make it {dtype}; "
+            "store it with one type in all inputs"
+        )
+        raise ValueError(msg) from None

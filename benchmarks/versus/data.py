@@ -22,7 +22,7 @@ def _n_cells(path: Path) -> int:
         return len(file["X/indptr"]) - 1
 
 
-def _read_once(path: Path) -> None:
+def _read_through(path: Path) -> None:
     """Bring a file, or all files of a folder, into the page cache, where both sides find them."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -60,9 +60,10 @@ class Data:
             except WorkerError as error:
                 self._failed[name] = f"{name}: {error}"
                 raise WorkerError(self._failed[name]) from error
-            for path in paths:
-                _read_once(path)
             self._ready[name] = [str(path) for path in paths]
+        # Before every measurement: what was read once may have left the page cache since.
+        for path in self._ready[name]:
+            _read_through(Path(path))
         return self._ready[name]
 
     def _make(self, name: str) -> list[Path]:

@@ -1,6 +1,6 @@
 """Where the time of a pass goes: ``python -m benchmarks.where STORE... [--write docs/performance.md]``.
 
-A store is a collection, an AnnData file, or a pattern in quotes that several of them match ("gzip_*.h5ad"); each gets a table. The
+A store is a compressed collection, an AnnData file, or a pattern in quotes that several of them match ("gzip_*.h5ad"); each gets a table. The
 steps of a ladder are measured on the machine it runs on and with the same rows each time: what reading and decoding alone would
 allow, what storage reaches when it is only asked for rows, what Loader reaches without and with reading ahead. The difference
 between two steps is what the part between them costs. ``--write`` rewrites the section between ``<!-- where:begin -->`` and
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from annbatch.storage import _engine
 from annbatch.storage.jobs import Job
 
 from .versus.__main__ import commit, machine
+from .versus.data import read_through
 from .versus.report import rewrite_section
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ class Store:
         if groups[0].attrs.get("encoding-type") == "annbatch-preshuffled":
             groups = list(DatasetCollection(paths[0], mode="r"))
         return cls(paths, [storage.open_matrix(group["X"]) for group in groups])
+
+    def read_through(self) -> None:
+        """Bring the files into the page cache, which they may have left since the last step."""
+        for path in self.paths:
+            read_through(Path(path))
 
     @property
     def n_obs(self) -> int:
@@ -190,15 +197,23 @@ def table(store: Store, seconds: float, n_threads: int) -> list[str]:
     ]
     for chunk_size, preload_nchunks in LAYOUTS:
         requests = store.requests(chunk_size, preload_nchunks)
-        limit = decoding_rate(requests, n_threads, seconds) if first.data.table.codecs else None
-        reading = storage_rate(requests, first.shape[1], seconds)
-        alone, ahead = (
-            loader_rate(store.loader(chunk_size, preload_nchunks, prefetch), chunk_size * preload_nchunks, seconds)
-            for prefetch in (0, 1)
-        )
-        figures = [f"{figure:,.0f}" for figure in (reading, alone, ahead)]
-        decoding = ["nothing is decoded", "-"] if limit is None else [f"{limit:,.0f}", f"{ahead / limit:.0%}"]
-        lines.append(f"| {chunk_size} x {preload_nchunks:,} | {decoding[0]} | {' | '.join(figures)} | {decoding[1]} |")
+        steps = [
+            partial(decoding_rate, requests, n_threads, seconds),
+            partial(storage_rate, requests, first.shape[1], seconds),
+            *(
+                partial(
+                    loader_rate, store.loader(chunk_size, preload_nchunks, ahead), chunk_size * preload_nchunks, seconds
+                )
+                for ahead in (0, 1)
+            ),
+        ]
+        figures = []
+        for step in steps:
+            store.read_through()
+            figures.append(step())
+        limit, ahead = figures[0], figures[-1]
+        cells = " | ".join(f"{figure:,.0f}" for figure in figures)
+        lines.append(f"| {chunk_size} x {preload_nchunks:,} | {cells} | {ahead / limit:.0%} |")
     return lines
 
 

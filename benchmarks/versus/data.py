@@ -12,7 +12,7 @@ import h5py
 from .environments import REPOSITORY, Environments
 from .measure import WorkerError, run_worker
 
-__all__ = ["Data"]
+__all__ = ["Data", "read_through"]
 
 BLOCK = 1 << 24
 
@@ -22,7 +22,7 @@ def _n_cells(path: Path) -> int:
         return len(file["X/indptr"]) - 1
 
 
-def _read_through(path: Path) -> None:
+def read_through(path: Path) -> None:
     """Bring a file, or all files of a folder, into the page cache, where both sides find them."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -63,7 +63,7 @@ class Data:
             self._ready[name] = [str(path) for path in paths]
         # Before every measurement: what was read once may have left the page cache since.
         for path in self._ready[name]:
-            _read_through(Path(path))
+            read_through(Path(path))
         return self._ready[name]
 
     def _make(self, name: str) -> list[Path]:

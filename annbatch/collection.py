@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatasetCollection", "write_sharded"]
 
-_DEFAULT_ROWS_PER_CHUNK = 16
+_DEFAULT_ROWS_PER_CHUNK = 8
 
 
 class DatasetCollection:

@@ -70,7 +70,7 @@ sanitize: $(VENV)/test
 	../bin/python setup.py --quiet build_ext --inplace && \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	../bin/python -m pytest -q -p no:cacheprovider tests/test_rows.py tests/samplers/test_rle.py tests/storage $(ARGS)
+	../bin/python -m pytest -q -p no:cacheprovider tests/samplers/test_rle.py tests/storage $(ARGS)
 
 $(VENV)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or later, or pass PYTHON=/path/to/python" >&2; exit 1; }

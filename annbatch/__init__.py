@@ -6,11 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import abc, samplers, storage, types
+    from . import samplers, storage, types
     from .collection import DatasetCollection, write_sharded
     from .loader import Loader
     from .mapped import MappedCollection
     from .samplers import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedClassSampler
+    from .samplers import _base as abc
 
 __version__ = "0.4.0"
 

@@ -209,7 +209,7 @@ def _executor(processes: int | None) -> AbstractContextManager[Executor | None]:
     from contextlib import nullcontext
     from multiprocessing import get_context
 
-    from ._build.sizes import positive_int
+    from .collection.building.sizes import positive_int
 
     if processes is None:
         return nullcontext()
@@ -228,7 +228,7 @@ def _codecs(text: str) -> list[Any]:
 
 
 def _info(options: argparse.Namespace) -> dict[str, Any]:
-    from ._info import describe, show
+    from .commands.info import describe, show
 
     found = describe(options.path, options.label)
     if not options.json:
@@ -237,7 +237,7 @@ def _info(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
-    from ._bench import run_bench, show
+    from .commands.bench import run_bench, show
 
     found = run_bench(options.path, options.batch_size, options.seconds, progress=not options.quiet)
     if not options.json:
@@ -246,8 +246,8 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
-    from ._build.sizes import positive_int
-    from ._demo import run_demo
+    from .collection.building.sizes import positive_int
+    from .commands.demo import run_demo
 
     return run_demo(
         options.out,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from annbatch import storage
-from annbatch.storage import _engine
+from annbatch.storage.engine import _engine
 
 BATCH = 4096
 WAYS = {"in order": (16_384, 1), "512 x 32": (512, 32), "32 x 256": (32, 256), "1 x 8192": (1, 8192)}

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from annbatch.storage.reading.request.jobs import Job
 
-from annbatch import DatasetCollection, Loader, _rows, storage
+from annbatch import DatasetCollection, Loader, storage
 from annbatch.samplers import RandomSampler
-from annbatch.storage import _engine
-from annbatch.storage.jobs import Job
+from annbatch.storage.engine import _engine, _rows
 
 from .versus.__main__ import commit, machine
 from .versus.data import read_through

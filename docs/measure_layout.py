@@ -22,11 +22,11 @@ from numcodecs import Blosc, blosc
 from zarr.codecs import BloscCodec
 
 from annbatch import DatasetCollection
-from annbatch._bench import run_bench
-from annbatch._build.plan import plan_bytes
-from annbatch._build.shards import default_compressors
-from annbatch._demo import real_cells
-from annbatch.collection import _DEFAULT_ROWS_PER_CHUNK
+from annbatch.collection.building.output.shards import default_compressors
+from annbatch.collection.building.plan import plan_bytes
+from annbatch.collection.collection import _DEFAULT_ROWS_PER_CHUNK
+from annbatch.commands.bench import run_bench
+from annbatch.commands.demo import real_cells
 from annbatch.storage import available_cpus
 
 CODECS = (("lz4", 3), ("lz4hc", 1), ("lz4hc", 2), ("lz4hc", 4), ("zstd", 3))

@@ -12,7 +12,8 @@ import pytest
 
 from annbatch import DatasetCollection
 from annbatch.cli import main
-from tests.collection_data import cells, write
+
+from .collection.data import cells, write
 
 
 @pytest.fixture
@@ -165,7 +166,7 @@ def test_interrupt(monkeypatch, place, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("annbatch._info.describe", interrupt)
+    monkeypatch.setattr("annbatch.commands.info.describe", interrupt)
     assert main(["info", str(place)]) == 130
     assert "interrupted" in capsys.readouterr().err
 

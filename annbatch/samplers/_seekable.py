@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from annbatch._checks import as_bool, as_count
-from annbatch._random import pass_entropy, request_stream, take_pass_seed
-from annbatch._workers import Worker, current_worker
-from annbatch.abc import Sampler
+from annbatch._shared.args import as_bool, as_count
+from annbatch._shared.workers import Worker, current_worker
+
+from ._base import Sampler
+from ._streams import pass_entropy, request_stream, take_pass_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

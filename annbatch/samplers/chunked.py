@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch._checks import as_bool, as_count, as_generator, as_range, resolve_range
-from annbatch._random import pass_stream
 from annbatch._rle import draw_chunks, shuffle_segments
+from annbatch._shared.args import as_bool, as_count, as_generator, as_range, resolve_range
 
 from ._seekable import SeekableSampler, chunk_requests, cut_batches
+from ._streams import pass_stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from annbatch._workers import Worker
+    from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
 
 __all__ = ["RandomSampler", "SequentialSampler"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from annbatch._checks import as_count, as_generator, as_range, resolve_range
 from annbatch._rle import draw_class_chunks, shuffle_segments
+from annbatch._shared.args import as_count, as_generator, as_range, resolve_range
 
 from ._runs import Runs, RunTable
 from ._seekable import SeekableSampler, chunk_requests, cut_batches
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Self
 
-    from annbatch._workers import Worker
+    from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
 
 __all__ = ["ClassSampler", "WeightedClassSampler"]

@@ -5,20 +5,20 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
-from annbatch._checks import as_bool, as_count, as_range, resolve_range
-from annbatch._random import rank_key
-from annbatch._requests import requested_rows
-from annbatch._workers import current_worker
-from annbatch.abc import Sampler
+from annbatch._shared.args import as_bool, as_count, as_range, resolve_range
+from annbatch._shared.requests import requested_rows
+from annbatch._shared.workers import current_worker
 
+from ._base import Sampler
 from ._seekable import SeekableSampler
+from ._streams import rank_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy as np
 
-    from annbatch._workers import Worker
+    from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
 
 __all__ = ["DistributedSampler"]

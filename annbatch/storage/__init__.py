@@ -9,9 +9,9 @@ functions.
 from .cpus import available_cpus
 from .errors import CorruptDataError
 from .frames import read_frame
-from .places import is_store, open_group
+from .opening import is_store, open_group
 from .pool import BufferPool
-from .reading import CSRBlock, Part, read_csr, read_dense
+from .reading.request import CSRBlock, Part, read_csr, read_dense
 from .sources import DenseSource, SparseSource, open_matrix
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import MemoryArray, StoredArray, stored_array
+from .chunks.arrays import MemoryArray, StoredArray, stored_array
 from .errors import CorruptDataError
 
 __all__ = ["DenseSource", "MatrixSource", "SparseSource", "open_matrix"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 
-from annbatch import _rows, storage
+from annbatch import storage
+from annbatch.storage.engine import _rows
 
 from .counts import thinned_cells
 from .files import N_CELLS, write_collection, write_h5ad

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from annbatch import DatasetCollection
-from annbatch._build.journal import BusyError, WorkFolder
-from tests.collection_data import cells, snapshot, write
+from annbatch.collection.building.journal import BusyError, WorkFolder
+from tests.collection.data import cells, snapshot, write
 
 QUIET = {"progress": False}
 CHILD = Path(__file__).with_name("crash_child.py")
@@ -88,7 +88,7 @@ def test_unfinished_work_of_another_call_is_removed_and_said(folder, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("annbatch._build.assemble.write_dataset", full)
+        patch.setattr("annbatch.collection.building.assemble.write_dataset", full)
         with pytest.raises(OSError, match="No space left") as caught:
             DatasetCollection(place).add_adatas([folder / "a.h5ad"], **QUIET)
     assert "What was finished is kept in" in caught.value.__notes__[0]
@@ -102,7 +102,9 @@ def test_unfinished_work_of_another_call_is_removed_and_said(folder, monkeypatch
 def test_blocks_are_read_again_after_a_restart_of_the_machine(folder, monkeypatch):
     place = folder / "new.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr("annbatch._build.assemble.write_dataset", lambda *_: (_ for _ in ()).throw(OSError("stop")))
+        patch.setattr(
+            "annbatch.collection.building.assemble.write_dataset", lambda *_: (_ for _ in ()).throw(OSError("stop"))
+        )
         with pytest.raises(OSError, match="stop"):
             DatasetCollection(place).add_adatas([folder / "a.h5ad"], **QUIET)
     for block in (place / ".annbatch" / "blocks").iterdir():
@@ -110,7 +112,7 @@ def test_blocks_are_read_again_after_a_restart_of_the_machine(folder, monkeypatc
             block.write_bytes(
                 b"\0" * block.stat().st_size
             )  # what a file system may make of what it had not written yet
-    monkeypatch.setattr("annbatch._build.journal.boot_id", lambda: "another boot")
+    monkeypatch.setattr("annbatch.collection.building.journal.boot_id", lambda: "another boot")
     with pytest.warns(UserWarning, match="continuing an interrupted call; 0 blocks"):
         DatasetCollection(place).add_adatas([folder / "a.h5ad"], **QUIET)
     assert len(DatasetCollection(place).obs()) == 60

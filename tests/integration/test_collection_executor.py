@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from annbatch import DatasetCollection
-from annbatch._build.journal import BusyError
-from tests.collection_data import cells, read_all, write
+from annbatch.collection.building.journal import BusyError
+from tests.collection.data import cells, read_all, write
 
 OPTIONS = {"groupby": "cell_type", "dataset_size": 60, "progress": False, "max_memory": "80MB"}
 
@@ -81,7 +81,7 @@ class DiesOnce:
         if not self.mark.exists():
             self.mark.write_text("")
             os._exit(1)
-        return getattr(importlib.import_module(f"annbatch._build.{self.module}"), self.module)(task)
+        return getattr(importlib.import_module(f"annbatch.collection.building.{self.module}"), self.module)(task)
 
 
 @pytest.mark.parametrize("module", ["deal", "assemble"])
@@ -89,7 +89,7 @@ def test_a_worker_that_dies_and_a_new_executor(tmp_path, inputs, monkeypatch, mo
     spawn = multiprocessing.get_context("spawn")
     here = build(tmp_path, "here", inputs, None)
     with monkeypatch.context() as patch:
-        patch.setattr(f"annbatch._build.build.{module}", DiesOnce(tmp_path / "mark", module))
+        patch.setattr(f"annbatch.collection.building.build.{module}", DiesOnce(tmp_path / "mark", module))
         with ProcessPoolExecutor(2, mp_context=spawn) as executor, pytest.raises(BrokenProcessPool) as caught:
             build(tmp_path, "there", inputs, executor)
     assert "the same call continues from there" in caught.value.__notes__[0]
@@ -110,7 +110,7 @@ def test_a_dask_worker_that_dies(tmp_path, inputs, monkeypatch):
     """Dask runs the task again elsewhere: tasks can be run twice."""
     distributed = pytest.importorskip("distributed", reason="dask.distributed is optional")
     here = build(tmp_path, "here", inputs, None)
-    monkeypatch.setattr("annbatch._build.build.deal", DiesOnce(tmp_path / "mark", "deal"))
+    monkeypatch.setattr("annbatch.collection.building.build.deal", DiesOnce(tmp_path / "mark", "deal"))
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
@@ -125,7 +125,7 @@ def test_second_writer_after_the_first_was_killed(tmp_path, inputs):
     """A lock ends with its process, however it ended; while it lives the second writer is refused."""
     place = tmp_path / "c.zarr"
     code = (
-        "import sys, time\nfrom annbatch._build.journal import WorkFolder\nfrom pathlib import Path\n"
+        "import sys, time\nfrom annbatch.collection.building.journal import WorkFolder\nfrom pathlib import Path\n"
         "with WorkFolder(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(100)\n"
     )
     root = Path(__file__).parents[2]

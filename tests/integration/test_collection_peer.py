@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from annbatch import DatasetCollection
-from tests.collection_data import cells, read_all, write
+from tests.collection.data import cells, read_all, write
 
 PEER = os.environ.get("ANNBATCH_PEER_PYTHON", "")
 pytestmark = pytest.mark.skipif(not PEER, reason="ANNBATCH_PEER_PYTHON is not set")

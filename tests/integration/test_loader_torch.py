@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 from annbatch import ClassSampler, Loader
-from tests.loader_data import as_array, make_adata, small_loader, write
+from tests.loader.data import as_array, make_adata, small_loader, write
 
 torch = pytest.importorskip("torch", reason="needs torch")
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from annbatch import MappedCollection
-from tests.mapped_files import FORMATS, cells, dense, write
+from tests.mapped.data import FORMATS, cells, dense, write
 
 GENES = [f"gene_{letter}" for letter in "hcagebdf"]
 TYPES = ["b_cell", "t_cell", "nk", "unknown"]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from annbatch import MappedCollection
-from annbatch._samples import Sample
-from tests.mapped_files import cells, write
+from annbatch.mapped.samples import Sample
+from tests.mapped.data import cells, write
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 from torch.utils.data import (  # noqa: E402

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annbatch import _rle
-from tests import reference
+from tests.reference import rle as reference
 
 CODE_DTYPES = [np.int8, np.int16, np.int32, np.int64]
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import annbatch.abc
+import annbatch.samplers._base
 from annbatch import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler
-from annbatch._workers import Worker
+from annbatch._shared.workers import Worker
 
 from .checks import batches_of, plain
 from .test_base import custom
@@ -23,7 +23,7 @@ from .test_base import custom
 def as_worker(sampler, n_obs, worker):
     """What `sampler` yields in a process that is `worker`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annbatch.abc, "current_worker", lambda: worker)
+        patch.setattr(annbatch.samplers._base, "current_worker", lambda: worker)
         return list(sampler.sample(n_obs))
 
 
@@ -124,7 +124,7 @@ def test_resume_in_a_worker_of_a_later_process(make):
     worker, later = Worker(0, n_workers, 7), Worker(0, n_workers, 8)
     expected = as_worker(make(), 200, worker)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annbatch.abc, "current_worker", lambda: worker)
+        patch.setattr(annbatch.samplers._base, "current_worker", lambda: worker)
         sampler = make()
         requests = sampler.sample(200)
         next(requests)
@@ -136,7 +136,7 @@ def test_resume_in_a_worker_of_a_later_process(make):
 
 def test_a_state_of_another_worker_is_refused():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annbatch.abc, "current_worker", lambda: Worker(1, 3, 7))
+        patch.setattr(annbatch.samplers._base, "current_worker", lambda: Worker(1, 3, 7))
         sampler = random()
         next(sampler.sample(200))
         state = sampler.state_dict()
@@ -171,14 +171,14 @@ def test_leftover_rows_of_ranks_are_visited_in_fresh_workers_too():
 def test_later_passes_of_a_persistent_worker_follow_the_original_after_a_resume():
     original, resumed = Worker(1, 2, 7), Worker(1, 2, 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annbatch.abc, "current_worker", lambda: original)
+        patch.setattr(annbatch.samplers._base, "current_worker", lambda: original)
         sampler = random()
         requests = sampler.sample(200)
         next(requests)
         state = sampler.state_dict()
         list(requests)
         expected = [plain(sampler.sample(200)) for _ in range(2)]
-        patch.setattr(annbatch.abc, "current_worker", lambda: resumed)
+        patch.setattr(annbatch.samplers._base, "current_worker", lambda: resumed)
         twin = random()
         twin.load_state_dict(state)
         list(twin.sample(200))

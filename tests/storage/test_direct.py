@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from annbatch import storage
-from annbatch.storage import _engine
+from annbatch.storage.engine import _engine
 
 from .kinds import KINDS, options_of
 from .stores import csr_attrs, csr_parts, random_csr, read_only, write_h5, write_zarr

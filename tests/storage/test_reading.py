@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annbatch import storage
-from tests.reference_rows import csr_row, dense_rows
+from tests.reference.rows import csr_row, dense_rows
 
 from .stores import as_dataset, csr_attrs, csr_parts, random_csr, write_h5, write_zarr
 
@@ -177,7 +177,7 @@ def test_dtype_converts_exactly_or_raises():
 @pytest.mark.parametrize("source", ["int8", "int64", "uint8", "uint64", "float32", "float64", "bool"])
 @pytest.mark.parametrize("target", ["int8", "int32", "int64", "uint8", "uint64", "float32", "float64", "bool"])
 def test_casts_of_extreme_values_are_exact_or_refused(source, target):
-    from annbatch.storage._dtypes import cast_exactly
+    from annbatch.storage.dtypes import cast_exactly
 
     info = np.iinfo(source) if np.dtype(source).kind in "iu" else None
     if info is not None:

@@ -1,0 +1,1 @@
+"""What the wings have in common, each with one owner."""

@@ -1,0 +1,171 @@
+"""The first task: read a block of input rows once, in order, and write it sorted by destination."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from .columns import Column, encode
+from .fields import Array, Field, Ragged, WholeRange, check_exact, size_of
+from .files import remove
+from .output.write import INDEX, index_dtype
+from .schema import SRC_PATH, MatrixType, Schema, load_schema
+from .spill import is_complete, write_spill
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .inputs.inputs import Input, InputSpec
+
+
+@dataclass(frozen=True)
+class DealTask:
+    """Rows ``[start, stop)`` of input ``number``; ``places[i]`` is where row ``start + i`` goes.
+
+    Attributes
+    ----------
+    src_path
+        What ``obs["src_path"]`` is to say; None: what it says in the input.
+    window_bytes
+        So much of obs is read in one go.
+    """
+
+    number: int
+    spec: InputSpec
+    schema_path: Path
+    start: int
+    stop: int
+    places: Array
+    path: Path
+    compact: bool
+    num_threads: int
+    window_bytes: int
+    src_path: str | None = None
+
+
+def deal(task: DealTask) -> Path:
+    """Write the block of a task, unless it is there already."""
+    if not is_complete(task.path):
+        schema = load_schema(task.schema_path)
+        order = np.argsort(task.places, kind="stable")
+        fields: dict[str, Field] = {}
+        ranges: dict[str, WholeRange] = {}
+        with _opened(task) as source:
+            for name, matrix in schema.matrices.items():
+                fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
+            obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
+        if task.src_path is not None:
+            labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
+            obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
+        obs_fields = _encode_obs(obs, schema, task.spec.label)
+        with_missing = [
+            name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()
+        ]
+        notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
+        places = np.ascontiguousarray(task.places[order], np.int64)
+        try:
+            write_spill(task.path, places, fields | obs_fields, ranges, notes)
+        except BaseException:
+            remove(task.path)  # a disk that is full should not stay so because of half a file
+            raise
+    return task.path
+
+
+def _read_matrix(
+    opened: Input, schema: Schema, name: str, matrix: MatrixType, rows: Array, task: DealTask
+) -> tuple[Field, WholeRange]:
+    columns = None
+    n_columns = matrix.row_shape[0] if matrix.row_shape else 0
+    if not name.startswith("obsm/"):
+        old, new = (opened.raw_var, schema.raw_var) if name == "raw/X" else (opened.var, schema.var)
+        assert old is not None
+        assert new is not None
+        if not old.index.equals(new.index):
+            columns = new.index.get_indexer(old.index).astype(np.int64)
+    field = opened.matrices[name].read(rows, columns, n_columns, task.num_threads)
+    if matrix.is_sparse and not isinstance(field, Ragged):
+        csr = sp.csr_matrix(field)
+        field = Ragged(csr.indptr.astype(np.int64), (csr.data, csr.indices))
+    elif not matrix.is_sparse and isinstance(field, Ragged):
+        data, indices = field.values
+        field = sp.csr_matrix((data, indices, field.indptr), shape=(len(rows), n_columns)).toarray()
+    check_exact(field.values[0] if isinstance(field, Ragged) else field, matrix.dtype, f"{name} of {task.spec.label}")
+    if isinstance(field, Ragged):
+        data, indices = _with_sorted_rows(field, n_columns)
+        found = WholeRange.of(data) if task.compact else WholeRange(whole=False)
+        stored = data.astype(found.smallest_type(data.dtype), copy=False)
+        return Ragged(field.indptr, (stored, indices.astype(index_dtype(n_columns), copy=False))), found
+    found = WholeRange.of(field) if task.compact else WholeRange(whole=False)
+    return field.astype(found.smallest_type(field.dtype), copy=False), found
+
+
+def _with_sorted_rows(field: Ragged, n_columns: int) -> tuple[Array, Array]:
+    """Sorted rows compress better, and readers expect them."""
+    data, indices = field.values
+    csr = sp.csr_matrix((data, indices, field.indptr), shape=(len(field), n_columns), copy=False)
+    if not csr.has_sorted_indices:
+        csr.sort_indices()
+    return csr.data, csr.indices
+
+
+def _encode_obs(obs: pd.DataFrame, schema: Schema, label: str) -> dict[str, Field]:
+    fields = encode(INDEX, Column("text"), pd.Series(obs.index.astype(str)), len(obs))
+    for name, column in schema.obs.items():
+        series = obs.get(name)
+        if series is not None and column.dtype:
+            number_type = getattr(series.dtype, "numpy_dtype", series.dtype)
+            if isinstance(number_type, np.dtype) and number_type.kind in "iu":
+                check_exact(series.dropna().to_numpy(number_type), np.dtype(column.dtype), f"obs[{name!r}] of {label}")
+        fields |= encode(f"obs/{name}", column, series, len(obs))
+    return fields
+
+
+class _Held:
+    """An input that tasks of this process have open."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.source: Input | None = None
+        self.opening = threading.Lock()
+
+
+# Blocks of one input follow each other, and its row pointers are in memory once, however many threads read from it.
+_held: dict[tuple[Path, int], _Held] = {}
+_held_lock = threading.Lock()
+
+
+@contextmanager
+def _opened(task: DealTask) -> Iterator[Input]:
+    """Open the input of a task, or take the one that is open; inputs that nobody uses are closed."""
+    key = task.schema_path, task.number
+    with _held_lock:
+        idle = [_held.pop(other) for other, held in list(_held.items()) if other != key and not held.users]
+        held = _held.setdefault(key, _Held())
+        held.users += 1
+    try:
+        for other in idle:
+            if other.source is not None:
+                other.source.close()
+        with held.opening:
+            if held.source is None:
+                held.source = task.spec.open(task.path.parent)
+        yield held.source
+    finally:
+        with _held_lock:
+            held.users -= 1
+
+
+def close_inputs() -> None:
+    """Close the inputs that this process holds open and no task uses."""
+    with _held_lock:
+        idle = [_held.pop(key) for key, held in list(_held.items()) if not held.users]
+    for held in idle:
+        if held.source is not None:
+            held.source.close()

@@ -1,0 +1,141 @@
+"""Row-aligned data of every kind as fields: fixed rows (an ndarray) or ragged ones (one indptr, several value arrays).
+
+A CSR matrix is ragged with two value arrays (data, indices), a text column ragged with one (UTF-8 bytes), everything
+else is fixed. So dealing, spilling and assembling know nothing of genes, categories or missing values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from annbatch.storage.dtypes import cast_exactly
+
+from ._pack import place_rows, whole_range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+# Attribute of a matrix that is stored in a smaller type than the one its values had, and are given back in.
+SOURCE_DTYPE = "annbatch-source-dtype"
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths: row ``i`` is ``values[k][indptr[i]:indptr[i + 1]]`` for each value array ``k``."""
+
+    indptr: Array
+    values: tuple[Array, ...]
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+
+Field: TypeAlias = Array | Ragged
+
+
+def size_of(field: Field) -> int:
+    """Bytes of a field."""
+    if isinstance(field, Ragged):
+        return field.indptr.nbytes + sum(values.nbytes for values in field.values)
+    return field.nbytes
+
+
+def starts_of(counts: Array) -> Array:
+    """Row pointers (int64, one longer) of rows with these counts."""
+    indptr = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    return indptr
+
+
+def place_ragged(section: Ragged, places: Array, out: Ragged) -> None:
+    """Copy row ``i`` of a section to row ``places[i]`` of ``out``, whose indptr is already right."""
+    counts = np.diff(section.indptr)
+    starts = np.ascontiguousarray(out.indptr[places])
+    for source, target in zip(section.values, out.values, strict=True):
+        same_type = np.ascontiguousarray(source.astype(target.dtype, copy=False))
+        place_rows(
+            same_type.view(np.uint8), section.indptr[:-1], counts, target.view(np.uint8), starts, target.dtype.itemsize
+        )
+
+
+def encode_text(texts: Iterable[str | None]) -> tuple[Ragged, Array]:
+    """UTF-8 bytes of a column of text, and a bool mask of the missing entries."""
+    encoded: list[bytes] = []
+    missing: list[bool] = []
+    for text in texts:
+        is_text = isinstance(text, str)
+        missing.append(not is_text)
+        encoded.append(text.encode() if isinstance(text, str) else b"")
+    indptr = starts_of(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+    return Ragged(indptr, (np.frombuffer(b"".join(encoded), np.uint8),)), np.array(missing, bool)
+
+
+def decode_text(field: Ragged) -> Array:
+    """Object array of str of what :func:`encode_text` made; missing entries are empty."""
+    data = field.values[0].tobytes()
+    edges = field.indptr.tolist()
+    texts = np.empty(len(field), object)
+    texts[:] = [data[a:b].decode() for a, b in pairwise(edges)]
+    return texts
+
+
+@dataclass(frozen=True)
+class WholeRange:
+    """What decides the stored type of values: whether all are whole numbers, and the lowest and highest of them."""
+
+    whole: bool = True
+    low: int = 0
+    high: int = 0
+
+    @classmethod
+    def of(cls, values: Array) -> WholeRange:
+        """Look at values of any dtype; booleans and other non-numbers are never whole."""
+        flat = np.ascontiguousarray(values).reshape(-1)
+        if flat.dtype.kind in "iu":
+            return cls(low=int(flat.min()), high=int(flat.max())) if flat.size else cls()
+        if flat.dtype in (np.float32, np.float64):
+            return cls(*whole_range(flat))
+        if flat.dtype == np.float16:
+            return cls(*whole_range(flat.astype(np.float32)))
+        return cls(whole=False)
+
+    @classmethod
+    def union(cls, ranges: Sequence[WholeRange]) -> WholeRange:
+        """Range of the values of all."""
+        if not all(r.whole for r in ranges):
+            return cls(whole=False)
+        return cls(low=min((r.low for r in ranges), default=0), high=max((r.high for r in ranges), default=0))
+
+    def smallest_type(self, otherwise: np.dtype[Any]) -> np.dtype[Any]:
+        """Smallest integer type that holds the range exactly; ``otherwise`` when the values are not whole."""
+        if not self.whole:
+            return otherwise
+        names = ("u1", "u2", "u4", "u8") if self.low >= 0 else ("i1", "i2", "i4", "i8")
+        for name in names:
+            info = np.iinfo(name)
+            if info.min <= self.low and self.high <= info.max:
+                return np.dtype(name)
+        return otherwise
+
+
+def check_exact(values: Array, dtype: np.dtype[Any], what: str) -> None:
+    """Raise ValueError when whole numbers would be rounded by becoming ``dtype``, the common type of all inputs."""
+    if values.dtype.kind not in "iu" or dtype.kind not in "fc" or not values.size:
+        return
+    largest = 2 ** (np.finfo(dtype).nmant + 1)
+    if -largest <= int(values.min()) and int(values.max()) <= largest:
+        return
+    try:
+        cast_exactly(values, dtype)
+    except ValueError:
+        msg = (
+            f"{what} holds whole numbers that {dtype} cannot hold exactly, but other inputs make it {dtype}; "
+            "store it with one type in all inputs"
+        )
+        raise ValueError(msg) from None

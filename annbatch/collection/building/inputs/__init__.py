@@ -1,0 +1,1 @@
+"""What an input holds, seen as row-aligned fields."""

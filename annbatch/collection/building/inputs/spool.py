@@ -1,0 +1,86 @@
+"""Text of a Zarr store in a temporary file, where a few rows of it can be read.
+
+anndata writes a column of text as one chunk. It would be decoded, all of it, for every block of rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from annbatch.collection.building.fields import Array, Ragged, decode_text, encode_text
+
+if TYPE_CHECKING:
+    from io import BufferedRandom
+    from pathlib import Path
+
+# Chunks of more rows than this are worth it.
+LONG_CHUNK_ROWS = 2**14
+# What a row of a chunk takes while zarr-python decodes it: its letters twice, a Python object, and entries of two
+# arrays (measured: 150 bytes for 20 letters).
+DECODING_BYTES = 200
+_copying = threading.Lock()
+
+
+class SpooledText:
+    """A stored array of text, copied to a temporary file when the first rows are read."""
+
+    dtype = np.dtype(object)
+
+    def __init__(self, stored: Any, scratch: Path | None) -> None:
+        self._stored = stored
+        self._scratch = scratch
+        self._file: BufferedRandom | None = None
+        self.shape: tuple[int, ...] = stored.shape
+        self.decoding_bytes = min(int(stored.chunks[0]), self.shape[0]) * DECODING_BYTES
+
+    def __getitem__(self, rows: slice | tuple[()]) -> Array:
+        start, stop, _ = (rows if isinstance(rows, slice) else slice(None)).indices(self.shape[0])
+        if stop <= start:
+            return np.empty(0, object)
+        if self._file is None:
+            with _copying:  # one at a time, whatever the number of threads: a chunk may be big
+                self._file = self._copy()
+        indptr = self._read(self._starts, np.dtype(np.int64), start, stop + 1)
+        text = decode_text(Ragged(indptr - indptr[0], (self._read(0, np.dtype(np.uint8), *indptr[[0, -1]].tolist()),)))
+        text[self._read(self._masks, np.dtype(bool), start, stop)] = None
+        return text
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _copy(self) -> BufferedRandom:
+        """Write letters, then where each row starts, then which are missing."""
+        file: Any = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - closed by close()
+        counts, masks = [np.zeros(1, np.int64)], []
+        step = int(self._stored.chunks[0])
+        for start in range(0, self.shape[0], step):
+            chunk = np.asarray(self._stored[start : start + step])
+            for first in range(0, len(chunk), LONG_CHUNK_ROWS):
+                field, missing = encode_text(as_text(chunk[first : first + LONG_CHUNK_ROWS]))
+                file.write(field.values[0].data)
+                counts.append(np.diff(field.indptr))
+                masks.append(missing)
+        self._starts = file.tell()
+        file.write(np.cumsum(np.concatenate(counts)).data)
+        self._masks = file.tell()
+        file.write(np.concatenate(masks).data)
+        return file  # type: ignore[no-any-return]
+
+    def _read(self, offset: int, dtype: np.dtype[Any], start: int, stop: int) -> Array:
+        assert self._file is not None
+        out = np.empty(stop - start, dtype)
+        self._file.seek(offset + start * dtype.itemsize)
+        self._file.readinto(out.view(np.uint8).data)
+        return out
+
+
+def as_text(values: Array) -> Array:
+    """Values of an array of text of any kind as str."""
+    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(object)

@@ -1,0 +1,196 @@
+"""Zarr shards written as a stream: a chunk is compressed as soon as it is full, and no more than one waits in memory.
+
+zarr-python writes a shard in one piece, which must be in memory with everything that goes into it, and its compressed
+chunks as well. Here the metadata is zarr-python's own and the bytes of the shards are ours.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from io import BufferedWriter
+    from pathlib import Path
+
+    import zarr
+
+    from annbatch.collection.building.fields import Array
+
+_MISSING = 2**64 - 1
+_CHUNKS_PER_TASK = 16
+
+
+class ShardStream:
+    """Fills a sharded Zarr v3 array from its first row to its last.
+
+    Parameters
+    ----------
+    array
+        A new array, chunked along the first axis only, with the index of its shards at the end.
+    path
+        Its folder.
+    pool
+        Threads that compress.
+    """
+
+    def __init__(self, array: zarr.Array[Any], path: Path, pool: Executor) -> None:
+        self._path = path
+        self._pool = pool
+        self._shape = array.shape
+        self._chunk = np.zeros(array.chunks, array.dtype.newbyteorder("="))
+        self._rows_in_chunk = 0
+        self._n_rows = 0
+        self._encode = chunk_encoder(array)
+        shards = array.shards
+        assert shards is not None
+        self._chunks_per_shard = shards[0] // array.chunks[0]
+        self._index = self._new_index()
+        self._chunks_in_shard = 0
+        self._shards = 0
+        self._file: BufferedWriter | None = None
+
+    def append(self, rows: Array) -> None:
+        """Add rows; the memory of ``rows`` may be reused afterwards."""
+        rows = np.ascontiguousarray(rows, self._chunk.dtype)
+        self._n_rows += len(rows)
+        size = len(self._chunk)
+        start = 0
+        if self._rows_in_chunk:
+            start = min(size - self._rows_in_chunk, len(rows))
+            self._chunk[self._rows_in_chunk : self._rows_in_chunk + start] = rows[:start]
+            self._rows_in_chunk += start
+            if self._rows_in_chunk < size:
+                return
+            self._write(self._encode(self._chunk))
+        stop = start + (len(rows) - start) // size * size
+        step = size * _CHUNKS_PER_TASK
+        groups = [rows[i : min(i + step, stop)] for i in range(start, stop, step)]
+        for encoded in self._pool.map(self._encode_group, groups):
+            for chunk in encoded:
+                self._write(chunk)
+        self._rows_in_chunk = len(rows) - stop
+        self._chunk[: self._rows_in_chunk] = rows[stop:]
+
+    def close(self) -> None:
+        """Write what is left. Every row must have come."""
+        if self._n_rows != self._shape[0]:
+            msg = f"{self._path} wants {self._shape[0]} rows, got {self._n_rows}"
+            raise RuntimeError(msg)
+        if self._rows_in_chunk:
+            self._chunk[self._rows_in_chunk :] = 0  # Zarr chunks are always full; what is beyond the end is never read.
+            self._write(self._encode(self._chunk))
+        self._close_shard()
+
+    def abandon(self) -> None:
+        """Let go of the file, whatever is missing in it."""
+        if self._file is not None:
+            with suppress(OSError):  # the disk may be full, and the file is going to be removed
+                self._file.close()
+            self._file = None
+
+    def _encode_group(self, rows: Array) -> list[bytes]:
+        size = len(self._chunk)
+        return [self._encode(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def _new_index(self) -> Array:
+        return np.full((self._chunks_per_shard, 2), _MISSING, "<u8")
+
+    def _write(self, encoded: bytes) -> None:
+        if self._file is None:
+            path = self._path.joinpath("c", str(self._shards), *["0"] * (len(self._shape) - 1))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb")
+        self._index[self._chunks_in_shard] = self._file.tell(), len(encoded)
+        self._file.write(encoded)
+        self._chunks_in_shard += 1
+        if self._chunks_in_shard == self._chunks_per_shard:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._file is None:
+            return
+        index = self._index.tobytes()
+        with self._file as file:
+            file.write(index)
+            file.write(_crc32c(index))
+        self._file = None
+        self._index = self._new_index()
+        self._chunks_in_shard = 0
+        self._shards += 1
+
+
+def _crc32c(data: bytes) -> bytes:
+    import google_crc32c
+
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
+
+
+def chunk_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
+    """What turns a chunk of this array into the bytes that belong into its shard; safe to call from several threads."""
+    import numcodecs
+
+    steps: list[Callable[[Any], Any]] = []
+    for codec in array.compressors:
+        described: dict[str, Any] = codec.to_dict()  # type: ignore[union-attr]
+        options = described.get("configuration", {})
+        match described["name"]:
+            case "blosc":
+                shuffle = ("noshuffle", "shuffle", "bitshuffle").index(options.pop("shuffle"))
+                itemsize = options.pop("typesize")
+                if steps or itemsize != array.dtype.itemsize:  # numcodecs takes the item size from the buffer
+                    return _slow_encoder(array)
+                steps.append(numcodecs.Blosc(shuffle=shuffle, **options).encode)
+            case "zstd":
+                steps.append(numcodecs.Zstd(**options).encode)
+            case "gzip":
+                steps.append(numcodecs.GZip(**options).encode)
+            case "crc32c":
+                steps.append(_with_checksum)
+            case _:
+                return _slow_encoder(array)
+    if array.filters or array.dtype.byteorder == ">":
+        return _slow_encoder(array)
+
+    def encode(chunk: Array) -> bytes:
+        for step in steps:
+            chunk = step(chunk)
+        return bytes(chunk)
+
+    return encode
+
+
+def _with_checksum(data: Any) -> bytes:
+    return bytes(data) + _crc32c(bytes(data))
+
+
+def _slow_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
+    """Let zarr-python encode a chunk of a codec we do not know, as the only chunk of an array in memory."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    def encode(chunk: Array) -> bytes:
+        stored: dict[str, Any] = {}
+        zarr.create_array(
+            MemoryStore(stored),
+            data=chunk,
+            chunks=chunk.shape,
+            filters=array.filters,
+            compressors=array.compressors,
+            serializer=array.serializer or "auto",
+            config={"write_empty_chunks": True},
+        )
+        return bytes(next(v for k, v in stored.items() if not k.endswith("zarr.json")).to_bytes())
+
+    return encode
+
+
+def default_compressors() -> tuple[Any, ...]:
+    """Compressors of matrices; docs/collections.md has the measurements behind the choice."""
+    from zarr.codecs import BloscCodec
+
+    return (BloscCodec(cname="lz4hc", clevel=2, shuffle="shuffle"),)

@@ -1,0 +1,87 @@
+"""Writing one AnnData as it is: a build of one input, without shuffle and without a change to its values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .assemble import AssembleTask, assemble
+from .deal import DealTask, close_inputs, deal
+from .inputs.inputs import InputSpec
+from .output.sink import write_element
+from .plan import block_edges
+from .schema import agree, describe_input, save_schema
+from .spill import read_notes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import anndata as ad
+
+    from .inputs.inputs import Input
+    from .output.sink import Layout
+
+_PIECE_BYTES = 128 * 10**6
+
+
+def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
+    """Write an AnnData as the dataset at ``path``; files beside it are temporary."""
+    spec = InputSpec.of(adata, None, 0)
+    opened = spec.open(path.parent)
+    description = describe_input(opened)
+    schema = agree([description], None, skipped_is_fine=True)
+    schema_path = path.with_name("schema.pickle")
+    save_schema(schema, schema_path)
+    edges = block_edges(opened.bytes_before(), _PIECE_BYTES, opened.row_step)
+    try:
+        blocks = tuple(
+            deal(
+                DealTask(
+                    number=0,
+                    spec=spec,
+                    schema_path=schema_path,
+                    start=start,
+                    stop=stop,
+                    places=np.arange(start, stop),
+                    path=path.with_name(f"block-{start}"),
+                    compact=False,
+                    num_threads=layout.threads(),
+                    window_bytes=_PIECE_BYTES // 4,
+                )
+            )
+            for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        )
+    finally:
+        close_inputs()
+    assemble(
+        AssembleTask(
+            blocks=blocks,
+            schema_path=schema_path,
+            dtypes={name: matrix.dtype for name, matrix in schema.matrices.items()},
+            text_with_missing=frozenset(n.removesuffix("#mask") for b in blocks for n in read_notes(b)["missing"]),
+            start=0,
+            stop=description.n_obs,
+            path=path,
+            layout=layout,
+            obs_row_bytes=max((read_notes(block)["obs_row_bytes"] for block in blocks), default=0),
+            most_bytes=_PIECE_BYTES,
+        )
+    )
+    _write_rest(path, adata, opened)
+
+
+def _write_rest(path: Path, adata: ad.AnnData, opened: Input) -> None:
+    """Write what a collection has no place for, but an AnnData does."""
+    import zarr
+
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    write_element(root, "uns", dict(adata.uns))
+    for kind in ("obsp", "varp"):
+        for name, value in getattr(adata, kind).items():
+            write_element(root, f"{kind}/{name}", value)
+    for name in opened.skipped:
+        write_element(root, name, adata.obsm[name.removeprefix("obsm/")])
+    if adata.raw is not None:
+        for name, value in adata.raw.varm.items():
+            write_element(root, f"raw/varm/{name}", value)

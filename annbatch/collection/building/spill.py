@@ -1,0 +1,170 @@
+"""The temporary file of one block: its fields, raw, with the rows sorted by their place in the output.
+
+The rows that one output range wants therefore lie together, and are read with one positional read per array.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from itertools import accumulate
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .fields import Array, Field, Ragged, WholeRange
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from io import FileIO
+    from pathlib import Path
+
+_ALIGN = 64
+_PLACES = "/places"
+
+
+def write_spill(
+    path: Path, places: Array, fields: Mapping[str, Field], ranges: Mapping[str, WholeRange], notes: Mapping[str, Any]
+) -> None:
+    """Write a block. The catalogue is renamed into place last: where it exists, the block is complete."""
+    entries: dict[str, Any] = {}
+    with path.open("wb") as file:
+
+        def put(array: Array) -> dict[str, Any]:
+            file.seek(-file.tell() % _ALIGN, os.SEEK_CUR)
+            entry = {"offset": file.tell(), "dtype": array.dtype.str, "shape": array.shape}
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            return entry
+
+        for name, field in {_PLACES: places, **fields}.items():
+            if isinstance(field, Ragged):
+                entries[name] = {"indptr": put(field.indptr), "values": [put(values) for values in field.values]}
+            else:
+                entries[name] = put(field)
+        size = file.tell()
+    catalogue = {
+        "size": size,
+        "fields": entries,
+        "ranges": {name: [r.whole, r.low, r.high] for name, r in ranges.items()},
+        **notes,
+    }
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(catalogue))
+    part.replace(_catalogue(path))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the block was written to its end."""
+    try:
+        return bool(json.loads(_catalogue(path).read_text())["size"] == path.stat().st_size)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The catalogue of a complete block, without its fields."""
+    catalogue = json.loads(_catalogue(path).read_text())
+    del catalogue["fields"]
+    catalogue["ranges"] = {name: WholeRange(*values) for name, values in catalogue["ranges"].items()}
+    return dict(catalogue)
+
+
+def _catalogue(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+class Spill:
+    """A complete block, to read rows of: row ``i`` of the block is the one with the ``i``-th lowest place.
+
+    Nothing but where the arrays lie is held in memory, and of that as little as can be: a build may have thousands of
+    blocks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        fields = json.loads(_catalogue(path).read_text())["fields"]
+        arrays = [entry for value in fields.values() for entry in _arrays_of(value)]
+        self._offsets = np.array([entry["offset"] for entry in arrays], np.int64)
+        self._n_rows = int(fields[_PLACES]["shape"][0])
+        kinds = [(name, len(_arrays_of(value)), "indptr" in value) for name, value in fields.items()]
+        types = [(entry["dtype"], tuple(entry["shape"][1:])) for entry in arrays]
+        self._layout = _layout(tuple(kinds), tuple(types))
+
+    def find(self, start: int, stop: int) -> tuple[int, int]:
+        """Rows of the block, half open, whose places are in ``[start, stop)``."""
+        array = self._layout.first[_PLACES]
+        # Looked up where they lie: that reads a few pages instead of all places.
+        places = np.memmap(self._path, self._layout.types[array][0], "r", int(self._offsets[array]), (self._n_rows,))
+        first, last = np.searchsorted(places, [start, stop])
+        return int(first), int(last)
+
+    def places(self, first: int, last: int) -> Array:
+        """Places (int64, ascending) of rows ``[first, last)`` of the block."""
+        with self._path.open("rb", buffering=0) as file:
+            return self._read(file, self._layout.first[_PLACES], first, last)
+
+    def counts(self, name: str, first: int, last: int) -> Array:
+        """Length of rows ``[first, last)`` of a ragged field."""
+        with self._path.open("rb", buffering=0) as file:
+            return np.diff(self._read(file, self._layout.first[name], first, last + 1))
+
+    def total(self, name: str, first: int, last: int) -> int:
+        """Number of values in rows ``[first, last)`` of a ragged field."""
+        with self._path.open("rb", buffering=0) as file:
+            begin, end = (self._read(file, self._layout.first[name], row, row + 1)[0] for row in (first, last))
+        return int(end - begin)
+
+    def fields(self, names: Sequence[str], first: int, last: int) -> dict[str, Field]:
+        """Rows ``[first, last)`` of the named fields."""
+        found: dict[str, Field] = {}
+        with self._path.open("rb", buffering=0) as file:
+            for name in names:
+                array = self._layout.first[name]
+                if name in self._layout.n_values:
+                    indptr = self._read(file, array, first, last + 1)
+                    begin, end = int(indptr[0]), int(indptr[-1])
+                    values = [self._read(file, array + 1 + k, begin, end) for k in range(self._layout.n_values[name])]
+                    found[name] = Ragged(indptr - begin, tuple(values))
+                else:
+                    found[name] = self._read(file, array, first, last)
+        return found
+
+    def _read(self, file: FileIO, array: int, start: int, stop: int) -> Array:
+        return _read(file, int(self._offsets[array]), *self._layout.types[array], start, stop)
+
+
+class _Layout:
+    """What is the same in most blocks of a build."""
+
+    def __init__(
+        self, kinds: tuple[tuple[str, int, bool], ...], types: tuple[tuple[str, tuple[int, ...]], ...]
+    ) -> None:
+        self.types = [(np.dtype(dtype), row_shape) for dtype, row_shape in types]
+        numbers = accumulate((n for _, n, _ in kinds), initial=0)
+        self.first = {name: number for (name, _, _), number in zip(kinds, numbers, strict=False)}
+        self.n_values = {name: n - 1 for name, n, is_ragged in kinds if is_ragged}
+
+
+_layout = lru_cache(maxsize=64)(_Layout)
+
+
+def _arrays_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Arrays of a field: one, or of a ragged one its indptr and its values."""
+    return [entry["indptr"], *entry["values"]] if "indptr" in entry else [entry]
+
+
+def _read(file: FileIO, offset: int, dtype: np.dtype[Any], row_shape: tuple[int, ...], start: int, stop: int) -> Array:
+    """Rows ``[start, stop)`` of a stored array."""
+    out = np.empty((stop - start, *row_shape), dtype)
+    target = memoryview(out.reshape(-1).view(np.uint8))
+    file.seek(offset + start * out.dtype.itemsize * prod(row_shape))
+    done = 0
+    while done < len(target):
+        got = file.readinto(target[done:])
+        if not got:
+            msg = "a temporary file of this build was cut short; run the same call again to write it anew"
+            raise OSError(msg)
+        done += got
+    return out

@@ -1,0 +1,340 @@
+"""Where a collection is: a Zarr group in a local folder, one in another kind of store, or a folder of h5ad files."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from os import fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .building.build import Target
+from .building.files import replace_text
+from .building.journal import WORK_FOLDER, say, unpublished
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
+    from os import PathLike
+
+    import h5py
+    import zarr
+
+    from .building.inputs.inputs import Input
+
+MARKER = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
+# Attribute of a collection that is no folder: datasets that are being copied to it.
+_UNPUBLISHED = "annbatch-unpublished"
+
+
+def place_of(
+    group: zarr.Group | str | PathLike[str], *, h5ad: bool = False, mode: Literal["a", "r", "r+"] = "a"
+) -> Place:
+    """Find out where a collection is. Nothing is made, except a group at a URL with ``mode="a"``."""
+    import zarr
+    from zarr.storage import LocalStore
+
+    if h5ad:
+        if isinstance(group, zarr.Group):
+            msg = "is_collection_h5ad needs the path of a folder, got a zarr.Group"
+            raise TypeError(msg)
+        return H5Folder(Path(fspath(group)))
+    if isinstance(group, zarr.Group):
+        if group.metadata.zarr_format != 3:
+            msg = f"{group.store_path} has Zarr format {group.metadata.zarr_format}, a collection needs 3"
+            raise ValueError(msg)
+        if isinstance(group.store, LocalStore):
+            return LocalZarr(Path(group.store.root) / group.path)
+        return OtherZarr(group)
+    if "://" in str(group):
+        return OtherZarr(zarr.open_group(str(group), mode=mode, zarr_format=3, use_consolidated=False))
+    return LocalZarr(Path(fspath(group)))
+
+
+class Place(ABC):
+    """Where a collection is."""
+
+    _pattern = re.compile(r"dataset_(\d+)")
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is anything."""
+
+    @abstractmethod
+    def members(self) -> list[str]:
+        """Names of all that is there."""
+
+    @abstractmethod
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the group, if it exists."""
+
+    @abstractmethod
+    def _open(self, name: str, *, writable: bool) -> Any:
+        """Group of a dataset."""
+
+    def open(self, name: str, *, writable: bool) -> Any:
+        """Group of a dataset.
+
+        Raises
+        ------
+        CorruptDataError
+            It lacks what every dataset has.
+        """
+        from annbatch.storage import CorruptDataError
+
+        group = self._open(name, writable=writable)
+        missing = [part for part in ("obs", "var") if part not in group]
+        if missing:
+            self.close(group)
+            msg = f"{self}/{name} is no dataset of a collection: it has no {' and no '.join(missing)}; remove or restore it"
+            raise CorruptDataError(msg)
+        return group
+
+    def close(self, group: Any) -> None:
+        """Close what :meth:`open` returned."""
+        if hasattr(group, "close"):
+            group.close()
+
+    @abstractmethod
+    def target(self) -> AbstractContextManager[Target]:
+        """Where a build puts its datasets."""
+
+    def check(self) -> None:
+        """Refuse what is no collection.
+
+        Raises
+        ------
+        ValueError
+            Something else is there.
+        """
+        if self.attributes().get("encoding-type") != MARKER["encoding-type"]:
+            members = self.members()
+            if members:
+                msg = f"{self} exists and is no collection: it holds {', '.join(sorted(members)[:5])}; choose another place"
+                raise ValueError(msg)
+
+    def names(self) -> list[str]:
+        """Names of the datasets, in the order of their numbers."""
+        numbered = [(int(m[1]), m[0]) for name in self.members() if (m := self._pattern.fullmatch(name))]
+        return [name for _, name in sorted(numbered)]
+
+    def open_input(self, name: str) -> Input:
+        """A dataset that is there already, to see what it holds."""
+        from .building.inputs.inputs import input_of_group
+
+        return input_of_group(f"{self}/{name}", self.open(name, writable=False), owned=True)
+
+
+class _Folder(Place):
+    """A local folder; a relative path means the one it was when it was given."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._given = str(root)
+
+    def __str__(self) -> str:
+        return self._given
+
+    def exists(self) -> bool:
+        return self.root.exists()
+
+    def members(self) -> list[str]:
+        if not self.root.exists():
+            return []
+        if not self.root.is_dir():
+            msg = f"{self.root} exists and is no folder; choose another place"
+            raise ValueError(msg)
+        hidden = unpublished(self.root)
+        return [p.name for p in self.root.iterdir() if p.name not in hidden and self._is_member(p)]
+
+    def _is_member(self, path: Path) -> bool:
+        return not path.name.startswith(".")  # our own work folder, and what systems leave behind
+
+    @contextmanager
+    def target(self) -> Iterator[Target]:
+        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input)
+
+    _suffix = ""
+
+    def _mark(self) -> None:
+        """Make the folder a collection."""
+
+
+class H5Folder(_Folder):
+    """A folder of h5ad files; it has no marker but their names."""
+
+    _pattern = re.compile(r"dataset_(\d+)\.h5ad")
+    _suffix = ".h5ad"
+
+    def attributes(self) -> dict[str, Any]:
+        strangers = [name for name in self.members() if not self._pattern.fullmatch(name)]
+        return {} if strangers else MARKER
+
+    def _open(self, name: str, *, writable: bool) -> h5py.File:
+        import h5py
+
+        return h5py.File(self.root / name, "r+" if writable else "r")
+
+
+class LocalZarr(_Folder):
+    """A Zarr group in a local folder."""
+
+    def attributes(self) -> dict[str, Any]:
+        return dict(self._metadata().get("attributes", {}))
+
+    def _open(self, name: str, *, writable: bool) -> zarr.Group:
+        import zarr
+
+        return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
+
+    def take_in(self, dataset: Path, key: str | None) -> None:
+        """Move a finished dataset here, its marker last."""
+        if key is not None:
+            (self.root / key).parent.mkdir(parents=True, exist_ok=True)
+            dataset.rename(self.root / key)
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        marker = (dataset / "zarr.json").read_text()
+        for path in dataset.iterdir():
+            if path.name != "zarr.json":
+                path.rename(self.root / path.name)
+        replace_text(self.root / "zarr.json", marker, dataset)
+
+    def scratch_parent(self) -> Path:
+        """Folder on the same file system."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return self.root
+
+    def _is_member(self, path: Path) -> bool:
+        """Whether a name is one of a Zarr hierarchy.
+
+        Of format 2 too, so that such a group is not taken for an empty folder.
+        """
+        return path.name in (".zgroup", ".zarray") or not (path.name.startswith(".") or path.name == "zarr.json")
+
+    def _metadata(self) -> dict[str, Any]:
+        path = self.root / "zarr.json"
+        if not path.exists():
+            return {}
+        metadata: dict[str, Any] = json.loads(path.read_text())
+        if metadata.get("node_type") != "group":
+            msg = f"{self.root} is a Zarr {metadata.get('node_type')}, not a group; choose another place"
+            raise ValueError(msg)
+        return metadata
+
+    def _mark(self) -> None:
+        metadata = self._metadata() or {"zarr_format": 3, "node_type": "group"}
+        attributes = {**metadata.get("attributes", {}), **MARKER}
+        # Consolidated metadata would hide the new datasets; without it readers look at what is there.
+        changed = {k: v for k, v in metadata.items() if k != "consolidated_metadata"} | {"attributes": attributes}
+        if changed != metadata:
+            replace_text(self.root / "zarr.json", json.dumps(changed, indent=2), self.root / WORK_FOLDER)
+
+
+class OtherZarr(Place):
+    """A Zarr group in memory, in an object store, in a zip file: whatever has no folders to rename.
+
+    Datasets are built in a temporary folder of this machine and copied. An attribute of the group lists them until all
+    are there, and readers take no notice of them; it goes in the same write in which the marker comes. A shard is in
+    memory while it is copied.
+    """
+
+    def __init__(self, group: zarr.Group) -> None:
+        import zarr
+
+        self._given = group
+        # Consolidated metadata is a copy that does not know what was added since.
+        self._group = zarr.open_group(group.store, path=group.path, mode="r", use_consolidated=False)
+
+    def __str__(self) -> str:
+        return str(self._group.store_path)
+
+    def exists(self) -> bool:
+        return True
+
+    def members(self) -> list[str]:
+        hidden = self.attributes().get(_UNPUBLISHED, ())
+        return [name for name, _ in self._group.members() if name not in hidden]
+
+    def attributes(self) -> dict[str, Any]:
+        import zarr
+
+        group = zarr.open_group(self._group.store, path=self._group.path, mode="r", use_consolidated=False)
+        return dict(group.attrs)
+
+    def _open(self, name: str, *, writable: bool) -> zarr.Group:
+        import zarr
+
+        path = "/".join(part for part in (self._group.path, name) if part)
+        store = self._given.store
+        mode: Literal["r", "r+"] = "r+" if writable and not store.read_only else "r"
+        return zarr.open_group(store, path=path, mode=mode, use_consolidated=False)
+
+    @contextmanager
+    def target(self) -> Iterator[Target]:
+        self._remove_unpublished()
+        with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
+            root = Path(scratch)
+            before = self.names()
+            yield Target(root, "", lambda: None, lambda: before, self.open_input)
+            names = [path.name for path in root.glob("dataset_*")]
+            self._set_attributes({_UNPUBLISHED: names})
+            for name in names:
+                self.take_in(root / name, name)
+            self._set_attributes(MARKER)
+
+    def _remove_unpublished(self) -> None:
+        """Remove what an interrupted call had copied."""
+        from zarr.core.sync import sync
+
+        store = self._given.store
+        if store.read_only:
+            msg = f"{self} was opened read-only; open it for writing to add to it"
+            raise ValueError(msg)
+        names = self.attributes().get(_UNPUBLISHED, ())
+        if not names:
+            return
+        if not store.supports_deletes:
+            msg = f"{self} holds unfinished datasets of an interrupted call ({', '.join(names)}), and its store cannot remove them"
+            raise ValueError(msg)
+        say(f"{self}: removed the unfinished work of an interrupted call")
+        for name in names:
+            sync(store.delete_dir("/".join(part for part in (self._group.path, name) if part)))
+        self._set_attributes({})
+
+    def take_in(self, dataset: Path, key: str | None) -> None:
+        """Copy a finished dataset here, its marker last."""
+        prefix = "/".join(part for part in (self._group.path, key or "") if part)
+        files = sorted(path for path in dataset.rglob("*") if path.is_file())
+        files.sort(key=lambda path: (path.name == "zarr.json", -len(path.parts)))
+        _copy_into(self._given.store, prefix, dataset, files)
+
+    def scratch_parent(self) -> None:
+        """The system's own."""
+
+    def _set_attributes(self, changes: dict[str, Any]) -> None:
+        """Change attributes of the group, in one write; what was unpublished is not any more."""
+        import zarr
+
+        group = zarr.open_group(self._given.store, path=self._given.path, mode="r+", use_consolidated=False)
+        kept = {name: value for name, value in group.attrs.items() if name != _UNPUBLISHED}
+        group.attrs.put({**kept, **changes})
+
+
+def _copy_into(store: Any, prefix: str, root: Path, files: Iterable[Path]) -> None:
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.core.sync import sync
+
+    buffer = default_buffer_prototype().buffer
+    for path in files:
+        name = "/".join((*([prefix] if prefix else []), *path.relative_to(root).parts))
+        sync(store.set(name, buffer.from_bytes(path.read_bytes())))
+
+
+__all__ = ["MARKER", "H5Folder", "LocalZarr", "OtherZarr", "Place", "place_of"]

@@ -1,0 +1,1 @@
+"""What the `annbatch` command does besides building: demo, info, bench."""

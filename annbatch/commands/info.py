@@ -1,0 +1,163 @@
+"""What ``annbatch info`` shows of a collection or an AnnData file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from annbatch import storage
+from annbatch.collection import DatasetCollection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+_MOST_CLASSES_SHOWN = 25
+
+
+def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
+    """Look at a collection, an h5ad file or an AnnData in Zarr; no matrix is read.
+
+    ``labels``: the columns of obs whose runs are counted; None: every categorical column but src_path.
+    """
+    if not path.exists():
+        msg = f"{path} does not exist"
+        raise FileNotFoundError(msg)
+    kind, names, groups = _groups(path)
+    if not groups:
+        return {"path": str(path), "kind": kind, "datasets": [], "n_obs": 0, "n_var": 0, "bytes_on_disk": _size(path)}
+    frames = [storage.read_frame(group["obs"]) for group in groups]
+    datasets = [
+        {"name": name, "n_obs": len(frame), "matrices": dict(_matrices(group, len(frame)))}
+        for name, group, frame in zip(names, groups, frames, strict=True)
+    ]
+    # A dataset may lack a column that another one has: its rows have no label then.
+    dtypes: dict[str, Any] = {}
+    for frame in frames:
+        for name in frame:
+            dtypes.setdefault(str(name), frame[name].dtype)
+    if labels is None:
+        categorical = [name for name, dtype in dtypes.items() if isinstance(dtype, pd.CategoricalDtype)]
+        labels = [name for name in categorical if name != "src_path"]
+    unknown = [name for name in labels if name not in dtypes]
+    if unknown:
+        msg = f"obs has no column {unknown[0]!r}; it has {', '.join(dtypes)}"
+        raise KeyError(msg)
+    return {
+        "path": str(path),
+        "kind": kind,
+        "n_obs": sum(map(len, frames)),
+        "n_var": len(storage.read_frame(groups[0]["var"])),
+        "bytes_on_disk": _size(path),
+        "datasets": datasets,
+        "obs": {name: str(dtype) for name, dtype in dtypes.items()},
+        "labels": {name: _runs([frame.reindex(columns=[name])[name] for frame in frames]) for name in labels},
+    }
+
+
+def _groups(path: Path) -> tuple[str, list[str], list[Any]]:
+    h5ad = path.is_dir() and any(path.glob("dataset_*.h5ad"))
+    if h5ad or dict(storage.open_group(path).attrs).get("encoding-type") == "annbatch-preshuffled":
+        collection = DatasetCollection(path, mode="r", is_collection_h5ad=h5ad)
+        return "collection of h5ad files" if h5ad else "collection", collection.names, list(collection)
+    group = storage.open_group(path)
+    if "obs" not in group:
+        msg = f"{path} is neither a collection nor an AnnData file: it has no obs"
+        raise ValueError(msg)
+    return "AnnData", [path.name], [group]
+
+
+def _matrices(group: Any, n_obs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    places = {"X": group["X"]} if "X" in group else {}
+    for kind in ("layers", "obsm"):
+        if kind in group:
+            places |= {f"{kind}/{name}": group[kind][name] for name in group[kind]}
+    for name, elem in places.items():
+        attributes = dict(elem.attrs)
+        sparse = hasattr(elem, "keys") and "indptr" in elem
+        if not sparse and not hasattr(elem, "shape"):
+            continue
+        values = elem["data"] if sparse else elem
+        chunks = getattr(values, "chunks", None)
+        per_row = values.shape[0] / max(n_obs, 1) if sparse else 1.0
+        found = {
+            "encoding": str(attributes.get("encoding-type", "array")),
+            "dtype": str(values.dtype),
+            "source_dtype": str(attributes.get("annbatch-source-dtype", values.dtype.str)),
+            "rows_per_chunk": round(chunks[0] / per_row, 1) if chunks and per_row else None,
+        }
+        if sparse:
+            found |= {
+                "indices_dtype": str(elem["indices"].dtype),
+                "values": int(values.shape[0]),
+                "values_per_row": round(per_row, 1),
+            }
+        shards = getattr(values, "shards", None)
+        if shards:
+            # A shard is made of whole chunks, so the last one may reach beyond the last row.
+            found["rows_per_shard"] = min(round(shards[0] / per_row, 1), n_obs) if per_row else None
+        yield name, found
+
+
+def _runs(columns: Sequence[pd.Series[Any]]) -> dict[str, Any]:
+    """Per class: rows, runs, the shortest and the longest run. A run goes on over the edge between two datasets."""
+    classes = pd.Categorical(pd.concat([column.astype(object) for column in columns], ignore_index=True))
+    codes = classes.codes.astype(np.int64)
+    starts = np.flatnonzero(np.diff(codes, prepend=-2))
+    lengths = np.diff(starts, append=len(codes))
+    of = codes[starts]
+    rows = [
+        {
+            "class": str(name),
+            "rows": int(lengths[of == i].sum()),
+            "runs": int((of == i).sum()),
+            "shortest_run": int(lengths[of == i].min()),
+            "longest_run": int(lengths[of == i].max()),
+        }
+        for i, name in enumerate(classes.categories)
+    ]
+    return {
+        "classes": rows,
+        "rows_without_label": int((codes < 0).sum()),
+        "largest_chunk_size": int(lengths[of >= 0].min()) if (of >= 0).any() else 0,
+    }
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def show(found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Print it for a person."""
+    say(f"{found['path']}: {found['kind']}")
+    say(f"  {found['n_obs']:,} rows x {found['n_var']:,} genes, {found['bytes_on_disk'] / 1e6:,.1f} MB on disk")
+    for dataset in found["datasets"]:
+        say(f"  {dataset['name']}: {dataset['n_obs']:,} rows")
+        for name, matrix in dataset["matrices"].items():
+            details = [matrix["dtype"]]
+            if np.dtype(matrix["source_dtype"]) != np.dtype(matrix["dtype"]):
+                details.append(f"given back as {np.dtype(matrix['source_dtype'])}")
+            if "values_per_row" in matrix:
+                details += [f"indices {matrix['indices_dtype']}", f"{matrix['values_per_row']:,} values a row"]
+            for key, what in (("rows_per_chunk", "chunk"), ("rows_per_shard", "shard")):
+                if matrix.get(key):
+                    details.append(f"{matrix[key]:,.1f}".removesuffix(".0") + f" rows a {what}")
+            say(f"    {name}: {matrix['encoding']}, {', '.join(details)}")
+    if not found["datasets"]:
+        return
+    say("  obs: " + ", ".join(f"{name} ({dtype})" for name, dtype in found["obs"].items()))
+    for label, runs in found["labels"].items():
+        classes = runs["classes"]
+        say(f"  {label}: {len(classes)} classes; ClassSampler can use chunk_size up to {runs['largest_chunk_size']:,}")
+        width = max((len(row["class"]) for row in classes), default=5)
+        say(f"    {'class':{width}} {'rows':>12} {'runs':>9} {'shortest':>9} {'longest':>9}")
+        shown = sorted(classes, key=lambda row: row["shortest_run"])[:_MOST_CLASSES_SHOWN]
+        for row in shown:
+            numbers = f"{row['rows']:>12,} {row['runs']:>9,} {row['shortest_run']:>9,} {row['longest_run']:>9,}"
+            say(f"    {row['class']:{width}} {numbers}")
+        if len(classes) > len(shown):
+            say(f"    ... and {len(classes) - len(shown)} classes with longer runs")
+        if runs["rows_without_label"]:
+            say(f"    {runs['rows_without_label']:,} rows have no label: ClassSampler needs one for every row")

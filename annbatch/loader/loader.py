@@ -1,0 +1,538 @@
+"""Loader: mini-batches of AnnData rows that are on disk or in memory."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from annbatch import storage
+from annbatch._shared.args import as_bool, as_count
+from annbatch._shared.options import as_list, as_names, as_numeric, as_paths, as_sampler, one_of
+from annbatch._shared.workers import current_worker
+
+from .batches import BatchReader
+from .datasets import Dataset, Table, Wanted, collection_groups
+from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, makers
+from .genes import Genes
+from .passes import Pass, Position, loads
+from .sealing import own_copy
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Self
+
+    import anndata as ad
+    import numpy as np
+    import zarr
+
+    from annbatch.abc import Sampler
+    from annbatch.collection import DatasetCollection
+    from annbatch.types import LoaderOutput
+
+__all__ = ["Loader"]
+
+
+class Loader:
+    """Mini-batches of the rows of AnnData objects that are on disk or in memory.
+
+    Rows are chosen and cut into batches by a sampler, and copied straight from where they lie to their place in the batch. A
+    pass is ``for batch in loader``; every pass is another shuffle. Reading goes on in the background while the caller works
+    on a batch.
+
+    Works by itself, inside a ``torch.utils.data.DataLoader`` (with ``batch_size=None``; it counts as an ``IterableDataset``
+    there), and under Lightning.
+
+    Parameters
+    ----------
+    batch_sampler
+        Decides which rows are read and how they are cut into batches. None: a :class:`~annbatch.RandomSampler` or
+        :class:`~annbatch.SequentialSampler` made from the next six arguments, which can be given only then.
+    chunk_size
+        Neighbouring rows that are read together (default 512). 1 is a perfect shuffle; larger is faster.
+    preload_nchunks
+        Chunks that are read together and shuffled (default 32).
+    batch_size
+        Rows per batch (default 1). Must divide ``chunk_size * preload_nchunks``.
+    shuffle
+        Whether rows come in random order (default False).
+    drop_last
+        Whether a short last batch is left out (default False).
+    rng
+        Source of the shuffle, a :class:`numpy.random.Generator`. Default: a fresh seed.
+    return_index
+        Whether batches carry global row numbers (int64) as ``"index"``.
+    preload_to_gpu
+        Whether matrices are moved to the current GPU: cupy types come out with ``to=None``, torch tensors on the GPU with
+        ``to="torch"``. None: when cupy is installed and sees a GPU, except in DataLoader workers.
+    to
+        None: ``scipy.sparse.csr_matrix`` and ``numpy.ndarray``. ``"torch"``: tensors, sparse CSR or dense. ``"jax"``: jax
+        arrays or ``jax.experimental.sparse.CSR``.
+    layers, obsm
+        Names of layers and obsm entries to yield besides X. Only these are read.
+    obs_columns
+        obs columns to yield, in this order. None: all.
+    join
+        None: the var of all datasets must be identical. ``"inner"``, ``"outer"``: datasets are aligned by var name, keeping
+        the variables of all datasets (in the order of the first), or of any (sorted, when they differ). Values that a
+        dataset lacks are zero.
+    var_names
+        Yield just these variables, in this order. None: all.
+    dense
+        Whether sparse rows come out as dense arrays.
+    dtype
+        Dtype of X and layers. None: the one in the store, or the one recorded there before values were stored compactly.
+    prefetch
+        Load requests to be read ahead of the caller, in a background thread. 0: read in the caller's thread.
+    num_threads
+        Threads that read and decode. None: the CPUs this process may use, shared out among DataLoader workers.
+    transform
+        Called with each batch, a dict; what it returns is handed out. Runs in the background thread.
+    to_torch
+        Deprecated: ``to_torch=True`` means ``to="torch"``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an argument has a wrong value or is of a wrong kind.
+    ImportError
+        When the library that `to` names is not installed.
+
+    Notes
+    -----
+    The process holds the rows of at most ``1 + prefetch`` load requests, of ``chunk_size * preload_nchunks`` rows each, besides
+    the batches that the caller keeps. The memory is kept for the next pass; it is freed with the loader, and when a pass is left
+    early. Results do not depend on `prefetch` or `num_threads`.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np
+    >>> from annbatch import Loader
+    >>> adata = ad.AnnData(np.arange(20, dtype="float32").reshape(10, 2))
+    >>> loader = Loader(chunk_size=2, preload_nchunks=2, batch_size=4).add_adata(adata)
+    >>> [batch["X"].shape for batch in loader]
+    [(4, 2), (4, 2), (2, 2)]
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_sampler: Sampler | None = None,
+        chunk_size: int | None = None,
+        preload_nchunks: int | None = None,
+        batch_size: int | None = None,
+        shuffle: bool | None = None,
+        drop_last: bool | None = None,
+        rng: np.random.Generator | None = None,
+        return_index: bool = False,
+        preload_to_gpu: bool | None = None,
+        to: Literal["torch", "jax"] | None = None,
+        layers: Sequence[str] = (),
+        obsm: Sequence[str] = (),
+        obs_columns: Sequence[str] | None = None,
+        join: Literal["inner", "outer"] | None = None,
+        var_names: Sequence[str] | None = None,
+        dense: bool = False,
+        dtype: Any = None,
+        prefetch: int = 1,
+        num_threads: int | None = None,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        to_torch: bool | None = None,
+    ) -> None:
+        self._batch_sampler = as_sampler(
+            batch_sampler,
+            chunk_size=chunk_size,
+            preload_nchunks=preload_nchunks,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            rng=rng,
+        )
+        if to_torch is not None:
+            warnings.warn('to_torch is deprecated, pass to="torch" instead', DeprecationWarning, stacklevel=2)
+            to = "torch" if to_torch else to
+        self._to = one_of("to", to, ("torch", "jax"))
+        if self._to is not None:
+            check_installed(self._to, f"to={self._to!r}")
+        self._preload_to_gpu = None if preload_to_gpu is None else as_bool("preload_to_gpu", preload_to_gpu)
+        if self._preload_to_gpu and self._to is None:
+            check_installed("cupy", "preload_to_gpu=True")
+        self._wanted = Wanted(
+            layers=as_names("layers", layers),
+            obsm=as_names("obsm", obsm),
+            obs_columns=None if obs_columns is None else as_names("obs_columns", obs_columns),
+        )
+        names = None if var_names is None else as_names("var_names", var_names)
+        if names == ():
+            msg = "var_names must name at least one variable, got none; pass None for all"
+            raise ValueError(msg)
+        join = one_of("join", join, ("inner", "outer"))
+        self._table = Table(genes=Genes(join=join, wanted=None if names is None else pd.Index(names)))
+        self._return_index = as_bool("return_index", return_index)
+        self._dense = as_bool("dense", dense)
+        self._dtype = None if dtype is None else as_numeric(dtype)
+        self._prefetch = as_count("prefetch", prefetch, minimum=0)
+        self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
+        if transform is not None and not callable(transform):
+            msg = f"transform must be callable or None, got {transform!r}"
+            raise TypeError(msg)
+        self._transform = transform
+        self._has_collection = False
+        self._position: Position | None = None
+        self._resume: Position | None = None
+        # Kept from pass to pass, because the first touch of fresh memory is slow.
+        self._pool = storage.BufferPool()
+        self._n_passes = 0
+        self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
+
+    # -- adding data
+
+    def use_collection(
+        self,
+        collection: DatasetCollection | zarr.Group | str | os.PathLike[str],
+        *,
+        load_adata: Callable[[zarr.Group], ad.AnnData] | None = None,
+    ) -> Self:
+        """Read all datasets of a collection.
+
+        Parameters
+        ----------
+        collection
+            A :class:`~annbatch.DatasetCollection`, its zarr group, or a path to it.
+        load_adata
+            Called with the zarr group of each dataset; returns the AnnData to use, in memory or backed. None: X, obs, var and
+            what `layers` and `obsm` name, straight from the group.
+
+        Returns
+        -------
+        The loader.
+
+        Raises
+        ------
+        RuntimeError
+            When a collection was added before, or a pass is open.
+        ValueError
+            When the collection is empty, or its datasets do not fit what was added before.
+        """
+        self._check_may_add()
+        if self._has_collection:
+            msg = (
+                "use_collection was called before, and takes one collection; add more data with add_adatas or add_paths"
+            )
+            raise RuntimeError(msg)
+        groups = collection_groups(collection)
+        if not groups:
+            msg = f"collection must hold at least one dataset, got an empty one: {collection!r}"
+            raise ValueError(msg)
+        if load_adata is None:
+            added = [Dataset.from_group(group, self._wanted, _name_of(group)) for group in groups]
+            for dataset in added:
+                dataset.close()
+        else:
+            added = [Dataset.from_adata(load_adata(group), self._wanted, _name_of(group)) for group in groups]
+        self._add(added)
+        self._has_collection = True
+        return self
+
+    def add_adata(self, adata: ad.AnnData) -> Self:
+        """Add one AnnData, in memory or backed; see :meth:`add_adatas`."""
+        return self.add_adatas([adata])
+
+    def add_adatas(self, adatas: Sequence[ad.AnnData]) -> Self:
+        """Add AnnData objects, in memory or backed.
+
+        Parameters
+        ----------
+        adatas
+            Their X, and the layers and obsm entries that the loader was asked for, may be ``anndata.abc.CSRDataset`` (zarr or
+            HDF5), ``zarr.Array``, ``h5py.Dataset``, ``scipy.sparse.csr_matrix`` or ``csr_array``, ``numpy.ndarray``.
+
+        Returns
+        -------
+        The loader.
+
+        Raises
+        ------
+        TypeError
+            When a matrix is of another kind, for instance CSC.
+        ValueError
+            When the data do not fit each other or what was added before; nothing is added then.
+        KeyError
+            When a layer, an obsm entry, an obs column or one of `var_names` is missing.
+        RuntimeError
+            When a pass is open.
+        """
+        self._check_may_add()
+        adatas = as_list("adatas", adatas, "adata")
+        names = self._names(len(adatas))
+        self._add([Dataset.from_adata(adata, self._wanted, name) for adata, name in zip(adatas, names, strict=True)])
+        return self
+
+    def add_dataset(self, dataset: Any, obs: pd.DataFrame | None = None, var: pd.DataFrame | None = None) -> Self:
+        """Add one matrix, with obs and var beside it; see :meth:`add_datasets`."""
+        return self.add_datasets([dataset], None if obs is None else [obs], None if var is None else [var])
+
+    def add_datasets(
+        self,
+        datasets: Sequence[Any],
+        obs: Sequence[pd.DataFrame] | None = None,
+        var: Sequence[pd.DataFrame] | None = None,
+    ) -> Self:
+        """Add matrices, with obs and var beside them.
+
+        Parameters
+        ----------
+        datasets
+            Matrices of the kinds that :meth:`add_adatas` lists.
+        obs, var
+            One frame per matrix, or None.
+
+        Returns
+        -------
+        The loader.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError, RuntimeError
+            As :meth:`add_adatas`.
+        """
+        self._check_may_add()
+        datasets = as_list("datasets", datasets, "dataset")
+        names = self._names(len(datasets))
+        frames = []
+        for part, given in (("obs", obs), ("var", var)):
+            if given is not None and len(given) != len(datasets):
+                msg = f"{part} must hold one frame per dataset, got {len(given)} for {len(datasets)} datasets"
+                raise ValueError(msg)
+            frames.append([None] * len(datasets) if given is None else given)
+        added = zip(datasets, *frames, names, strict=True)
+        self._add([Dataset.from_matrix(matrix, obs, var, self._wanted, name) for matrix, obs, var, name in added])
+        return self
+
+    def add_paths(self, paths: Sequence[str | os.PathLike[str]]) -> Self:
+        """Add ``.h5ad`` and ``.zarr`` paths; rows are read from them as they lie there.
+
+        Parameters
+        ----------
+        paths
+            Paths to AnnData files. Files of both kinds may be mixed.
+
+        Returns
+        -------
+        The loader.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is nothing at a path.
+        TypeError, ValueError, KeyError, RuntimeError
+            As :meth:`add_adatas`.
+        """
+        self._check_may_add()
+        self._add([self._dataset_at(path) for path in as_paths("paths", paths)])
+        return self
+
+    def _dataset_at(self, path: str | os.PathLike[str]) -> Dataset:
+        group = storage.open_group(path)
+        try:
+            dataset = Dataset.from_group(group, self._wanted, str(path))
+            # No open file is carried into a fork.
+            dataset.close()
+        finally:
+            if hasattr(group, "close"):
+                group.close()
+        return dataset
+
+    def _add(self, datasets: Sequence[Dataset]) -> None:
+        self._table = self._table.added(datasets)
+
+    def _check_may_add(self) -> None:
+        self._check_no_pass("data must not be added")
+
+    def _check_no_pass(self, rule: str) -> None:
+        if any(known.is_open for known in self._passes):
+            msg = f"{rule} while a pass is open; finish the pass, or close its iterator, first"
+            raise RuntimeError(msg)
+
+    def _names(self, n_added: int) -> list[str]:
+        return [f"dataset {number}" for number in range(len(self._table.lengths), len(self._table.lengths) + n_added)]
+
+    # -- what there is
+
+    @property
+    def n_obs(self) -> int:
+        """Number of rows of all datasets."""
+        return self._table.n_obs
+
+    @property
+    def n_var(self) -> int:
+        """Number of variables of a batch, after `join` and `var_names`."""
+        return self._checked_table().n_var
+
+    @property
+    def var(self) -> pd.DataFrame | None:
+        """Annotations of the variables of a batch, or None when the data has none."""
+        return None if self._table.var is None else own_copy(self._table.var)
+
+    @property
+    def batch_sampler(self) -> Sampler:
+        """The sampler."""
+        return self._batch_sampler
+
+    @property
+    def dataset_type(self) -> type:
+        """Type of the first X that was added."""
+        kind = self._checked_table().kind
+        assert kind is not None
+        return kind
+
+    @property
+    def _obs(self) -> list[pd.DataFrame] | None:
+        """One obs frame per dataset, with united categories. scvi-tools reads this."""
+        return None if self._table.obs is None else self._table.obs.datasets()
+
+    def __len__(self) -> int:
+        """Count the batches of one pass."""
+        return self._batch_sampler.n_batches(self._table_with_rows().n_obs)
+
+    def __repr__(self) -> str:
+        n_datasets = len(self._table.lengths)
+        shape = f"{self.n_obs} x {self.n_var}" if n_datasets else "no data"
+        return f"Loader({shape}, {n_datasets} datasets, {self._batch_sampler!r})"
+
+    def _checked_table(self) -> Table:
+        if not self._table.lengths:
+            msg = "the loader has no data; add some with add_paths, add_adatas or use_collection"
+            raise ValueError(msg)
+        return self._table
+
+    def _table_with_rows(self) -> Table:
+        table = self._checked_table()
+        if not table.n_obs:
+            msg = f"the data must have at least one row, got {len(table.lengths)} datasets without rows"
+            raise ValueError(msg)
+        return table
+
+    # -- passes
+
+    def __iter__(self) -> Iterator[LoaderOutput]:
+        """Start a pass.
+
+        Returns
+        -------
+        Iterator of batches: dicts with ``X``, ``obs``, ``var``, ``index``, and ``layers`` and ``obsm`` when asked for. It has a
+        ``close`` method, which ends the pass early, as does dropping it.
+
+        Raises
+        ------
+        ValueError
+            When there is no data, or the sampler does not fit it.
+        """
+        table, sampler = self._table_with_rows(), self._batch_sampler
+        reader = self._reader(table)
+        requests = sampler.sample(table.n_obs)
+        resume, self._resume = self._resume, None
+        n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
+        start = Position(sampler, sampler.state_dict(), n_done)
+        self._n_passes += 1
+        new_pass = Pass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
+        self._passes.add(new_pass)
+        self._position = start
+        return new_pass
+
+    def _moved(self, number: int, position: Position) -> None:
+        """Note where the consumer of a pass stands; of several passes the one that was started last counts."""
+        if number == self._n_passes:
+            self._position = position
+
+    def _left_early(self) -> None:
+        # The old pool lives until the caller has dropped the last batch, and frees its memory then.
+        self._pool = storage.BufferPool()
+
+    def _reader(self, table: Table) -> BatchReader:
+        worker = current_worker()
+        # Asked once a pass: the answer comes from files.
+        num_threads = self._num_threads or max(1, storage.available_cpus() // (worker.count if worker else 1))
+        gpu = self._preload_to_gpu
+        if gpu is None:
+            gpu = worker is None and gpu_is_there(self._to)
+        dtypes: dict[bool, set[np.dtype[Any]]] = {True: set(), False: set()}
+        for matrix in table.matrices.values():
+            dtypes[matrix.is_sparse and not self._dense].add((matrix.has_genes and self._dtype) or matrix.dtype)
+        made = makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False])
+        return BatchReader(
+            table,
+            dense=self._dense,
+            dtype=self._dtype,
+            return_index=self._return_index,
+            num_threads=num_threads,
+            pool=self._pool,
+            export_sparse=made.sparse,
+            export_dense=made.dense,
+        )
+
+    # -- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe which batch comes next.
+
+        Returns
+        -------
+        dict
+            Small plain data that survives JSON. Independent of how far the background thread has read. Describes the pass that
+            was started last.
+        """
+        position = self._position
+        if position is None or position.sampler is not self._batch_sampler:
+            position = Position(self._batch_sampler, self._batch_sampler.state_dict())
+        return position.as_dict(self._checked_table())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to where `state` was taken: the next pass begins with the very batch that came next there.
+
+        Batches before it are not read again.
+
+        Raises
+        ------
+        TypeError
+            When the state is not a dict.
+        ValueError
+            When the state has another version, or belongs to other data or another sampler.
+        RuntimeError
+            When a pass is open.
+        """
+        self._check_no_pass("a state must not be loaded")
+        position = Position.from_dict(state, self._checked_table(), self._batch_sampler)
+        self._batch_sampler.load_state_dict(position.state)
+        self._position = self._resume = position
+
+    # -- other processes, copies, torch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_passes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._passes = weakref.WeakSet()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The class; torch's ``IterableDataset`` learns here that loaders are of its kind.
+
+        ``isinstance`` looks at this attribute first. So whoever asks whether a loader is an IterableDataset gets the right
+        answer, whether torch was imported before or after the loader was made, and torch is never imported for it.
+        """
+        torch_data = sys.modules.get("torch.utils.data")
+        if torch_data is not None and hasattr(torch_data, "IterableDataset"):
+            torch_data.IterableDataset.register(Loader)
+            if self.__dict__.get("_to") == "torch":
+                let_torch_warn_unheard()
+        return type(self)
+
+
+def _name_of(group: Any) -> str:
+    return f"{group.file.filename if hasattr(group, 'file') else group.name.strip('/')} of the collection"

@@ -1,0 +1,594 @@
+"""Rows of many AnnData files, one at a time or a batch at once, for torch's map-style DataLoader."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Hashable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from annbatch._shared.args import as_count
+from annbatch._shared.options import as_names, as_numeric, as_paths
+from annbatch._shared.workers import current_worker
+from annbatch.storage import BufferPool, available_cpus
+from annbatch.storage.frames import Labels
+
+from .files import open_files, read_labels
+from .genes import join_genes
+from .labels import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
+from .matrices import JoinedMatrix, RowsOfFile
+from .samples import Column, collate, make_samples, register_with_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from numpy.typing import DTypeLike
+
+__all__ = ["MappedCollection"]
+
+
+class MappedCollection:
+    """A map-style dataset over many AnnData files, virtually concatenated.
+
+    ``m[i]`` is one row as a dict; a :class:`torch.utils.data.DataLoader` over it needs no special arguments: torch asks for
+    a batch at once, and the batch is read at once.
+
+    Parameters
+    ----------
+    path_list
+        Paths of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
+    layers_keys
+        Matrices to return, one key or several. None or ``"X"`` is ``.X``; ``"raw.X"`` is ``.raw.X``, which is never joined;
+        others are keys of ``.layers``. An empty list: none.
+    obs_keys
+        Columns of ``.obs`` to return, one key or several.
+    obsm_keys
+        Keys of ``.obsm`` to return, one or several; they come out as ``obsm_{key}``.
+    obs_filter
+        ``{column: value}`` or ``{column: [values]}``. Only rows for which all conditions hold are in the collection. NaN (or
+        None) among the values selects rows whose value is missing. A file without the column has no such rows.
+    join
+        How genes are aligned when they differ between files. "inner": the shared genes, in the order of the first file.
+        "outer": all genes, sorted, zero where a file lacks one. None: every row as in its file.
+    encode_labels
+        True: all ``obs_keys`` become integers, the place of the label in the sorted merged categories of all files. A list:
+        just these keys. False or an empty list: none.
+    unknown_label
+        This label gets -1 and takes no integer of its own; numpy.nan or pandas.NA are the missing label, which is otherwise
+        numpy.nan. A dict gives one label per key.
+    cache_categories
+        Accepted so that existing scripts run: the merged categories, one object per category and not per row, are always
+        kept in memory.
+    parallel
+        Accepted so that existing scripts run: a process never uses a handle that another one opened, with or without it.
+    dtype
+        Convert the matrices to this. None: the smallest dtype that holds the stored values of all files, so integers
+        stay integers.
+    var_names
+        Return just these joint genes, in this order.
+    num_threads
+        Threads that read a batch. None: the CPUs that this process may use, shared out among DataLoader workers.
+
+    Attributes
+    ----------
+    encoders
+        ``{key: {label: integer}}`` of the encoded keys.
+    storage_idx, indices
+        int64, one entry per row: number of its file, and number of the row in that file.
+    original_shapes
+        Rows (that pass the filter) and genes of each file.
+    var_list
+        Gene names of each file.
+    var_joint
+        Gene names of a row; None when genes differ and are not joined.
+    var_indices
+        Per file, for each joint gene, the column that holds it (int64, -1: the file lacks it); None for a file whose
+        columns stay where they are.
+    join_vars
+        "inner" or "outer" when columns have to move, else None.
+    closed
+        Whether :meth:`close` was called.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path does not exist.
+    KeyError
+        If no file has a key, or if ``var_names`` holds an unknown gene.
+    TypeError
+        If an argument is of the wrong kind, or labels are text in one file and numbers in another.
+    ValueError
+        If an argument has a value that is not allowed, a path is no AnnData file, a matrix is stored by columns (CSC), no gene
+        is shared, or no row passes the filter.
+
+    Notes
+    -----
+    Nothing of the matrices is read at construction. Labels are kept as codes, of one byte per row up to 128 categories.
+
+    Rows of a file that lacks an obs key have a missing label (``numpy.nan``). A key of ``layers_keys`` or
+    ``obsm_keys`` that a file lacks is left out of its samples.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, pandas as pd, tempfile
+    >>> from annbatch import MappedCollection
+    >>> obs = pd.DataFrame({"cell_type": pd.Categorical(["B", "T", "B"])}, index=["c0", "c1", "c2"])
+    >>> path = tempfile.mkdtemp() + "/cells.h5ad"
+    >>> ad.AnnData(np.eye(3, dtype="float32"), obs=obs).write_h5ad(path)
+    >>> with MappedCollection([path], obs_keys="cell_type") as m:
+    ...     m[1]
+    {'X': array([0., 1., 0.], dtype=float32), 'cell_type': 1, '_store_idx': 0}
+    """
+
+    def __init__(
+        self,
+        path_list: Sequence[str | os.PathLike[str]],
+        layers_keys: str | Sequence[str] | None = None,
+        obs_keys: str | Sequence[str] | None = None,
+        obsm_keys: str | Sequence[str] | None = None,
+        obs_filter: Mapping[str, Any] | None = None,
+        join: Literal["inner", "outer"] | None = "inner",
+        encode_labels: bool | Sequence[str] = True,  # noqa: FBT001, FBT002
+        unknown_label: Any | Mapping[str, Any] | None = None,
+        cache_categories: bool = True,  # noqa: FBT001, FBT002
+        parallel: bool = False,  # noqa: FBT001, FBT002
+        dtype: DTypeLike | None = None,
+        *,
+        var_names: Sequence[str] | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        paths = _paths(path_list)
+        if join not in ("inner", "outer", None):
+            msg = f'join must be "inner", "outer" or None, got {join!r}'
+            raise ValueError(msg)
+        self.layers_keys = ["X"] if layers_keys is None else _keys("layers_keys", layers_keys)
+        self.obs_keys = _keys("obs_keys", obs_keys)
+        self.obsm_keys = _keys("obsm_keys", obsm_keys)
+        self.obs_filter = _conditions(obs_filter)
+        self.join = join
+        self.encode_labels = _encoded_keys(encode_labels, self.obs_keys)
+        self.unknown_label = _unknown_labels(unknown_label, self.encode_labels)
+        self.parallel = parallel
+        self.dtype = None if dtype is None else as_numeric(dtype)
+        self.num_threads = None if num_threads is None else as_count("num_threads", num_threads)
+        self.path_list = paths
+
+        names = [*self.layers_keys, *self.obs_keys, *(f"obsm_{key}" for key in self.obsm_keys), "_store_idx"]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            msg = f"layers_keys, obs_keys and obsm_keys must give each sample different keys, got {repeated} more than once"
+            raise ValueError(msg)
+
+        self._files = open_files(
+            paths, self.layers_keys, self.obs_keys, self.obsm_keys, self.encode_labels, self.obs_filter
+        )
+        self._starts = np.concatenate([[0], np.cumsum([file.n_rows for file in self._files])]).astype(np.int64)
+        if self.obs_filter and not len(self):
+            msg = f"obs_filter={obs_filter!r}: no row of the {len(paths)} files passes it"
+            raise ValueError(msg)
+        self.var_list = [file.var_names for file in self._files]
+        names_of_files = [file.name for file in self._files]
+        wanted = None if var_names is None else as_names("var_names", var_names)
+        genes = join_genes(self.var_list, names_of_files, join, wanted)
+        self.join_vars, self.var_joint, self.var_indices = genes.how, genes.names, genes.sources
+        self._matrices = {
+            name: JoinedMatrix(
+                [file.matrices.get(name) for file in self._files],
+                # raw has genes of its own, and what is in obsm are no genes.
+                genes.targets if name in self.layers_keys and name != "raw.X" else [None] * len(paths),
+                self.n_vars,
+                self.dtype,
+            )
+            for name in names
+            if any(name in file.matrices for file in self._files)
+        }
+        self._columns = {key: self._merged(key) for key in self.obs_keys}
+        self._more_labels: dict[str, LabelColumn] = {}
+        self.encoders: dict[str, dict[Any, int]] = {
+            key: self._label_column(key).encode(self.unknown_label.get(key)) for key in self.encode_labels
+        }
+        self._pool = BufferPool()
+        self._threads_of = (-1, 1)
+        self.closed = False
+
+    @property
+    def n_obs(self) -> int:
+        """Number of rows."""
+        return int(self._starts[-1])
+
+    @property
+    def n_vars(self) -> int | None:
+        """Number of joint genes; None when genes differ between files and are not joined."""
+        return None if self.var_joint is None else len(self.var_joint)
+
+    @property
+    def shape(self) -> tuple[int, int | None]:
+        """Rows and joint genes."""
+        return self.n_obs, self.n_vars
+
+    @property
+    def original_shapes(self) -> list[tuple[int, int]]:
+        """Rows (that pass the filter) and genes of each file."""
+        return [(file.n_rows, len(file.var_names)) for file in self._files]
+
+    @cached_property
+    def storage_idx(self) -> np.ndarray:
+        """Number of the file of each row, int64."""
+        return np.repeat(np.arange(len(self._files)), np.diff(self._starts))
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """Number of each row in its file, int64."""
+        rows = [np.arange(file.n_rows) if file.rows is None else file.rows for file in self._files]
+        return np.concatenate(rows)
+
+    def __len__(self) -> int:
+        return self.n_obs
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one row.
+
+        Parameters
+        ----------
+        index
+            Number of the row; negative numbers count from the end.
+
+        Returns
+        -------
+        dict
+            One entry per key of ``layers_keys`` (1-D array), ``obs_keys`` (integer, label or number) and ``obsm_keys``,
+            and ``_store_idx``, the number of the file.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
+        RuntimeError
+            If the collection is closed.
+        TypeError
+            If ``index`` is not an integer.
+        ValueError
+            If a file is damaged, or ``dtype`` cannot hold a value.
+        """
+        if isinstance(index, bool) or not hasattr(index, "__index__"):
+            msg = f"index must be an integer, got {type(index).__name__}; __getitems__ takes a list of integers"
+            raise TypeError(msg)
+        return dict(self._read(np.array([operator.index(index)]), num_threads=1)[0])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Read a batch; torch's DataLoader calls this.
+
+        Parameters
+        ----------
+        indices
+            Numbers of the rows, in any order, also repeated; negative numbers count from the end.
+
+        Returns
+        -------
+        list of dict
+            What ``[m[i] for i in indices]`` gives. The arrays are rows of one block per key.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row.
+        RuntimeError
+            If the collection is closed.
+        TypeError
+            If ``indices`` are not integers.
+        ValueError
+            If a file is damaged, or ``dtype`` cannot hold a value.
+        """
+        if type(self).__getitem__ is not MappedCollection.__getitem__:
+            # A subclass that changes samples must see every one of them.
+            return [self[index] for index in indices]
+        numbers = np.asarray(indices)
+        if numbers.size == 0:
+            numbers = numbers.astype(np.int64)
+        if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
+            msg = f"indices must be a list of integers, got {numbers.dtype} of shape {numbers.shape}"
+            raise TypeError(msg)
+        register_with_torch()
+        return list(self._read(numbers, num_threads=self._threads()))
+
+    collate = staticmethod(collate)
+
+    def get_merged_labels(self, key: str) -> np.ndarray:
+        """Return the label of each row.
+
+        Parameters
+        ----------
+        key
+            A column of ``.obs``; it need not be one of ``obs_keys``.
+
+        Returns
+        -------
+        ndarray
+            One label per row, not encoded; ``numpy.nan`` where it is missing.
+
+        Raises
+        ------
+        KeyError
+            If no file has the column.
+        """
+        return self._label_column(key).labels()
+
+    def get_merged_categories(self, key: str) -> set[Any]:
+        """Return the distinct labels of all files, without missing ones.
+
+        Parameters
+        ----------
+        key
+            A column of ``.obs``; it need not be one of ``obs_keys``.
+
+        Returns
+        -------
+        set
+            The labels, not encoded.
+
+        Raises
+        ------
+        KeyError
+            If no file has the column.
+        """
+        return set(self._label_column(key).categories)
+
+    def get_label_weights(
+        self,
+        obs_keys: str | Sequence[str],
+        scaler: float | None = None,
+        return_categories: bool = False,  # noqa: FBT001, FBT002
+    ) -> np.ndarray | dict[Any, float]:
+        """Weigh each row by how rare its label is, for :class:`torch.utils.data.WeightedRandomSampler`.
+
+        Parameters
+        ----------
+        obs_keys
+            A column of ``.obs``, or several: their labels are then counted together, and named joined with ``"__"``, or as a
+            tuple where two would have the same name. They need not be among the ``obs_keys`` of the collection.
+        scaler
+            None: the weight of a row is ``1 / count`` of its label, so that all labels are drawn equally often. A number
+            > 0: ``scaler / (count + scaler)``, which evens out less the larger it is.
+        return_categories
+            Return the weight of each label instead.
+
+        Returns
+        -------
+        ndarray or dict
+            float64, one weight per row; or ``{label: weight}``.
+
+        Raises
+        ------
+        KeyError
+            If no file has a column.
+        ValueError
+            If ``obs_keys`` is empty or ``scaler`` is not a number > 0.
+
+        Notes
+        -----
+        Rows with a missing label, and all rows of a file that lacks the column, count as one more label, ``numpy.nan``
+        ("nan" in joined labels), and so have a weight like all others. To leave them out, set their weight to zero:
+        ``weights[pandas.isna(m.get_merged_labels(key))] = 0``.
+
+        Examples
+        --------
+        >>> from torch.utils.data import DataLoader, WeightedRandomSampler  # doctest: +SKIP
+        >>> sampler = WeightedRandomSampler(m.get_label_weights("cell_type"), num_samples=len(m))  # doctest: +SKIP
+        >>> loader = DataLoader(m, batch_size=128, sampler=sampler)  # doctest: +SKIP
+        """
+        keys = _keys("obs_keys", obs_keys)
+        if not keys:
+            msg = "obs_keys must name at least one column, got none"
+            raise ValueError(msg)
+        if scaler is not None and not scaler > 0:
+            msg = f"scaler must be None or > 0, got {scaler}"
+            raise ValueError(msg)
+        weights, by_label = label_weights([self._label_column(key) for key in keys], scaler)
+        return by_label if return_categories else weights
+
+    def check_vars_sorted(self, ascending: bool = True) -> bool:  # noqa: FBT001, FBT002
+        """Say whether the genes of every file are sorted by name.
+
+        Parameters
+        ----------
+        ascending
+            Which way.
+        """
+        return all(
+            names.is_monotonic_increasing if ascending else names.is_monotonic_decreasing for names in self.var_list
+        )
+
+    def check_vars_non_aligned(self, vars: Iterable[str]) -> list[int]:  # noqa: A002
+        """Return the numbers of the files whose genes are not these, in this order.
+
+        Parameters
+        ----------
+        vars
+            Gene names.
+        """
+        wanted = pd.Index(list(vars))
+        return [number for number, names in enumerate(self.var_list) if not names.equals(wanted)]
+
+    @staticmethod
+    def torch_worker_init_fn(worker_id: int) -> None:
+        """Prepare a DataLoader worker; pass it as ``worker_init_fn``.
+
+        Accepted so that existing scripts run: workers open their own handles without it.
+
+        Parameters
+        ----------
+        worker_id
+            Number of the worker.
+        """
+
+    def close(self) -> None:
+        """Close all files. Labels and weights can still be asked for, rows can not."""
+        for matrix in self._matrices.values():
+            matrix.close()
+        self.closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self._files)} files", f"{self.n_obs} x {'?' if self.n_vars is None else self.n_vars}"]
+        kinds = (("layers", self.layers_keys), ("obs", self.obs_keys), ("obsm", self.obsm_keys))
+        parts += [f"{name}: {', '.join(keys)}" for name, keys in kinds if keys]
+        if self.closed:
+            parts.append("closed")
+        return f"<MappedCollection {'; '.join(parts)}>"
+
+    def _read(self, numbers: np.ndarray, num_threads: int) -> list[dict[str, Any]]:
+        if self.closed:
+            msg = "this MappedCollection is closed: make a new one to read rows"
+            raise RuntimeError(msg)
+        n_obs = self.n_obs
+        # Before they become int64, where a larger number would wrap around to another row.
+        outside = (numbers < -n_obs) | (numbers >= n_obs)
+        if outside.any():
+            msg = f"index {numbers[outside][0]} is out of range for {n_obs} rows"
+            raise IndexError(msg)
+        numbers = numbers.astype(np.int64, copy=False)
+        numbers = np.where(numbers < 0, numbers + n_obs, numbers)
+        of_file = np.searchsorted(self._starts, numbers, side="right") - 1
+        groups = self._by_file(numbers, of_file)
+        columns = {
+            name: matrix.read(groups, len(numbers), self._pool, num_threads) for name, matrix in self._matrices.items()
+        }
+        columns |= {
+            key: Column(column.values(numbers), column.numbers(numbers)) for key, column in self._columns.items()
+        }
+        columns["_store_idx"] = Column(of_file.tolist(), of_file)
+        return make_samples({name: column for name, column in columns.items() if column is not None}, len(numbers))
+
+    def _by_file(self, numbers: np.ndarray, of_file: np.ndarray) -> list[RowsOfFile]:
+        order = np.argsort(of_file, kind="stable")
+        edges = np.flatnonzero(np.diff(of_file[order])) + 1
+        groups = []
+        for positions in np.split(order, edges) if len(order) else []:
+            number = int(of_file[positions[0]])
+            local = numbers[positions] - self._starts[number]
+            rows = self._files[number].rows
+            groups.append(RowsOfFile(number, local if rows is None else rows[local], positions))
+        return groups
+
+    def _threads(self) -> int:
+        if self.num_threads is not None:
+            return self.num_threads
+        # Asked for once in each process: in a DataLoader worker the answer is another one.
+        pid = os.getpid()
+        if self._threads_of[0] != pid:
+            worker = current_worker()
+            self._threads_of = (pid, max(1, available_cpus() // (1 if worker is None else worker.count)))
+        return self._threads_of[1]
+
+    def _merged(self, key: str) -> LabelColumn | NumberColumn:
+        per_file = [file.obs.pop(key) for file in self._files]
+        n_rows = [file.n_rows for file in self._files]
+        numbers = [column for column in per_file if not isinstance(column, Labels)]
+        if len(numbers) == len(per_file):
+            return merge_numbers(numbers, n_rows)
+        labels = [number_labels(column) if isinstance(column, np.ndarray) else column for column in per_file]
+        return merge_labels(key, labels, n_rows, [file.name for file in self._files])
+
+    def _label_column(self, key: str) -> LabelColumn:
+        if not isinstance(key, str):
+            msg = f"key must be the name of one obs column, got {key!r} ({type(key).__name__})"
+            raise TypeError(msg)
+        column = self._columns.get(key, self._more_labels.get(key))
+        if isinstance(column, LabelColumn):
+            return column
+        if column is not None:
+            labels = [number_labels(column.array)]
+            self._more_labels[key] = merge_labels(key, labels, [self.n_obs], [""])
+        else:
+            per_file = [read_labels(file, key) for file in self._files]
+            if all(labels is None for labels in per_file):
+                msg = f"no file has the obs column {key!r}"
+                raise KeyError(msg)
+            names = [file.name for file in self._files]
+            self._more_labels[key] = merge_labels(key, per_file, [file.n_rows for file in self._files], names)
+        return self._more_labels[key]
+
+
+def _paths(path_list: Any) -> list[Path]:
+    paths = [Path(path) for path in as_paths("path_list", path_list)]
+    if not paths:
+        msg = "path_list must hold at least one path, got none"
+        raise ValueError(msg)
+    return paths
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        msg = f"{name} must be a list, got {values!r} of type {type(values).__name__}"
+        raise TypeError(msg) from None
+
+
+def _keys(name: str, keys: Any) -> list[str]:
+    if keys is None:
+        return []
+    found = [keys] if isinstance(keys, str) else _listed(name, keys)
+    wrong = [key for key in found if not isinstance(key, str)]
+    if wrong:
+        msg = f"{name} must hold text, got {wrong[0]!r} of type {type(wrong[0]).__name__}"
+        raise TypeError(msg)
+    return found
+
+
+def _conditions(obs_filter: Any) -> dict[str, list[Any]]:
+    if obs_filter is None:
+        return {}
+    if not hasattr(obs_filter, "items"):
+        msg = f"obs_filter must be a dict of column: value or values, got {type(obs_filter).__name__}"
+        raise TypeError(msg)
+    conditions = {}
+    for column, values in obs_filter.items():
+        one = isinstance(values, str | bytes) or not isinstance(values, Iterable)
+        conditions[column] = [values] if one else list(values)
+        for value in conditions[column]:
+            if not isinstance(value, Hashable):
+                msg = f"obs_filter[{column!r}] must be a value or a list of values, got {value!r} for a value"
+                raise TypeError(msg)
+    return conditions
+
+
+def _encoded_keys(encode_labels: Any, obs_keys: list[str]) -> list[str]:
+    if isinstance(encode_labels, bool | np.bool_):
+        return list(obs_keys) if encode_labels else []
+    keys = _keys("encode_labels", encode_labels)
+    unknown = [key for key in keys if key not in obs_keys]
+    if unknown:
+        msg = f"encode_labels must be True, False or a list of obs_keys {obs_keys}, got {unknown}"
+        raise ValueError(msg)
+    return keys
+
+
+def _unknown_labels(unknown_label: Any, encoded: list[str]) -> dict[str, Any]:
+    if unknown_label is None:
+        return {}
+    if not hasattr(unknown_label, "items"):
+        unknown_label = dict.fromkeys(encoded, unknown_label)
+    not_encoded = [key for key in unknown_label if key not in encoded]
+    if not_encoded:
+        msg = f"unknown_label: the keys must be encoded keys {encoded}, got {not_encoded}"
+        raise ValueError(msg)
+    for label in unknown_label.values():
+        if not isinstance(label, Hashable):
+            msg = f"unknown_label must be a label, or a dict of one label per key, got {label!r} for a label"
+            raise TypeError(msg)
+    return dict(unknown_label)

@@ -1,0 +1,177 @@
+"""What a sampler's base class keeps between passes: where a pass stands, which passes are open, what to resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from annbatch._shared.args import as_count
+from annbatch._shared.workers import Worker
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from annbatch.types import LoadRequest
+
+__all__ = ["Inner", "Pass", "Position", "difference"]
+
+
+@dataclasses.dataclass(slots=True)
+class Position:
+    """Where a pass stands.
+
+    Attributes
+    ----------
+    number
+        Passes started before this one.
+    request
+        Load requests handed out (by this worker).
+    n_obs
+        Rows of the data, or None before a pass was started.
+    rng
+        State of the generator before the pass took its seed; None when the sampler has none.
+    worker
+        The DataLoader worker that the pass runs in.
+    finished
+        Whether the last request was asked for and there was none.
+    config
+        Arguments of the sampler when the state was loaded.
+    """
+
+    number: int
+    request: int = 0
+    n_obs: int | None = None
+    rng: dict[str, Any] | None = None
+    worker: Worker | None = None
+    finished: bool = False
+    config: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data that survives JSON."""
+        worker = None if self.worker is None else dataclasses.asdict(self.worker)
+        return {"pass": self.number, "request": self.request, "n_obs": self.n_obs, "rng": self.rng, "worker": worker}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Position:
+        """Read what :meth:`as_dict` made; ValueError when it was damaged."""
+        try:
+            worker = None if state["worker"] is None else Worker(**state["worker"])
+            number, request = (as_count(key, state[key], minimum=0) for key in ("pass", "request"))
+            n_obs = None if state["n_obs"] is None else as_count("n_obs", state["n_obs"], minimum=0)
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"state must be a dict made by state_dict, but {type(error).__name__}: {error}"
+            raise ValueError(msg) from error
+        if state.get("rng") is not None and not isinstance(state["rng"], dict):
+            msg = f"state must be a dict made by state_dict, got rng={state['rng']!r}"
+            raise ValueError(msg)
+        return cls(number, request, n_obs, state.get("rng"), worker)
+
+    def check_fits(
+        self, n_obs: int, worker: Worker | None, *, config: dict[str, Any], rng: dict[str, Any] | None
+    ) -> None:
+        """Raise ValueError when what is here now is not what the state was taken from."""
+        if self.n_obs is not None and self.n_obs != n_obs:
+            msg = f"state belongs to other data: it was taken with n_obs={self.n_obs}, this data has n_obs={n_obs}"
+            raise ValueError(msg)
+        if self.config != config:
+            msg = f"the sampler was changed after load_state_dict: {difference(config, self.config)}; load the state again"
+            raise ValueError(msg)
+        if self.rng != rng:
+            msg = "the sampler's rng was replaced or used after load_state_dict; load the state again"
+            raise ValueError(msg)
+        ours = None if worker is None else worker.place
+        theirs = None if self.worker is None else self.worker.place
+        if self.request > 0 and ours != theirs:
+            msg = (
+                f"state belongs to another set of DataLoader workers: it was taken with (worker, workers)={theirs}, "
+                f"here it is {ours}"
+            )
+            raise ValueError(msg)
+
+
+@dataclasses.dataclass(slots=True)
+class Inner:
+    """Everything the base class keeps for a sampler.
+
+    Attributes
+    ----------
+    n_passes
+        Passes started.
+    position
+        Of the pass started last.
+    resume
+        Where the next pass shall begin, after a state was loaded.
+    own_rng
+        Generator of a sampler that shuffles and was given none.
+    rank_key
+        Keeps the streams of ranks apart that were given the same seed; set by DistributedSampler.
+    worker
+        The worker whose state was loaded in this process: its later passes follow the original's too.
+    open_passes
+        Passes that were handed out and are still held by somebody.
+    """
+
+    n_passes: int = 0
+    position: Position | None = None
+    resume: Position | None = None
+    own_rng: np.random.Generator | None = None
+    rank_key: tuple[int, ...] = ()
+    worker: Worker | None = None
+    open_passes: weakref.WeakSet[Pass] = dataclasses.field(default_factory=weakref.WeakSet)
+
+    def __copy__(self) -> Inner:
+        # A copy has no open pass, and its position must not move with the original's.
+        position = None if self.position is None else dataclasses.replace(self.position)
+        return dataclasses.replace(self, position=position, open_passes=weakref.WeakSet())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _inner, (self.n_passes, self.position, self.resume, self.own_rng, self.rank_key, self.worker)
+
+
+def _inner(*values: Any) -> Inner:
+    return Inner(*values)
+
+
+class Pass(Iterator["LoadRequest"]):
+    """The requests of one pass; counts what was handed out."""
+
+    def __init__(self, requests: Iterator[LoadRequest], position: Position) -> None:
+        self._requests = requests
+        self._position = position
+        self._lock = threading.Lock()
+        self.closed = False
+
+    def __next__(self) -> LoadRequest:
+        with self._lock:
+            if self.closed:
+                raise StopIteration
+            try:
+                request = next(self._requests)
+            except StopIteration:
+                self.closed = self._position.finished = True
+                raise
+            except BaseException:
+                self.closed = True
+                raise
+            self._position.request += 1
+            return request
+
+    def close(self) -> None:
+        """End the pass: nothing more is yielded, and the sampler's mask may change again."""
+        with self._lock:
+            self.closed = True
+            if hasattr(self._requests, "close"):
+                self._requests.close()
+
+
+def difference(ours: dict[str, Any], theirs: Any) -> str:
+    """Both sides of what differs between two configurations."""
+    if not isinstance(theirs, dict):
+        return f"expected {ours}, got {theirs!r}"
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    here = ", ".join(f"{key}={ours.get(key)!r}" for key in keys)
+    there = ", ".join(f"{key}={theirs.get(key)!r}" for key in keys)
+    return f"here {here}; in the state {there}"

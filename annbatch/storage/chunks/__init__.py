@@ -1,0 +1,1 @@
+"""Every format as a chunk table."""

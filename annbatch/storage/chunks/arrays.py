@@ -1,0 +1,329 @@
+"""One stored array, wherever it lies: in memory, in an HDF5 file, in a Zarr store."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from annbatch.storage.dtypes import as_bytes, native
+from annbatch.storage.errors import CorruptDataError
+
+from .tables import ChunkTable
+
+if TYPE_CHECKING:
+    import h5py
+    import zarr
+
+__all__ = ["Hdf5Array", "MemoryArray", "StoredArray", "ZarrArray", "stored_array"]
+
+# Items that one task of the fallback covers where the store itself has no chunks.
+_VIRTUAL_CHUNK = 1 << 16
+_UNKNOWN: Any = object()
+
+
+class StoredArray(ABC):
+    """An array that is read in pieces.
+
+    Attributes
+    ----------
+    shape, dtype
+        As stored, the dtype in native byte order.
+    location
+        File and array, for error texts.
+    direct
+        Whether the compiled engine may be used.
+    n_concurrent
+        How many calls of :meth:`read` may usefully run at a time; None: as many as there are threads.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    location: str
+    direct: bool = True
+    n_concurrent: ClassVar[int | None] = None
+    _table: ChunkTable | None = _UNKNOWN
+
+    @property
+    @abstractmethod
+    def read_rows(self) -> int:
+        """Length along the first axis of what :meth:`read` is best asked for."""
+
+    @abstractmethod
+    def _make_table(self) -> ChunkTable | None:
+        """Return the chunk table, or None when there is none."""
+
+    @property
+    def table(self) -> ChunkTable | None:
+        """The chunk table, made at first use; None when the array can only be read through its library."""
+        if not self.direct:
+            return None
+        if self._table is _UNKNOWN:
+            self._table = self._make_table()
+        return self._table
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the compiled engine reads this array."""
+        return self.table is not None
+
+    @abstractmethod
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        """Read without checks."""
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of what one task covers: the stored chunk, or whole rows in the fallback."""
+        return (self.read_rows, *self.shape[1:]) if self.table is None else self.table.chunk_shape
+
+    def row_spans(self) -> np.ndarray:
+        """Return the stretches of a row that are contiguous in a chunk, as ``_rows.plan_rows`` wants them."""
+        whole, inside = self.shape[1:], self.chunk_shape[1:]
+        if not prod(whole):
+            return np.empty((0, 4), np.int64)
+        if whole == inside:
+            return np.array([[0, 0, 0, prod(whole)]], np.int64)
+        whole_strides = [prod(whole[axis + 1 :]) for axis in range(len(whole))]
+        inside_strides = [prod(inside[axis + 1 :]) for axis in range(len(inside))]
+        grid = [-(-n // c) for n, c in zip(whole, inside, strict=True)]
+        spans = []
+        for cell, position in enumerate(np.ndindex(*grid)):
+            first = [p * c for p, c in zip(position, inside, strict=True)]
+            extent = [min(c, n - f) for c, n, f in zip(inside, whole, first, strict=True)]
+            for line in np.ndindex(*extent[:-1]):
+                at = (*line, 0)
+                source = sum(i * stride for i, stride in zip(at, inside_strides, strict=True))
+                target = sum((f + i) * stride for f, i, stride in zip(first, at, whole_strides, strict=True))
+                spans.append([cell, source, target, extent[-1]])
+        return np.array(spans, np.int64).reshape(-1, 4)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return start <= row < stop along the first axis, C-contiguous and in native byte order.
+
+        Raises
+        ------
+        CorruptDataError
+            The store could not make sense of its bytes.
+        """
+        wanted = (stop - start, *self.shape[1:])
+        try:
+            values = np.asarray(self._read(start, stop))
+        except (MemoryError, ImportError, ConnectionError, TimeoutError, InterruptedError):
+            raise
+        except Exception as error:
+            msg = f"{self.location}, rows {start} to {stop}: {error}"
+            raise CorruptDataError(msg) from error
+        if values.shape != wanted:
+            msg = f"{self.location}, rows {start} to {stop}: expected shape {wanted}, got {values.shape}"
+            raise CorruptDataError(msg)
+        return np.ascontiguousarray(values, native(values.dtype))
+
+    def close(self) -> None:  # noqa: B027 - most arrays hold nothing open
+        """Drop what is held open; a later read opens it again."""
+
+
+class MemoryArray(StoredArray):
+    """A NumPy array."""
+
+    def __init__(self, array: np.ndarray, location: str) -> None:
+        self.array = np.ascontiguousarray(array, native(array.dtype))
+        self.shape, self.dtype, self.location = array.shape, self.array.dtype, location
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_table"}
+
+    @property
+    def read_rows(self) -> int:
+        """See the base class."""
+        return max(1, _VIRTUAL_CHUNK // max(1, prod(self.shape[1:])))
+
+    def _make_table(self) -> ChunkTable | None:
+        shape = (self.read_rows, *self.shape[1:])
+        grid = (-(-self.shape[0] // self.read_rows),) + (1,) * (len(shape) - 1)
+        return ChunkTable(shape, grid, self.dtype.itemsize, memory=as_bytes(self.array))
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        view: np.ndarray = self.array[start:stop]
+        return view
+
+
+class Hdf5Array(StoredArray):
+    """A dataset of an HDF5 file.
+
+    The handle is not carried to another process: there the file is opened again by its path.
+    """
+
+    # HDF5 has one lock for everything.
+    n_concurrent = 1
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self.path, self.name = os.path.abspath(dataset.file.filename), dataset.name  # noqa: PTH100
+        self.location = f"{dataset.file.filename} :: {self.name}"
+        self.shape, self.dtype = dataset.shape, native(dataset.dtype)
+        self._chunks = dataset.chunks
+        self._dataset: h5py.Dataset | None = dataset
+        self._own_file: h5py.File | None = None
+        self._pid = os.getpid()
+        self._may_change = dataset.file.mode != "r"
+        self._stamp = _file_stamp(self.path)
+
+    @property
+    def read_rows(self) -> int:
+        """See the base class."""
+        if self._chunks:
+            return int(self._chunks[0])
+        return max(1, _VIRTUAL_CHUNK // max(1, prod(self.shape[1:])))
+
+    @property
+    def dataset(self) -> h5py.Dataset:
+        """The open dataset."""
+        if self._dataset is None or not self._dataset or self._pid != os.getpid():
+            import h5py
+
+            self._check_unchanged()
+            try:
+                self._own_file = h5py.File(self.path, "r")
+                self._dataset = self._own_file[self.name]
+            except (OSError, KeyError) as error:
+                msg = f"{self.location} cannot be opened again: {error}"
+                raise CorruptDataError(msg) from error
+            self._pid = os.getpid()
+        return self._dataset
+
+    def _check_unchanged(self) -> None:
+        """Raise when the path no longer leads to what was opened."""
+        if self._stamp is None:
+            msg = (
+                f"{self.location} cannot be opened again, as another process must: it is in no file; open it by a path"
+            )
+            raise ValueError(msg)
+        if not self._may_change and _file_stamp(self.path) != self._stamp:
+            msg = f"{self.location}: the file was changed, replaced or removed after it was opened"
+            raise CorruptDataError(msg)
+
+    def _make_table(self) -> ChunkTable | None:
+        from .hdf5_table import hdf5_table
+
+        return hdf5_table(self.dataset)
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        values: np.ndarray = self.dataset[start:stop]
+        return values
+
+    def close(self) -> None:
+        """See the base class."""
+        self._dataset = None
+        if self._own_file is not None and self._pid == os.getpid():
+            self._own_file.close()
+        self._own_file = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_unchanged()
+        state = {key: value for key, value in self.__dict__.items() if key != "_table"}
+        return {**state, "_dataset": None, "_own_file": None}
+
+
+class ZarrArray(StoredArray):
+    """An array of a Zarr store, of format 2 or 3, local or remote."""
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self.array = _at_absolute_path(array)
+        self.location = f"{_store_name(array)} :: {array.path or '/'}"
+        self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
+
+    @property
+    def read_rows(self) -> int:
+        """See the base class."""
+        return int(self.array.chunks[0]) if self.array.chunks else 1
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the chunks are files on this machine."""
+        from zarr.storage import LocalStore
+
+        return isinstance(self.array.store, LocalStore)
+
+    @property
+    def n_concurrent(self) -> int | None:  # type: ignore[override]
+        """See the base class."""
+        # A remote store answers slowly but many at a time.
+        return None if self.is_local else 16
+
+    def _make_table(self) -> ChunkTable | None:
+        from .zarr_table import zarr_table
+
+        return zarr_table(self.array)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_table"}
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        from .absent import check_absent
+
+        values = np.asarray(self.array[start:stop])
+        check_absent(self.array, values, start)
+        return values
+
+
+def stored_array(elem: Any, location: str | None = None) -> StoredArray:
+    """Wrap a numpy, h5py or zarr array.
+
+    Raises
+    ------
+    TypeError
+        It is none of them, or has a mask, which batches do not.
+    """
+    if isinstance(elem, np.ma.MaskedArray):
+        msg = (
+            "expected an array without a mask, got a numpy.ma.MaskedArray; say what masked values are, e.g. X.filled(0)"
+        )
+        raise TypeError(msg)
+    if isinstance(elem, np.ndarray):
+        return MemoryArray(elem, location or "array in memory")
+    module = type(elem).__module__.partition(".")[0]
+    if module == "h5py":
+        import h5py
+
+        if isinstance(elem, h5py.Dataset):
+            return Hdf5Array(elem)
+    if module == "zarr":
+        import zarr
+
+        if isinstance(elem, zarr.Array):
+            return ZarrArray(elem)
+    msg = f"expected a numpy.ndarray, h5py.Dataset or zarr.Array, got {type(elem).__module__}.{type(elem).__qualname__}"
+    raise TypeError(msg)
+
+
+def _at_absolute_path(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return the array by a path that stays right when the process, or a worker of it, changes its folder."""
+    import zarr
+    from zarr.storage import LocalStore
+
+    store = array.store
+    if not isinstance(store, LocalStore) or Path(store.root).is_absolute():
+        return array
+    return zarr.open_array(
+        LocalStore(Path(store.root).absolute(), read_only=True),
+        path=array.path,
+        mode="r",
+        zarr_format=array.metadata.zarr_format,
+    )
+
+
+def _store_name(array: zarr.Array[Any]) -> str:
+    root = getattr(array.store, "root", None)
+    return str(array.store if root is None else root)
+
+
+def _file_stamp(path: str) -> tuple[int, int, int] | None:
+    """Return size, time and inode; None where there is no file."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -1,0 +1,154 @@
+"""The chunk table: what every format comes down to.
+
+For each chunk the file, the byte offset, the byte length; for the array the codecs. The compiled engine reads from that and
+needs to know nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from annbatch.storage.engine import _engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ChunkTable", "Codec", "codec"]
+
+# A name of _engine.CODECS and its parameter: the item size of a shuffle, the decode function of a Python codec, else 0.
+Codec = tuple[str, Any]
+
+
+@dataclass(slots=True, eq=False)
+class ChunkTable:
+    """Where the chunks of one array lie and how they are encoded.
+
+    Chunks are numbered in C order of the chunk grid. Edge chunks are stored in full size.
+
+    Attributes
+    ----------
+    chunk_shape
+        Items per chunk along each axis.
+    grid
+        Number of chunks along each axis.
+    itemsize
+        Bytes of an item.
+    codecs
+        In the order of encoding.
+    fill
+        The bytes of an item of a chunk that is not stored.
+    memory
+        uint8, the whole array when it is in memory; the attributes below are then not used.
+    root
+        Path of the file, or the folder that holds the files.
+    key_prefix, separator, file_grid
+        File ``i`` is ``root + key_prefix`` and the position of ``i`` in ``file_grid``. An empty grid: ``root`` is the file.
+    offset, length
+        int64, per chunk, in bytes; a length of -1 says that the chunk is not stored. None: a chunk is a whole file.
+    mask
+        uint32, per chunk: bit ``i`` says that codec ``i`` was left out for it. None: none was.
+    file
+        int32, the file of each chunk. None: chunk ``i`` is in file ``i``, or there is just one file.
+    stamp
+        int64, three per file: size, modification time in ns, inode, as they were when ``offset`` and ``length`` were read.
+    document
+        Path of the array's metadata. A chunk whose file is missing has the fill value only while this is there.
+    prepare
+        Called with the numbers of the chunks that are about to be read, to fill ``offset``, ``length`` and ``stamp``.
+    """
+
+    chunk_shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    itemsize: int
+    codecs: list[Codec] = field(default_factory=list)
+    fill: bytes = b""
+    memory: np.ndarray | None = None
+    root: bytes = b""
+    key_prefix: bytes = b""
+    separator: bytes = b"/"
+    file_grid: tuple[int, ...] = ()
+    offset: np.ndarray | None = None
+    length: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    file: np.ndarray | None = None
+    stamp: np.ndarray | None = None
+    document: bytes = b""
+    prepare: Callable[[np.ndarray], None] | None = None
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a decoded chunk."""
+        return prod(self.chunk_shape) * self.itemsize
+
+    @property
+    def n_files(self) -> int:
+        """Number of files, those that do not exist included."""
+        return prod(self.file_grid)
+
+    def file_of(self, chunk: int) -> int:
+        """Return the number of the file that holds a chunk."""
+        if self.n_files == 1:
+            return 0
+        return chunk if self.file is None else int(self.file[chunk])
+
+    def path(self, file: int) -> Path:
+        """Return the path of a file."""
+        if not self.file_grid:
+            return Path(self.root.decode())
+        position = np.unravel_index(file, self.file_grid)
+        key = self.separator.decode().join(str(int(i)) for i in position)
+        return Path(self.root.decode() + self.key_prefix.decode() + key)
+
+
+def codec(kind: str, parameter: int = 0, python: Callable[[Any], Any] | None = None) -> Codec | None:
+    """Return a codec for the engine; None when nothing here decodes it.
+
+    Parameters
+    ----------
+    kind
+        A name of ``_engine.CODECS``.
+    parameter
+        Item size of a shuffle.
+    python
+        Decodes one chunk; used where the compiled library is missing.
+    """
+    use_libdeflate()
+    if _engine.decodes(kind):
+        return kind, parameter
+    return None if python is None else ("python", python)
+
+
+@cache
+def use_libdeflate() -> bool:
+    """Let the engine use libdeflate when the ``deflate`` package or the system has it; say whether.
+
+    It decodes gzip data about half again as fast as zlib-ng. The package is a thin wrapper that exports the library's own
+    functions, so its compiled module is as good as the library itself.
+    """
+    names = ["libdeflate.so.0", "libdeflate.0.dylib"]
+    try:
+        _deflate = import_module("deflate._deflate")
+    except ImportError:
+        pass
+    else:
+        names.insert(0, str(_deflate.__file__))
+    functions = ("alloc_decompressor", "free_decompressor", "zlib_decompress", "gzip_decompress")
+    for name in names:
+        try:
+            library = ctypes.CDLL(name)
+            addresses = [
+                ctypes.cast(getattr(library, f"libdeflate_{f}"), ctypes.c_void_p).value or 0 for f in functions
+            ]
+        except (OSError, AttributeError):
+            continue
+        _engine.use_libdeflate(*addresses)
+        return True
+    return False

@@ -1,0 +1,268 @@
+"""Chunk tables of Zarr arrays in local folders: format 2, format 3, format 3 with shards."""
+
+from __future__ import annotations
+
+import json
+import os
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from annbatch.storage.engine import _engine
+from annbatch.storage.errors import CorruptDataError
+
+from .tables import ChunkTable, Codec, codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import zarr
+
+__all__ = ["parse_shard_index", "zarr_table"]
+
+_MAX_CODECS = 8
+_MAX_DIMS = 8
+
+
+def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
+    """Return the chunk table of an array, or None when it is stored in a way that only zarr-python can read.
+
+    Looks at the metadata document, which the format defines, and not at zarr-python's classes.
+    """
+    from zarr.storage import LocalStore
+
+    if not isinstance(array.store, LocalStore) or not _engine.can_read_files:
+        return None
+    folder = Path(array.store.root, array.path)
+    dtype = np.dtype(array.dtype)
+    plain = dtype.kind in "biufc" and dtype.isnative and dtype.itemsize <= 16
+    if not plain or not 1 <= array.ndim <= _MAX_DIMS or 0 in array.shape:
+        return None
+    try:
+        name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+        document = json.loads((folder / name).read_text())
+        if tuple(document["shape"]) != array.shape:
+            return None
+        make = _version_3 if array.metadata.zarr_format == 3 else _version_2
+        table = make(document, str(folder), dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Not what the format says: zarr-python shall read it or say what is wrong.
+        return None
+    if table is not None:
+        fill = array.fill_value
+        table.document = os.fsencode(folder / name)
+        table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
+    return table
+
+
+def _version_2(document: dict[str, Any], folder: str, dtype: np.dtype) -> ChunkTable | None:
+    shape, chunk_shape = tuple(document["shape"]), tuple(document["chunks"])
+    if document["order"] != "C" and len(shape) > 1:
+        return None
+    steps = [*(document["filters"] or []), *([document["compressor"]] if document["compressor"] else [])]
+    codecs = _codecs([(step["id"], step) for step in steps], dtype.itemsize)
+    if codecs is None:
+        return None
+    separator = document.get("dimension_separator", ".")
+    return _one_file_per_chunk(shape, chunk_shape, dtype, codecs, f"{folder}/", separator)
+
+
+def _version_3(document: dict[str, Any], folder: str, dtype: np.dtype) -> ChunkTable | None:
+    shape = tuple(document["shape"])
+    grid, key = document["chunk_grid"], document["chunk_key_encoding"]
+    if grid["name"] != "regular" or document.get("storage_transformers") or not isinstance(document["data_type"], str):
+        return None
+    chunk_shape = tuple(grid["configuration"]["chunk_shape"])
+    settings = key.get("configuration", {})
+    if key["name"] == "default":
+        separator = settings.get("separator", "/")
+        prefix = f"{folder}/c{separator}"
+    elif key["name"] == "v2":
+        separator = settings.get("separator", ".")
+        prefix = f"{folder}/"
+    else:
+        return None
+    steps = document["codecs"]
+    if [step["name"] for step in steps] == ["sharding_indexed"]:
+        return _sharded(shape, chunk_shape, dtype, steps[0]["configuration"], prefix, separator)
+    codecs = _version_3_codecs(steps, dtype)
+    return None if codecs is None else _one_file_per_chunk(shape, chunk_shape, dtype, codecs, prefix, separator)
+
+
+def _one_file_per_chunk(
+    shape: tuple[int, ...],
+    chunk_shape: tuple[int, ...],
+    dtype: np.dtype,
+    codecs: list[Codec],
+    prefix: str,
+    separator: str,
+) -> ChunkTable:
+    grid = _grid(shape, chunk_shape)
+    return ChunkTable(
+        chunk_shape,
+        grid,
+        dtype.itemsize,
+        codecs,
+        root=prefix.encode(),
+        separator=separator.encode(),
+        file_grid=grid,
+    )
+
+
+def _sharded(
+    shape: tuple[int, ...],
+    shard_shape: tuple[int, ...],
+    dtype: np.dtype,
+    settings: dict[str, Any],
+    prefix: str,
+    separator: str,
+) -> ChunkTable | None:
+    chunk_shape = tuple(settings["chunk_shape"])
+    codecs = _version_3_codecs(settings["codecs"], dtype)
+    index_codecs = _version_3_codecs(settings["index_codecs"], np.dtype(np.uint64))
+    if codecs is None or index_codecs is None or [kind for kind, _ in index_codecs] not in ([], ["crc32c"]):
+        return None
+    grid, file_grid = _grid(shape, chunk_shape), _grid(shape, shard_shape)
+    per_shard = tuple(s // c for s, c in zip(shard_shape, chunk_shape, strict=True))
+    # The shard of each chunk, over the whole grid.
+    file = np.zeros((1,) * len(grid), np.int32)
+    for axis, (n, inside, n_files) in enumerate(zip(grid, per_shard, file_grid, strict=True)):
+        along = (np.arange(n, dtype=np.int32) // inside).reshape([-1 if a == axis else 1 for a in range(len(grid))])
+        file = file * np.int32(n_files) + along
+    table = _one_file_per_chunk(shape, chunk_shape, dtype, codecs, prefix, separator)
+    table.file_grid = file_grid
+    table.offset, table.length = np.zeros(prod(grid), np.int64), np.full(prod(grid), -1, np.int64)
+    table.file = np.ascontiguousarray(file.reshape(-1))
+    table.stamp = np.full(3 * prod(file_grid), -1, np.int64)
+    table.prepare = _ShardIndexes(
+        table, per_shard, has_checksum=bool(index_codecs), at_end=settings.get("index_location", "end") == "end"
+    )
+    return table
+
+
+def parse_shard_index(
+    index: np.ndarray, per_shard: tuple[int, ...], size: int, *, has_checksum: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the chunks of a shard of ``size`` bytes are, from the bytes (uint8) of its index.
+
+    Returns
+    -------
+    offset, length
+        int64, of shape ``per_shard``; 0 and -1 for a chunk that is not stored.
+
+    Raises
+    ------
+    ValueError
+        The checksum does not match, or a chunk is said to end beyond the end of the shard.
+    """
+    if has_checksum and _engine.crc32c(index[:-4]) != int(index[-4:].view("<u4")[0]):
+        msg = "the checksum of the shard index does not match"
+        raise ValueError(msg)
+    entries = index[: 16 * prod(per_shard)].view("<u8").reshape(*per_shard, 2)
+    offset, length = entries[..., 0], entries[..., 1]
+    missing = (entries == np.uint64(2**64 - 1)).all(axis=-1)
+    too_far = ~missing & ((offset > size) | (length > size - offset))
+    if too_far.any():
+        number = int(np.flatnonzero(too_far)[0])
+        msg = f"the shard index leads beyond the end of the file, at chunk {number} of the shard"
+        raise ValueError(msg)
+    return np.where(missing, 0, offset).astype(np.int64), np.where(missing, -1, length.astype(np.int64))
+
+
+class _ShardIndexes:
+    """Reads the index of a shard when a chunk of it is wanted for the first time."""
+
+    def __init__(self, table: ChunkTable, per_shard: tuple[int, ...], *, has_checksum: bool, at_end: bool) -> None:
+        self.table, self.per_shard, self.has_checksum, self.at_end = table, per_shard, has_checksum, at_end
+        self.known = np.zeros(table.n_files, bool)
+
+    def __call__(self, chunks: np.ndarray) -> None:
+        assert self.table.file is not None
+        files = self.table.file[chunks]
+        for file in np.unique(files[~self.known[files]]):
+            self._load(int(file))
+            self.known[file] = True
+
+    def _load(self, file: int) -> None:
+        table = self.table
+        assert table.offset is not None
+        assert table.length is not None
+        assert table.stamp is not None
+        path = table.path(file)
+        n_bytes = 16 * prod(self.per_shard) + 4 * self.has_checksum
+        try:
+            with path.open("rb") as f:
+                stat = os.fstat(f.fileno())
+                if stat.st_size < n_bytes:
+                    msg = f"{path} is cut short: its shard index alone takes {n_bytes} bytes, got {stat.st_size}"
+                    raise CorruptDataError(msg)
+                f.seek(stat.st_size - n_bytes if self.at_end else 0)
+                index = np.frombuffer(f.read(n_bytes), np.uint8)
+        except FileNotFoundError:
+            if not os.path.exists(table.document):  # noqa: PTH110
+                msg = (
+                    f"{path} is missing, as is the array's metadata: the store was moved or removed after it was opened"
+                )
+                raise CorruptDataError(msg) from None
+            # No shard: all its chunks have the fill value. There is no stamp to compare with, but also no file to open.
+            return
+        if len(index) != n_bytes:
+            msg = f"{path} is cut short while its shard index is read"
+            raise CorruptDataError(msg)
+        try:
+            offset, length = parse_shard_index(index, self.per_shard, stat.st_size, has_checksum=self.has_checksum)
+        except ValueError as error:
+            msg = f"{path}: {error}"
+            raise CorruptDataError(msg) from None
+        position = np.unravel_index(file, table.file_grid)
+        first = [int(p) * n for p, n in zip(position, self.per_shard, strict=True)]
+        inside = tuple(
+            slice(f, min(f + n, whole)) for f, n, whole in zip(first, self.per_shard, table.grid, strict=True)
+        )
+        used = tuple(slice(0, s.stop - s.start) for s in inside)
+        table.offset.reshape(table.grid)[inside] = offset[used]
+        table.length.reshape(table.grid)[inside] = length[used]
+        table.stamp[3 * file : 3 * file + 3] = stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-(-n // c) for n, c in zip(shape, chunk_shape, strict=True))
+
+
+def _version_3_codecs(steps: list[dict[str, Any]], dtype: np.dtype) -> list[Codec] | None:
+    named = []
+    for step in steps:
+        settings = step.get("configuration", {})
+        if step["name"] == "bytes":
+            if settings.get("endian", "little") != "little" and dtype.itemsize > 1:
+                return None
+            continue
+        named.append((step["name"].removeprefix("numcodecs."), settings))
+    return _codecs(named, dtype.itemsize)
+
+
+def _codecs(steps: list[tuple[str, dict[str, Any]]], itemsize: int) -> list[Codec] | None:
+    """Return the engine's codecs for encoding steps, or None when one is not known."""
+    codecs = []
+    for name, settings in steps:
+        if name == "crc32c" and settings.get("location", "end") == "end":
+            found = codec("crc32c")
+        elif name == "shuffle":
+            found = codec("shuffle", int(settings.get("elementsize", itemsize)))
+        elif name in ("blosc", "zstd", "zlib", "gzip", "lz4"):
+            found = codec(name, python=_numcodecs_decoder(name))
+        else:
+            return None
+        if found is None:
+            return None
+        codecs.append(found)
+    return codecs if len(codecs) <= _MAX_CODECS else None
+
+
+def _numcodecs_decoder(name: str) -> Callable[[Any], Any]:
+    import numcodecs
+
+    # Decoding depends on no setting of these codecs.
+    return numcodecs.get_codec({"id": name}).decode  # type: ignore[no-any-return]

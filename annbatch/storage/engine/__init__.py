@@ -1,0 +1,1 @@
+"""The compiled part: kernels, and the worker threads that read, decode and place chunks without the GIL."""

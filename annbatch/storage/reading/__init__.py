@@ -1,0 +1,1 @@
+"""From a load request to finished batches."""

@@ -1,0 +1,518 @@
+"""From a load request to finished batches."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from annbatch.storage.cpus import available_cpus
+from annbatch.storage.dtypes import common_dtype, native, type_code
+from annbatch.storage.engine import _rows
+from annbatch.storage.sources import DenseSource, SparseSource, open_matrix
+
+from .jobs import DenseJob, Job, run, run_dense
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import scipy.sparse as sp
+    from numpy.typing import DTypeLike
+
+    from annbatch.storage.pool import BufferPool
+
+__all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
+
+# Rows that a thread must have to be worth starting.
+_MIN_ROWS = 64
+# Values, with their column numbers, that fit a core's second cache beside the chunk that they come from.
+_STRETCH_VALUES = 1 << 15
+# Zeroing this many bytes of a dense row is as much work as a value.
+_BYTES_LIKE_A_VALUE = 32
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """The rows of a request that come from one source.
+
+    Attributes
+    ----------
+    source
+        What :func:`open_matrix` returned.
+    rows
+        int64, row numbers in the source, in any order, repeats allowed.
+    dest
+        int64, as many: the position in the request that each row takes.
+    columns
+        int64, one entry per column of the source: the number of the column in the result, -1 to leave it out. None: the
+        columns stay as they are.
+    """
+
+    source: SparseSource | DenseSource
+    rows: np.ndarray
+    dest: np.ndarray
+    columns: np.ndarray | None = None
+
+
+@dataclass(slots=True, eq=False)
+class CSRBlock:
+    """The three arrays of a CSR matrix; ``indices`` and ``indptr`` are int32 where that is wide enough, else int64."""
+
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+    shape: tuple[int, int]
+
+    def to_scipy(self) -> sp.csr_matrix:
+        """Return a ``scipy.sparse.csr_matrix`` over the same memory."""
+        import scipy.sparse as sp
+
+        return sp.csr_matrix((self.data, self.indices, self.indptr), shape=self.shape, copy=False)
+
+
+def read_csr(
+    parts: Sequence[Part],
+    edges: np.ndarray,
+    *,
+    n_var: int,
+    dtype: DTypeLike | None = None,
+    num_threads: int | None = None,
+    pool: BufferPool | None = None,
+) -> list[CSRBlock]:
+    """Read rows of CSR matrices into CSR batches.
+
+    Parameters
+    ----------
+    parts
+        Where each row comes from. Together their ``dest`` name every position 0 <= position < ``edges[-1]`` once.
+    edges
+        int64, starts with 0, does not decrease: batch ``b`` gets the positions ``edges[b] <= position < edges[b + 1]``.
+    n_var
+        Number of columns of the result.
+    dtype
+        Dtype of the values; None: the stored one (the smallest common one of several sources).
+    num_threads
+        Threads to decode with; None: the CPUs this process may use.
+    pool
+        Where the big arrays come from; None: fresh memory.
+
+    Returns
+    -------
+    One block per batch. A row's values keep their stored order, unless ``columns`` changes the order of the columns:
+    then they are sorted by column.
+
+    Raises
+    ------
+    CorruptDataError
+        The store is damaged.
+    ValueError
+        A value cannot be held by ``dtype``, or the request contradicts itself.
+    IndexError
+        A row number is out of range.
+    """
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, sparse=True)
+    lengths = request.row_lengths()
+    if not request.drops_or_reorders:
+        return request.fill_csr(lengths)
+    staged = request.stage(lengths)
+    return request.compacted(staged)
+
+
+def read_dense(
+    parts: Sequence[Part],
+    edges: np.ndarray,
+    *,
+    n_var: int | None = None,
+    dtype: DTypeLike | None = None,
+    num_threads: int | None = None,
+    pool: BufferPool | None = None,
+) -> list[np.ndarray]:
+    """Read rows into dense batches.
+
+    Parameters
+    ----------
+    parts, edges, dtype, num_threads, pool
+        As in :func:`read_csr`. The sources are all dense or all sparse. Repeated columns of a sparse row add up.
+    n_var
+        Number of columns of the result; None: that of the first source. Dense arrays of three and more dimensions keep
+        their trailing shape, and ``n_var`` and ``columns`` must be None for them.
+
+    Returns
+    -------
+    One C-contiguous array per batch, of shape ``(n_rows, n_var)`` or ``(n_rows, *trailing shape)``.
+
+    Raises
+    ------
+    CorruptDataError, ValueError, IndexError
+        As in :func:`read_csr`.
+    """
+    sparse = bool(parts) and parts[0].source.is_sparse
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, sparse=sparse)
+    if not sparse:
+        return request.fill_dense()
+    return request.densified() if type_code(request.dtype) >= 0 else request.densified_by_numpy()
+
+
+@dataclass(slots=True, eq=False)
+class _Staged:
+    """All rows of a request as one CSR matrix; dropped columns are -1."""
+
+    data: np.ndarray
+    indices: np.ndarray
+    start: np.ndarray
+
+
+class _Request:
+    """A checked load request."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        edges: np.ndarray,
+        n_var: int | None,
+        dtype: DTypeLike | None,
+        num_threads: int | None,
+        pool: BufferPool | None,
+        *,
+        sparse: bool,
+    ) -> None:
+        if num_threads is not None and num_threads < 1:
+            msg = f"num_threads must be >= 1 or None, got {num_threads}"
+            raise ValueError(msg)
+        self.num_threads = num_threads or available_cpus()
+        self.edges = _checked_edges(edges)
+        self.n_out = int(self.edges[-1])
+        self.parts = [_checked_part(part, sparse=sparse) for part in parts]
+        self._check_positions()
+        self.trailing = self._trailing(n_var)
+        self.n_var = prod(self.trailing)
+        for part in self.parts:
+            _check_columns(part, self.n_var)
+        self.dtype = native(np.dtype(dtype)) if dtype is not None else common_dtype(p.source.dtype for p in self.parts)
+        self._empty = np.empty if pool is None else pool.empty
+
+    # -- sparse
+
+    @property
+    def drops_or_reorders(self) -> bool:
+        """Whether some columns map does more than to give new, still increasing numbers."""
+        return any(part.columns is not None and not _increases(part.columns) for part in self.parts)
+
+    def row_lengths(self) -> np.ndarray:
+        """Return the stored values of each position, int64."""
+        lengths = np.zeros(self.n_out, np.int64)
+        for part in self.parts:
+            _rows.row_lengths(_sparse(part).indptr, part.rows, part.dest, lengths)
+        return lengths
+
+    def fill_csr(self, lengths: np.ndarray) -> list[CSRBlock]:
+        """Read straight into the batches."""
+        blocks, value_address, index_address = self._new_blocks(lengths)
+        # Every block has the index dtype of the widest one, so that one renumbering kernel serves the request.
+        self._read_rows(value_address, index_address, blocks[0].indices.dtype if blocks else np.dtype(np.int32))
+        return blocks
+
+    def stage(self, lengths: np.ndarray) -> _Staged:
+        """Read all rows one after the other into scratch memory."""
+        start = _running_sum(lengths)
+        index_dtype = _index_dtype(self.n_var, 0)
+        data, indices = self._empty(int(start[-1]), self.dtype), self._empty(int(start[-1]), index_dtype)
+        self._read_rows(
+            _address(data) + start[:-1] * self.dtype.itemsize,
+            _address(indices) + start[:-1] * index_dtype.itemsize,
+            index_dtype,
+        )
+        return _Staged(data, indices, start)
+
+    def compacted(self, staged: _Staged) -> list[CSRBlock]:
+        """Cut staged rows into batches, without the dropped columns."""
+        kept = np.empty(self.n_out, np.int64)
+        self._in_blocks(lambda low, high: _rows.count_kept(staged.indices, staged.start, kept, low, high))
+        blocks, value_address, index_address = self._new_blocks(kept, staged.indices.dtype)
+        sort = any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts)
+        self._in_blocks(
+            lambda low, high: _rows.compact(
+                staged.indices,
+                _address(staged.data),
+                self.dtype.itemsize,
+                staged.start,
+                index_address,
+                value_address,
+                sort=sort,
+                n_columns=self.n_var,
+                low=low,
+                high=high,
+            )
+        )
+        return blocks
+
+    def _in_blocks(self, work: Callable[[int, int], None]) -> None:
+        """Call ``work(low, high)`` for stretches that cover all rows, in several threads when there are many rows."""
+        n_threads = min(self.num_threads, self.n_out // _MIN_ROWS)
+        if n_threads <= 1:
+            work(0, self.n_out)
+            return
+        # More stretches than threads: the last ones even out what the first ones differed in.
+        borders = np.linspace(0, self.n_out, 4 * n_threads + 1).astype(int).tolist()
+        with ThreadPoolExecutor(n_threads, thread_name_prefix="annbatch-rows") as threads:
+            for future in [threads.submit(work, low, high) for low, high in pairwise(borders)]:
+                future.result()
+
+    def _new_blocks(
+        self, lengths: np.ndarray, index_dtype: np.dtype | None = None
+    ) -> tuple[list[CSRBlock], np.ndarray, np.ndarray]:
+        """Return empty blocks for rows of these lengths, and where each row's values and column numbers go."""
+        value_address, index_address = np.empty(self.n_out, np.int64), np.empty(self.n_out, np.int64)
+        starts = [_running_sum(lengths[low:high]) for low, high in pairwise(self.edges)]
+        index_dtype = index_dtype or _index_dtype(self.n_var, max((int(start[-1]) for start in starts), default=0))
+        blocks = []
+        for start, (low, high) in zip(starts, pairwise(self.edges), strict=True):
+            data, indices = self._empty(int(start[-1]), self.dtype), self._empty(int(start[-1]), index_dtype)
+            value_address[low:high] = _address(data) + start[:-1] * self.dtype.itemsize
+            index_address[low:high] = _address(indices) + start[:-1] * index_dtype.itemsize
+            blocks.append(CSRBlock(data, indices, start.astype(index_dtype), (int(high - low), self.n_var)))
+        return blocks, value_address, index_address
+
+    def _read_rows(self, value_address: np.ndarray, index_address: np.ndarray, index_dtype: np.dtype) -> None:
+        jobs = []
+        for part in self.parts:
+            rows, dest = _ascending(part)
+            source = _sparse(part)
+            for array, address, target, n_columns in (
+                (source.data, value_address, self.dtype, None),
+                (source.indices, index_address, index_dtype, source.shape[1]),
+            ):
+                chunk_size = array.chunk_shape[0]
+                tasks, pieces = _rows.plan_ranges(source.indptr, rows, address[dest], target.itemsize, chunk_size)
+                columns = None if n_columns is None else part.columns
+                jobs.append(Job(array, tasks, pieces, chunk_size, target, n_columns, columns))
+        run(jobs, self.num_threads)
+
+    # -- dense
+
+    def densified(self) -> list[np.ndarray]:
+        """Write sparse rows into dense batches."""
+        batches, address = self._new_dense()
+        row_bytes = self.n_var * self.dtype.itemsize
+        row_work = row_bytes // _BYTES_LIKE_A_VALUE
+        work = int(self.row_lengths().sum()) + self.n_out * row_work
+        # Small requests are cut finer: the last stretches even out what the first ones of each thread differed in.
+        n_wanted = min(_STRETCH_VALUES, work // (4 * self.num_threads))
+        jobs = []
+        for part in self._readable_parts():
+            rows, dest = _ascending(part)
+            source = _sparse(part)
+            value, column = (source.data, self.dtype), (source.indices, _index_dtype(self.n_var, 0))
+            sizes = [
+                (target.itemsize, array.chunk_shape[0], not array.table.codecs)
+                for array, target in (value, column)
+                if array.table is not None
+            ]
+            stretches, extents, *plans = _rows.plan_stretches(
+                source.indptr, rows, n_wanted, row_work, *sizes[0], *sizes[1]
+            )
+            jobs.append(
+                DenseJob(
+                    Job(value[0], *plans[0], sizes[0][1], value[1]),
+                    Job(column[0], *plans[1], sizes[1][1], column[1], source.shape[1], part.columns),
+                    stretches,
+                    extents,
+                    address[dest],
+                    row_bytes,
+                )
+            )
+        run_dense(jobs, self.num_threads)
+        return batches
+
+    def _readable_parts(self) -> list[Part]:
+        """Return all rows where the engine can read them: as they are, or read into memory through zarr-python and h5py."""
+        readable: list[Part] = []
+        others: list[Part] = []
+        for part in self.parts:
+            source = _sparse(part)
+            direct = Job.engine_takes(source.data, self.dtype) and source.indices.is_direct
+            (readable if direct else others).append(part)
+        if not others:
+            return readable
+        # All in one call: stores that answer slowly are asked for many things at a time.
+        edges = _running_sum(np.array([len(part.rows) for part in others], np.int64))
+        widths = [part.source.shape[1] for part in others]
+        blocks = read_csr(
+            [
+                Part(part.source, part.rows, np.arange(low, high), np.arange(width))
+                for part, width, (low, high) in zip(others, widths, pairwise(edges), strict=True)
+            ],
+            edges,
+            n_var=max(widths),
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+        )
+        for part, width, block in zip(others, widths, blocks, strict=True):
+            in_memory = open_matrix(replace(block, shape=(len(part.rows), width)).to_scipy())
+            readable.append(Part(in_memory, np.arange(len(part.rows)), part.dest, part.columns))
+        return readable
+
+    def densified_by_numpy(self) -> list[np.ndarray]:
+        """Do the same for dtypes that the kernels do not compute with (float16, complex)."""
+        batches, _ = self._new_dense()
+        blocks = read_csr(self.parts, self.edges, n_var=self.n_var, dtype=self.dtype, num_threads=self.num_threads)
+        for batch, block in zip(batches, blocks, strict=True):
+            batch.fill(0)
+            rows = np.repeat(np.arange(len(batch)), np.diff(block.indptr))
+            np.add.at(batch, (rows, block.indices), block.data)
+        return batches
+
+    def fill_dense(self) -> list[np.ndarray]:
+        """Read dense rows straight into the batches."""
+        batches, address = self._new_dense()
+        if any(part.columns is not None for part in self.parts):
+            for batch in batches:
+                batch.fill(0)
+        jobs = []
+        for part in self.parts:
+            array = _dense(part).array
+            rows, dest = _ascending(part)
+            chunk_rows, row_stride = array.chunk_shape[0], prod(array.chunk_shape[1:])
+            tasks, pieces = _rows.plan_rows(
+                rows,
+                address[dest],
+                self.dtype.itemsize,
+                chunk_rows,
+                row_stride,
+                array.row_spans(),
+                mapped=part.columns is not None,
+            )
+            jobs.append(Job(array, tasks, pieces, chunk_rows * row_stride, self.dtype, None, part.columns))
+        run(jobs, self.num_threads)
+        return batches
+
+    def _new_dense(self) -> tuple[list[np.ndarray], np.ndarray]:
+        address = np.empty(self.n_out, np.int64)
+        row_bytes = self.n_var * self.dtype.itemsize
+        batches = []
+        for low, high in pairwise(self.edges):
+            batch = self._empty((int(high - low), *self.trailing), self.dtype)
+            address[low:high] = _address(batch) + np.arange(high - low) * row_bytes
+            batches.append(batch)
+        return batches, address
+
+    # -- checks
+
+    def _check_positions(self) -> None:
+        seen = np.zeros(self.n_out, np.int64)
+        for part in self.parts:
+            if len(part.dest) and not 0 <= part.dest.min() <= part.dest.max() < self.n_out:
+                msg = f"dest must be within 0 <= dest < {self.n_out}, got {part.dest.min()} to {part.dest.max()}"
+                raise IndexError(msg)
+            seen += np.bincount(part.dest, minlength=self.n_out)
+        if not (seen == 1).all():
+            position = int(np.flatnonzero(seen != 1)[0])
+            msg = f"each position must be in dest once, got position {position} {seen[position]} times"
+            raise ValueError(msg)
+
+    def _trailing(self, n_var: int | None) -> tuple[int, ...]:
+        shapes = {part.source.shape[1:] for part in self.parts if part.columns is None}
+        if n_var is not None:
+            wanted: tuple[int, ...] = (int(n_var),)
+            if n_var < 0:
+                msg = f"n_var must be >= 0, got {n_var}"
+                raise ValueError(msg)
+        elif self.parts:
+            wanted = self.parts[0].source.shape[1:]
+            if self.parts[0].columns is not None:
+                msg = "n_var must be given together with columns, got None"
+                raise ValueError(msg)
+        else:
+            wanted = (0,)
+        if shapes - {wanted}:
+            msg = f"without columns every source must have rows of shape {wanted}, got {sorted(shapes - {wanted})[0]}"
+            raise ValueError(msg)
+        return wanted
+
+
+def _checked_edges(edges: np.ndarray) -> np.ndarray:
+    edges = np.ascontiguousarray(edges)
+    if edges.ndim != 1 or edges.dtype.kind not in "iu" or not len(edges):
+        msg = f"edges must be a one-dimensional array of integers with at least one entry, got {edges!r}"
+        raise TypeError(msg)
+    edges = edges.astype(np.int64, copy=False)
+    if edges[0] != 0 or (np.diff(edges) < 0).any():
+        msg = f"edges must start with 0 and not decrease, got {edges}"
+        raise ValueError(msg)
+    return edges
+
+
+def _checked_part(part: Part, *, sparse: bool) -> Part:
+    if part.source.is_sparse != sparse:
+        msg = f"all sources must be {'sparse' if sparse else 'dense'}, got {part.source!r}"
+        raise TypeError(msg)
+    rows, dest = _int64(part.rows, "rows"), _int64(part.dest, "dest")
+    if len(rows) != len(dest):
+        msg = f"rows and dest must be of one length, got {len(rows)} and {len(dest)}"
+        raise ValueError(msg)
+    n_obs = part.source.shape[0]
+    if len(rows) and not 0 <= rows.min() <= rows.max() < n_obs:
+        msg = f"rows must be within 0 <= row < {n_obs} of {part.source.location}, got {rows.min()} to {rows.max()}"
+        raise IndexError(msg)
+    columns = None if part.columns is None else _int64(part.columns, "columns")
+    return Part(part.source, rows, dest, columns)
+
+
+def _sparse(part: Part) -> SparseSource:
+    assert isinstance(part.source, SparseSource)
+    return part.source
+
+
+def _dense(part: Part) -> DenseSource:
+    assert isinstance(part.source, DenseSource)
+    return part.source
+
+
+def _check_columns(part: Part, n_var: int) -> None:
+    if part.columns is None:
+        return
+    shape = part.source.shape
+    if len(shape) != 2 or len(part.columns) != shape[1]:
+        msg = f"columns must have one entry per column of {part.source.location}, of shape {shape}, got {len(part.columns)}"
+        raise ValueError(msg)
+    if len(part.columns) and not -1 <= part.columns.min() <= part.columns.max() < n_var:
+        msg = f"columns must be within -1 <= column < {n_var}, got {part.columns.min()} to {part.columns.max()}"
+        raise IndexError(msg)
+
+
+def _int64(values: np.ndarray, name: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 1 or (values.dtype.kind not in "iu" and values.size):
+        msg = f"{name} must be a one-dimensional array of integers, got {values.dtype} of shape {values.shape}"
+        raise TypeError(msg)
+    return np.ascontiguousarray(values, np.int64)
+
+
+def _ascending(part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and dest in the order of the rows."""
+    order = _rows.ascending(part.rows, part.source.shape[0])
+    return part.rows[order], part.dest[order]
+
+
+def _increases(columns: np.ndarray) -> bool:
+    return not len(columns) or (columns[0] >= 0 and bool((columns[1:] > columns[:-1]).all()))
+
+
+def _running_sum(lengths: np.ndarray) -> np.ndarray:
+    start = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=start[1:])
+    return start
+
+
+def _index_dtype(n_var: int, n_values: int) -> np.dtype:
+    return np.dtype(np.int32 if max(n_var, n_values) <= _INT32_MAX else np.int64)
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

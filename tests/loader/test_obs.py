@@ -1,0 +1,187 @@
+"""Annotations of rows over several data sets: one meaning per label."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from annbatch.loader.obs_table import ObsTable, concat_obs
+
+from .data import make_adata, small_loader, write
+
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
+
+def test_categories_are_united_in_order_of_appearance(tmp_path):
+    parts = [
+        make_adata(20, seed=i, labels=labels, prefix=f"{i}_")
+        for i, labels in enumerate((["T", "B"], ["A", "B"], ["T"]))
+    ]
+    paths = [write(part, tmp_path / f"{i}.h5ad") for i, part in enumerate(parts)]
+    for loader in (small_loader(shuffle=True).add_adatas(parts), small_loader(shuffle=True).add_paths(paths)):
+        expected = np.concatenate([part.obs["label"].astype(str) for part in parts])
+        for batch in loader:
+            label = batch["obs"]["label"]
+            assert label.cat.categories.tolist() == ["T", "B", "A"]
+            assert label.tolist() == expected[batch["index"]].tolist()
+        assert [obs["label"].cat.categories.tolist() for obs in loader._obs] == [["T", "B", "A"]] * 3
+        assert [len(obs) for obs in loader._obs] == [20, 20, 20]
+        assert pd.concat(loader._obs)["label"].tolist() == expected.tolist()
+
+
+def categorical(values, categories=None, *, ordered=False):
+    return pd.DataFrame({"label": pd.Categorical(values, categories=categories, ordered=ordered)})
+
+
+@pytest.mark.parametrize(
+    ("frames", "categories", "ordered"),
+    [
+        (
+            [categorical(["a"], ["a", "b"], ordered=True), categorical(["b"], ["a", "b"], ordered=True)],
+            ["a", "b"],
+            True,
+        ),
+        (
+            [categorical(["a"], ["a", "b"], ordered=True), categorical(["b"], ["b", "a"], ordered=True)],
+            ["a", "b"],
+            False,
+        ),
+        ([categorical(["a"], ["a"], ordered=True), categorical(["a"], ["a"])], ["a"], False),
+        ([categorical(["a"], ["b", "a"]), categorical(["c"], ["a", "c"])], ["b", "a", "c"], False),
+        ([categorical([1, 2]), categorical([3, 1])], [1, 2, 3], False),
+        ([categorical(["a"]), categorical([1])], ["a", 1], False),
+        ([categorical(["a"]), pd.DataFrame({"label": ["c", "a", "b"]})], ["a", "c", "b"], False),
+        ([pd.DataFrame({"label": ["c", None]}), categorical(["a"])], ["c", "a"], False),
+        ([categorical(["a", None]), pd.DataFrame({"other": [1]})], ["a"], False),
+        ([categorical([], ["x"]), categorical(["a"])], ["x", "a"], False),
+    ],
+)
+def test_categorical_columns_stay_categorical(frames, categories, ordered):
+    table = concat_obs(frames)
+    assert table["label"].cat.categories.tolist() == categories
+    assert table["label"].cat.ordered is ordered
+    values = [value for frame in frames for value in frame.get("label", pd.Series([None] * len(frame))).tolist()]
+    assert [None if pd.isna(v) else v for v in table["label"]] == [None if pd.isna(v) else v for v in values]
+
+
+def test_more_categories_than_the_narrow_codes_hold():
+    names = [f"c{i}" for i in range(300)]
+    table = concat_obs([categorical(names[:100]), categorical(names[50:300])])
+    assert table["label"].tolist() == names[:100] + names[50:300]
+
+
+def test_columns_that_a_data_set_lacks_are_missing_there():
+    first = pd.DataFrame({"n": [1, 2], "flag": [True, False], "name": ["x", "y"]})
+    table = concat_obs(
+        [first, pd.DataFrame({"n": [3], "extra": [0.5]}), pd.DataFrame({"n": pd.Series([], dtype="int8")})]
+    )
+    assert table["n"].tolist() == [1, 2, 3]
+    assert table["n"].dtype == "int64"
+    assert table["flag"].isna().tolist() == [False, False, True]
+    assert table["extra"].isna().tolist() == [True, True, False]
+    assert table["name"].tolist()[:2] == ["x", "y"]
+
+
+def test_the_callers_frames_are_not_changed():
+    first, second = make_adata(labels=["a"]), make_adata(labels=["b"])
+    loader = small_loader().add_adatas([first, second])
+    list(loader)
+    assert first.obs["label"].cat.categories.tolist() == ["a"]
+    assert second.obs["label"].cat.categories.tolist() == ["b"]
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "boolean", "string", "datetime64[ns]", "float16", "object"])
+def test_other_kinds_of_columns(dtype):
+    values = {"datetime64[ns]": ["2020-01-01", "2021-01-01"], "boolean": [True, None], "string": ["a", None]}.get(
+        dtype, [1, 0]
+    )
+    obs = pd.DataFrame({"x": pd.array(values, dtype=dtype)}, index=["a", "b"])
+    loader = small_loader(shuffle=True).add_datasets([np.ones((2, 1))] * 2, obs=[obs, obs])
+    expected = pd.concat([obs, obs])
+    for batch in loader:
+        pd.testing.assert_frame_equal(batch["obs"], expected.iloc[batch["index"]])
+
+
+blocks = st.lists(st.lists(st.sampled_from("abcde"), max_size=6), min_size=1, max_size=12)
+
+
+@given(values=blocks, seed=st.integers(0, 100))
+@settings(deadline=None, max_examples=100)
+def test_table_added_to_in_any_steps_is_the_same_table(values, seed):
+    frames = [
+        pd.DataFrame(
+            {"label": pd.Categorical(block), "n": np.arange(len(block), dtype=["int64", "float64"][len(block) == 5])},
+            index=[f"{number}_{i}" for i in range(len(block))],
+        )
+        for number, block in enumerate(values)
+    ]
+    at_once, one_by_one = ObsTable().added(frames), ObsTable()
+    for frame in frames:
+        one_by_one = one_by_one.added([frame])
+    expected = concat_obs(frames)
+    rows = np.random.default_rng(seed).integers(0, len(expected), 20) if len(expected) else np.empty(0, np.int64)
+    for table in (at_once, one_by_one):
+        pd.testing.assert_frame_equal(table.take(rows), expected.take(rows))
+        assert [len(frame) for frame in table.datasets()] == [len(frame) for frame in frames]
+    assert len(one_by_one.frames) <= 1 + np.log2(1 + len(expected))
+
+
+def test_adding_one_at_a_time_copies_each_row_few_times():
+    table, copied = ObsTable(), 0
+    for number in range(256):
+        before = {id(frame) for frame in table.frames}
+        table = table.added([pd.DataFrame({"x": [number]}, index=[f"c{number}"])])
+        copied += sum(len(frame) for frame in table.frames if id(frame) not in before)
+    assert table.take(np.arange(256))["x"].tolist() == list(range(256))
+    assert copied <= 256 * 10
+
+
+def overwrite(frame):
+    """Change a frame in place in every way that pandas lets through."""
+    for column in frame.columns:
+        values = frame[column].array if isinstance(frame[column].dtype, pd.CategoricalDtype) else frame[column].values
+        with suppress(ValueError):  # read-only
+            values[:] = values[-1]
+    frame.iloc[0, 0] = frame.iloc[-1, 0]
+    frame.index.name = frame.columns.name = "changed"
+    for names in (frame.index, frame["label"].cat.categories, frame.columns):
+        with suppress(ValueError):
+            names.values[:] = names.values[-1]
+    frame["new"] = 1
+
+
+@pytest.mark.parametrize("n_datasets", [1, 2])
+@pytest.mark.parametrize("join", [None, "outer"])
+def test_changing_a_batch_in_place_changes_no_later_one(n_datasets, join):
+    names = [f"g{i}" for i in range(6)]
+    var = pd.DataFrame({"n": np.arange(6), "text": names, "label": pd.Categorical(list("abcabc"))}, index=names)
+    obs = pd.DataFrame({"n": np.arange(8), "text": list("abcdefgh"), "label": pd.Categorical(list("xyzxyzxy"))})
+    obs.index = pd.Index([f"c{i}" for i in range(8)])
+
+    def loader():
+        data = [np.arange(48.0).reshape(8, 6)] * n_datasets
+        return small_loader(join=join).add_datasets(data, [obs.copy()] * n_datasets, [var.copy()] * n_datasets)
+
+    untouched, changed = loader(), loader()
+    for _ in range(2):
+        for expected, batch in zip(untouched, changed, strict=True):
+            for part in ("obs", "var"):
+                pd.testing.assert_frame_equal(batch[part], expected[part])
+                overwrite(batch[part])
+            batch["X"][:] = -1
+            overwrite(changed.var)
+    pd.testing.assert_frame_equal(changed.var, untouched.var)
+
+
+def test_renaming_genes_in_place_changes_no_later_batch_where_names_have_dtype_string():
+    names = pd.Index(["a", "b"], dtype="string")
+    batches = iter(small_loader(batch_size=1).add_dataset(np.ones((3, 2)), var=pd.DataFrame(index=names)))
+    with suppress(ValueError):  # where pandas refuses it
+        next(batches)["var"].index.values[0] = "z"
+    assert all(batch["var"].index.tolist() == ["a", "b"] for batch in batches)

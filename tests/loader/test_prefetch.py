@@ -1,0 +1,433 @@
+"""Reading ahead: how far, in what order, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from annbatch import Loader, storage
+from annbatch.loader.read_ahead import ReadAhead, in_order
+
+from .data import make_adata, small_loader, write
+
+# anndata 0.13 says it of itself under pandas 3.
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
+
+
+def n_threads():
+    return sum(thread.name == "annbatch-read-ahead" for thread in threading.enumerate())
+
+
+def wait_until(condition, seconds=5.0):
+    stop = time.monotonic() + seconds
+    while not condition() and time.monotonic() < stop:
+        time.sleep(0.001)
+    return condition()
+
+
+class Loads:
+    """Loads of two items each, which notes what was started and whether it was closed."""
+
+    def __init__(self, n):
+        self.n, self.started, self.threads, self.closed = n, [], set(), False
+
+    def __iter__(self):
+        try:
+            for number in range(self.n):
+                self.started.append(number)
+                self.threads.add(threading.current_thread())
+                yield [(number, 0), (number, 1)]
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize("n_ahead", [1, 2, 5])
+def test_order_is_kept(n_ahead):
+    assert list(ReadAhead(iter(Loads(7)), n_ahead)) == [(i, j) for i in range(7) for j in range(2)]
+    assert list(in_order(iter(Loads(7)))) == [(i, j) for i in range(7) for j in range(2)]
+
+
+def test_any_number_of_loads_ahead_may_be_asked_for():
+    assert len(list(ReadAhead(iter(Loads(7)), 10**15))) == 14
+
+
+def test_no_loads():
+    ahead = ReadAhead(iter(()), 1)
+    assert list(ahead) == []
+    assert list(ahead) == []
+
+
+def test_loads_without_items_are_passed_over():
+    assert list(ReadAhead(iter([[], [1], [], [], [2, 3], []]), 1)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("n_ahead", [1, 2, 3])
+def test_at_most_one_and_n_ahead_loads_exist(n_ahead):
+    loads = Loads(10)
+    ahead = ReadAhead(iter(loads), n_ahead)
+    time.sleep(0.02)
+    assert loads.started == []  # nothing before the first item is asked for
+    for number in range(10):
+        for half in range(2):
+            assert next(ahead) == (number, half)
+            expected = min(10, number + 1 + n_ahead)
+            assert wait_until(lambda n=expected: len(loads.started) == n)
+            time.sleep(0.002)
+            assert len(loads.started) == expected
+    assert list(ahead) == []
+    assert loads.closed
+    assert {thread.name for thread in loads.threads} == {"annbatch-read-ahead"}
+
+
+def test_error_comes_where_its_item_would_have_come_with_its_traceback():
+    def items(number):
+        yield number, 0
+        if number == 2:
+            raise KeyError(number)
+        yield number, 1
+
+    ahead = ReadAhead((items(number) for number in range(5)), 2)
+    assert [next(ahead) for _ in range(5)] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    with pytest.raises(KeyError) as caught:
+        next(ahead)
+    assert "items" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert list(ahead) == []
+    assert n_threads() == 0
+
+
+def close(ahead):
+    ahead.close()
+
+
+def drop(ahead):
+    del ahead
+
+
+@pytest.mark.parametrize("n_taken", [0, 1, 4])
+@pytest.mark.parametrize("end", [close, drop])
+def test_leaving_early_stops_the_thread_and_closes_the_loads(n_taken, end):
+    loads = Loads(100)
+    ahead = [ReadAhead(iter(loads), 2)]
+    for _ in range(n_taken):
+        next(ahead[0])
+    end(ahead.pop())
+    gc.collect()
+    assert n_threads() == 0
+    assert loads.closed or not loads.started
+
+
+def test_a_closed_one_yields_nothing_more_and_may_be_closed_again():
+    ahead = ReadAhead(iter(Loads(3)), 1)
+    next(ahead)
+    ahead.close()
+    ahead.close()
+    assert list(ahead) == []
+
+
+def test_what_was_read_is_freed_when_it_is_closed():
+    class Item:
+        alive = 0
+
+        def __init__(self):
+            Item.alive += 1
+
+        def __del__(self):
+            Item.alive -= 1
+
+    ahead = ReadAhead(([Item(), Item()] for _ in range(10)), 3)
+    next(ahead)
+    assert wait_until(lambda: Item.alive >= 6)
+    ahead.close()
+    assert Item.alive == 0
+
+
+@pytest.mark.parametrize("end", ["done", "failure", "close"])
+def test_all_threads_that_wait_for_an_item_learn_of_the_end(end):
+    may_end, got = threading.Event(), []
+
+    def loads():
+        yield [0, 1]
+        may_end.wait(10)
+        if end == "failure":
+            raise ZeroDivisionError
+
+    ahead = ReadAhead(loads(), 1)
+
+    def consume():
+        with suppress(ZeroDivisionError):
+            got.extend(ahead)
+
+    threads = [threading.Thread(target=consume) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert wait_until(lambda: sorted(got) == [0, 1])
+    time.sleep(0.02)
+    may_end.set()
+    if end == "close":
+        ahead.close()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+    assert n_threads() == 0
+
+
+def test_dropped_by_its_own_thread():
+    # The garbage collector runs where it likes, also in the thread that reads ahead.
+    holder = []
+
+    def loads():
+        yield [0]
+        holder.clear()
+        gc.collect()
+        yield [1]
+
+    holder.append(ReadAhead(loads(), 1))
+    next(holder[0])
+    assert wait_until(lambda: not holder and n_threads() == 0)
+
+
+# -- through the loader
+
+
+def test_loader_makes_threads_when_iteration_starts():
+    loader = small_loader(prefetch=2).add_adata(make_adata())
+    batches = iter(loader)
+    assert n_threads() == 0
+    next(batches)
+    assert n_threads() == 1
+    batches.close()
+    assert n_threads() == 0
+
+
+def leave_by_break(loader):
+    for _ in loader:
+        break
+
+
+def leave_by_error(loader):
+    with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012
+        for _ in loader:
+            1 / 0  # noqa: B018
+    # The traceback is still there, as in an interactive session.
+    assert caught.value.__traceback__ is not None
+    assert n_threads() == 0
+
+
+def leave_by_next(loader):
+    next(iter(loader))
+
+
+def leave_by_finishing(loader):
+    list(loader)
+
+
+@pytest.mark.parametrize("leave", [leave_by_break, leave_by_error, leave_by_next, leave_by_finishing])
+@pytest.mark.parametrize("prefetch", [0, 1, 4])
+def test_no_thread_outlives_its_pass(leave, prefetch):
+    loader = small_loader(prefetch=prefetch).add_adata(make_adata())
+    leave(loader)
+    assert n_threads() == 0
+    # The pass is over: data may be added.
+    assert loader.add_adata(make_adata()).n_obs == 100
+
+
+def test_two_passes_at_a_time():
+    loader = small_loader().add_adata(make_adata())
+    pairs = [(first["index"].tolist(), second["index"].tolist()) for first, second in zip(loader, loader, strict=True)]
+    assert len(pairs) == 9
+    assert all(first == second for first, second in pairs)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_at_most_one_and_prefetch_load_requests_of_rows_are_held(monkeypatch, prefetch):
+    held, most, read_dense = [], [], storage.read_dense
+
+    def counted(*args, **kwargs):
+        batches = read_dense(*args, **kwargs)
+        held.extend(weakref.ref(batch) for batch in batches)
+        most.append(sum(len(batch) for ref in held if (batch := ref()) is not None))
+        return batches
+
+    monkeypatch.setattr(storage, "read_dense", counted)
+    batches = iter(small_loader(prefetch=prefetch).add_dataset(np.zeros((120, 3))))
+    for number in range(20):
+        # Not kept: what the caller holds on to comes on top.
+        next(batches)
+        ahead = min(10, number // 2 + 1 + prefetch)
+        assert wait_until(lambda n=ahead: len(most) == n)
+        time.sleep(0.002)
+        assert len(most) == ahead
+    assert max(most) <= 12 * (1 + prefetch)
+
+
+def open_files():
+    return sorted(str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+@pytest.mark.parametrize("suffix", [".zarr", ".h5ad"])
+def test_a_thousand_abandoned_passes_leave_nothing(tmp_path, suffix):
+    loader = small_loader(shuffle=True, layers=["twice"]).add_paths([write(make_adata(), tmp_path / f"a{suffix}")])
+
+    def abandon(n):
+        for _ in range(n):
+            next(iter(loader))
+        gc.collect()
+        return threading.active_count(), open_files(), resident_bytes()
+
+    abandon(50)
+    threads, files, resident = abandon(50)
+    threads_after, files_after, resident_after = abandon(1000)
+    assert threads_after == threads
+    assert files_after == files
+    # A pass holds about 5 kB of rows, and its thread 8 MB of stack: a leak of either would show.
+    assert resident_after - resident < 4_000_000
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def run(code, **kwargs):
+    setup = """
+    import sys, numpy as np
+    from annbatch import Loader
+    loader = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, prefetch=3).add_dataset(np.zeros((1000, 3)))
+    """
+    code = textwrap.dedent(setup) + textwrap.dedent(code)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+    )
+
+
+@pytest.mark.parametrize(
+    "end", ["", "sys.exit(0)", "del loader", "import gc; gc.disable(); x = [batches]; x.append(x)"]
+)
+def test_interpreter_exits_with_a_pass_open(end):
+    process = run(f"batches = iter(loader); next(batches)\n{end}")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_interpreter_exits_while_a_load_is_being_read():
+    process = run(
+        """
+        import time
+        slow = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=lambda batch: time.sleep(0.5))
+        batches = iter(slow.add_dataset(np.zeros((1000, 3))))
+        next(batches)
+        """
+    )
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_ctrl_c_while_waiting_for_a_batch():
+    process = run(
+        """
+        import signal, threading, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that a shell runs in the background ignore it
+        def slow(batch):
+            print("waiting", flush=True)
+            time.sleep(1.0)
+        loader = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=slow).add_dataset(np.zeros((1000, 3)))
+        batches = iter(loader)
+        try:
+            next(batches)
+        except KeyboardInterrupt:
+            print(threading.active_count(), list(batches))
+        """
+    )
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.splitlines()[-1], err) == (0, "1 []", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_in_mid_pass():
+    process = run(
+        """
+        import os
+        batches = iter(loader)
+        next(batches)
+        child = os.fork()
+        if child == 0:
+            try:
+                next(batches)
+            except RuntimeError as error:
+                print(error)
+            # The inherited pass is none of the child's: it may add data, and start a pass of its own.
+            print(loader.add_dataset(np.zeros((4, 3))).n_obs, len(list(loader)))
+            sys.exit(0)
+        os.waitpid(child, 0)
+        print(len(list(batches)))
+        """
+    )
+    out, err = process.communicate(timeout=60)
+    assert out.splitlines() == [
+        "a pass must be continued in the process that started it: this process is a fork; start a new pass in it",
+        "1004 502",
+        "499",
+    ]
+    assert "Traceback" not in err
+
+
+def test_results_are_the_same_when_reading_is_slow_or_the_caller_is():
+    def slowly(batch):
+        time.sleep(0.003)
+        return batch["index"].tolist()
+
+    counts = sp.csr_matrix(np.eye(48, dtype="float32"))
+    expected = [list(range(first, first + 6)) for first in range(0, 48, 6)]
+    assert list(small_loader(transform=slowly, prefetch=2).add_dataset(counts)) == expected
+    seen = []
+    for batch in small_loader(prefetch=2).add_dataset(counts):
+        time.sleep(0.003)
+        seen.append(batch["index"].tolist())
+    assert seen == expected
+
+
+def big_loader(**kwargs):
+    """Batches of 512 x 200 values, big enough to be made of pooled buffers."""
+    counts = np.ones((4096, 200), "float32")
+    return Loader(chunk_size=64, preload_nchunks=16, batch_size=512, **kwargs).add_dataset(counts)
+
+
+def test_a_second_pass_allocates_nothing_big(monkeypatch):
+    loader = big_loader(prefetch=0)
+    for _ in loader:
+        pass
+    made, empty = [], np.empty
+    monkeypatch.setattr(
+        np, "empty", lambda shape, *args, **kwargs: made.append(empty(shape, *args, **kwargs)) or made[-1]
+    )
+    for _ in loader:
+        pass
+    assert max(array.nbytes for array in made) < 100_000
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("leave", [leave_by_break, leave_by_error, leave_by_next])
+def test_leaving_early_frees_the_buffers(prefetch, leave):
+    loader = big_loader(prefetch=prefetch)
+    list(loader)
+    leave(loader)
+    gc.collect()
+    assert loader._pool.free_bytes + loader._pool.used_bytes == 0

@@ -1,0 +1,139 @@
+"""The row kernels equal their NumPy twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from annbatch.storage.dtypes import as_bytes, type_code
+from annbatch.storage.engine import _rows
+from tests.reference import rows as reference_rows
+
+
+@st.composite
+def sparse_rows(draw):
+    """(indptr, ascending rows with repeats, one destination per row, chunk size); some rows are neighbours there too."""
+    lengths = draw(st.lists(st.integers(0, 9), min_size=1, max_size=12))
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = np.sort(np.array(draw(st.lists(st.integers(0, len(lengths) - 1), max_size=15)), np.int64))
+    order = np.array(draw(st.permutations(range(len(rows)))), np.int64)
+    sizes = (indptr[rows + 1] - indptr[rows])[order] if len(rows) else np.zeros(0, np.int64)
+    address = np.empty(len(rows), np.int64)
+    address[order] = 4 * np.concatenate([[0], np.cumsum(sizes)])[:-1]
+    return indptr, rows, address, draw(st.integers(1, 20))
+
+
+@given(sparse_rows())
+def test_a_plan_of_ranges_names_every_value_once(case):
+    indptr, rows, address, chunk_size = case
+    tasks, pieces = _rows.plan_ranges(indptr, rows, address, 4, chunk_size)
+    expected = reference_rows.plan_ranges(indptr, rows, address, 4, chunk_size)
+    assert reference_rows.named_by_plan(tasks, pieces, chunk_size, 4) == expected
+
+
+def test_neighbouring_rows_become_one_piece():
+    indptr = np.array([0, 3, 3, 7, 10])
+    tasks, pieces = _rows.plan_ranges(indptr, np.arange(4), 4 * indptr[:-1], 4, 100)
+    np.testing.assert_array_equal(tasks, [[0, 0, 1, 0, 10]])
+    np.testing.assert_array_equal(pieces, [[0, 0, 10, -1]])
+
+
+def test_a_row_that_is_wanted_twice_does_not_split_a_task():
+    tasks, pieces = _rows.plan_ranges(np.array([0, 10]), np.zeros(2, np.int64), np.array([0, 400]), 4, 4)
+    np.testing.assert_array_equal(tasks, [[0, 0, 2, 0, 4], [1, 2, 4, 0, 4], [2, 4, 6, 0, 2]])
+    np.testing.assert_array_equal(pieces[:, 1], [0, 400, 16, 416, 32, 432])
+
+
+@given(sparse_rows(), st.integers(0, 30), st.integers(0, 5), st.booleans(), st.booleans(), st.integers(1, 20))
+def test_stretches_name_every_value_of_their_rows_once(case, n_wanted, row_work, values_cut, columns_cut, column_chunk):
+    indptr, rows, _, value_chunk = case
+    stretches, extents, values, columns = _rows.plan_stretches(
+        indptr, rows, n_wanted, row_work, 4, value_chunk, values_cut, 8, column_chunk, columns_cut
+    )
+    arrays = ((values, 2, 4, value_chunk), (columns, 4, 8, column_chunk))
+    reference_rows.check_stretches(indptr, rows, n_wanted, row_work, stretches, extents, arrays)
+
+
+def test_a_stretch_ends_where_the_next_row_starts_in_another_chunk():
+    # Rows of 3 values in chunks of 6: rows 1, 3 and 5 end with their chunk, and after two rows the work is enough.
+    indptr = np.arange(0, 30, 3)
+    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 4, 0, 4, 6, False, 4, 6, False)
+    np.testing.assert_array_equal(stretches[:, :2], [[0, 2], [2, 4], [4, 6], [6, 8], [8, 9]])
+    # Where only the end of the work is a reason, it ends at four times as much; where cuts are free, at once.
+    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 4, 0, 4, 100, False, 4, 6, False)
+    np.testing.assert_array_equal(stretches[:, :2], [[0, 6], [6, 9]])
+    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 3, 0, 4, 100, True, 4, 6, True)
+    np.testing.assert_array_equal(stretches[:, :2], [[row, row + 1] for row in range(9)])
+
+
+@given(st.sampled_from([1, 2, 2047, 2048, 2049, 2**22 + 1, 2**40]), st.data())
+def test_ascending_is_a_stable_argsort(n_obs, data):
+    few = st.sampled_from(sorted({0, n_obs // 2, n_obs - 1}))
+    rows = np.array(data.draw(st.lists(few | st.integers(0, n_obs - 1), max_size=40)), np.int64)
+    rows.flags.writeable = False
+    np.testing.assert_array_equal(_rows.ascending(rows, n_obs), np.argsort(rows, kind="stable"))
+
+
+@given(st.data())
+def test_row_lengths(data):
+    lengths = np.array(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=9)))
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=9)), np.int64)
+    dest = np.random.default_rng(0).permutation(len(rows))
+    out = np.full(len(rows), -1, np.int64)
+    _rows.row_lengths(indptr, rows, dest, out)
+    np.testing.assert_array_equal(out[dest], lengths[rows])
+
+
+@pytest.mark.parametrize("index_type", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("renumber", [False, True])
+def test_indices_are_renumbered_and_checked(index_type, wide, renumber):
+    items = np.array([9, 3, 0, 5, 3], index_type)
+    items.flags.writeable = False
+    new = np.array([7, -1, 2, 30, 4, 100000], np.int64) if renumber else None
+    out = np.zeros(4, np.int64 if wide else np.int32)
+    pieces = np.array([[1, out.ctypes.data, 2, -1], [3, out[2:].ctypes.data, 2, -1]], np.int64)
+    arguments = (as_bytes(items), 0, pieces, type_code(items.dtype), wide)
+    assert _rows.place_indices(*arguments, 6, new, items.itemsize) == -1
+    np.testing.assert_array_equal(out, new[items[1:]] if renumber else items[1:])
+    assert _rows.place_indices(*arguments, 5, new, items.itemsize) == 1
+
+
+def csr_of(rows):
+    """Return (start, columns, values) of lists of (column, value)."""
+    start = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    flat = [pair for row in rows for pair in row]
+    return start, np.array([c for c, _ in flat], np.int32), np.array([v for _, v in flat], np.float32)
+
+
+N_COLUMNS = 21
+ROWS_WITH_DROPS = st.lists(
+    st.lists(st.tuples(st.integers(-1, N_COLUMNS - 1), st.integers(1, 9)), max_size=30), max_size=6
+)
+
+
+@given(ROWS_WITH_DROPS, st.booleans())
+def test_compact_drops_and_sorts(rows, sort):
+    start, columns, values = csr_of(rows)
+    kept_rows = [[pair for pair in row if pair[0] >= 0] for row in rows]
+    if sort:
+        kept_rows = [sorted(row, key=lambda pair: pair[0]) for row in kept_rows]
+    expected_start, expected_columns, expected_values = csr_of(kept_rows)
+    kept = np.zeros(len(rows), np.int64)
+    _rows.count_kept(columns, start, kept, 0, len(rows))
+    np.testing.assert_array_equal(kept, np.diff(expected_start))
+    new_columns, new_values = np.empty_like(expected_columns), np.empty_like(expected_values)
+    addresses = [new_columns.ctypes.data + 4 * expected_start[:-1], new_values.ctypes.data + 4 * expected_start[:-1]]
+    _rows.compact(
+        columns, values.ctypes.data, 4, start, *addresses, sort=sort, n_columns=N_COLUMNS, low=0, high=len(rows)
+    )
+    np.testing.assert_array_equal(new_columns, expected_columns)
+    np.testing.assert_array_equal(new_values, expected_values)
+
+
+def test_none_is_no_array():
+    with pytest.raises(TypeError, match="must not be None"):
+        _rows.row_lengths(None, None, None, None)

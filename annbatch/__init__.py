@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .samplers import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedClassSampler
     from .samplers import _base as abc
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 __all__ = [
     "ClassSampler",

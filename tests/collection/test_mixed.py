@@ -116,7 +116,7 @@ def test_view_of_a_backed_file(tmp_path, into):
 
 
 def test_another_load_adata_is_another_call(tmp_path, monkeypatch):
-    import annbatch.collection.building.build as build
+    from annbatch.collection.building import assemble
 
     def stop(*_):
         msg = "stop"
@@ -125,7 +125,7 @@ def test_another_load_adata_is_another_call(tmp_path, monkeypatch):
     path = write(tmp_path, "a.h5ad", cells(20))
     place = DatasetCollection(tmp_path / "c.zarr")
     with monkeypatch.context() as patch:
-        patch.setattr(build, "assemble", stop)
+        patch.setattr(assemble, "assemble", stop)
         with pytest.raises(RuntimeError, match="stop"):
             place.add_adatas([path], load_adata=lambda p: ad.read_h5ad(p), **QUIET)
     with pytest.warns(UserWarning, match="removed the unfinished work of an interrupted call"):
@@ -259,3 +259,15 @@ def test_whole_numbers_that_the_common_type_holds_are_stored(tmp_path):
     paths = [write(tmp_path, "a.h5ad", first), write(tmp_path, "b.h5ad", second)]
     whole = read_all(DatasetCollection(tmp_path / "c.zarr").add_adatas(paths, shuffle=False, **QUIET))
     np.testing.assert_array_equal(dense(whole.X)[:20], dense(first.X))
+
+
+def test_warnings_point_to_the_line_of_the_caller(tmp_path):
+    one, other = cells(5, genes=["a", "b"]), cells(5, genes=["a", "b"], prefix="other")
+    one.layers["only_here"] = one.X.copy()
+    one.obs["src_path"] = "mine"
+    place = DatasetCollection(tmp_path / "c.zarr")
+    with pytest.warns(UserWarning) as said:
+        place.add_adatas([one, other], **QUIET)
+        place.add_adatas([cells(5, genes=["a", "c"])], extra_genes="ignore", **QUIET)
+    assert [str(w.message).split()[0] for w in said] == ["obs['src_path']", "left", "1"]
+    assert {w.filename for w in said} == {__file__}

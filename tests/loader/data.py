@@ -40,6 +40,11 @@ def make_adata(n_obs=50, n_var=7, *, seed=0, labels=LABELS, dense=False, dtype="
     return adata
 
 
+def with_sorted_labels(obs):
+    """The obs as a loader hands it out: the categories of every column sorted."""
+    return obs.assign(label=obs["label"].cat.reorder_categories(sorted(obs["label"].cat.categories)))
+
+
 def write(adata, path):
     """Write an AnnData to a .zarr or .h5ad path."""
     with ad.settings.override(auto_shard_zarr_v3=False):

@@ -14,7 +14,7 @@ import zarr
 from annbatch import Loader, RandomSampler, SequentialSampler
 from annbatch.abc import Sampler
 
-from .data import as_array, contents, make_adata, opened, small_loader, write
+from .data import as_array, contents, make_adata, opened, small_loader, with_sorted_labels, write
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -47,7 +47,7 @@ def test_every_row_comes_once_with_its_values_and_annotations(parts, added, shuf
     ).add_adatas(added)
 
     values = np.concatenate([as_array(part.X) for part in parts])
-    obs = pd.concat([part.obs for part in parts])
+    obs = with_sorted_labels(pd.concat([part.obs for part in parts]))
     batches = list(loader)
 
     index = np.concatenate([batch["index"] for batch in batches])

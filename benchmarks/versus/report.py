@@ -125,9 +125,7 @@ def short_table(results: dict[str, Any]) -> str:
         ratio = "" if measure["ratio"] is None else f"**{times_text(measure['ratio'])}**"
         lines.append(f"| {what} | {cases[name]['peer']} | {medians[0]} | {medians[1]} | {ratio} |")
     machine, sizes = results["machine"], results["sizes"]
-    caption = (
-        f"Measured {results['date']} on {machine['cpus']} cores, {sizes['files']} files of {sizes['cells']:,} cells, in the page cache."
-    )
+    caption = f"Measured {results['date']} on {machine['cpus']} cores, {sizes['files']} files of {sizes['cells']:,} cells, in the page cache."
     return "\n".join([*lines, "", caption, ""])
 
 

@@ -8,7 +8,16 @@ import pytest
 from benchmarks.versus.cases import CASES, Case, Measure, Side
 from benchmarks.versus.environments import OLDEST_PYTHON, REQUIREMENTS, find_python
 from benchmarks.versus.measure import Sizes, Versus, summary, times_better
-from benchmarks.versus.report import FEW, PEERS, figure_text, markdown_table, plot, rewrite_section, short_table, write_into
+from benchmarks.versus.report import (
+    FEW,
+    PEERS,
+    figure_text,
+    markdown_table,
+    plot,
+    rewrite_section,
+    short_table,
+    write_into,
+)
 from benchmarks.versus.running import WORKERS, WorkerError, run_worker
 
 

@@ -78,12 +78,11 @@ class RowPointers:
     @classmethod
     def of_lengths(cls, lengths: np.ndarray) -> RowPointers:
         """Take lengths (unsigned integers, one a row) as they are."""
-        blocks = (
-            np.add.reduceat(lengths, np.arange(0, len(lengths), BLOCK_ROWS), dtype=np.int64) if len(lengths) else []
-        )
-        ends = np.cumsum(blocks, dtype=np.int64)
-        block_start = np.concatenate([ends[:0], [0], ends[:-1]])[: len(ends)].astype(np.int64)
-        return cls(lengths, block_start, int(ends[-1]) if len(ends) else 0)
+        edges = np.arange(0, len(lengths), BLOCK_ROWS)
+        in_block = np.add.reduceat(lengths, edges, dtype=np.int64) if len(edges) else np.empty(0, np.int64)
+        block_start = np.zeros(len(edges), np.int64)
+        np.cumsum(in_block[:-1], out=block_start[1:])
+        return cls(lengths, block_start, int(in_block.sum()))
 
     def extents(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the number of the first value, and of values, of each of ``rows`` (int64, in range); both int64."""

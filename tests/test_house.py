@@ -48,14 +48,12 @@ BELOW = {
 NOT_YET_FREE_OF_CIRCLES: set[frozenset[str]] = set()
 
 # (from, to) of imports that run against the order.
-NOT_YET_IN_ORDER = {
-    ("annbatch._shared.options", "annbatch.abc"),
-    ("annbatch._shared.options", "annbatch.samplers"),
+NOT_YET_IN_ORDER: set[tuple[str, str]] = {
     ("annbatch.loader.loader", "annbatch.collection"),
 }
 
 # Names that two classes share.
-NOT_YET_ONE_NAME = {"Column", "Matrix", "Pass", "Position", "Table"}
+NOT_YET_ONE_NAME = {"Table"}
 
 
 class Import(NamedTuple):

@@ -7,12 +7,14 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.args import as_bool, as_choice, as_count, as_function, as_list, as_names, as_numeric, as_paths
 from annbatch._shared.workers import current_worker
 
+from .annotations import Covariates, LabelTables, as_wanted_labels
 from .arguments import as_sampler
 from .batches import BatchReader
 from .datasets import Dataset, Table, Wanted, collection_groups
@@ -23,11 +25,10 @@ from .sealing import own_copy
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
-    import numpy as np
     import zarr
 
     from annbatch.abc import Sampler
@@ -73,9 +74,11 @@ class Loader:
         None: ``scipy.sparse.csr_matrix`` and ``numpy.ndarray``. ``"torch"``: tensors, sparse CSR or dense. ``"jax"``: jax
         arrays or ``jax.experimental.sparse.CSR``.
     layers, obsm
-        Names of layers and obsm entries to yield besides X. Only these are read.
+        Names of layers and obsm entries to yield besides X. Only these are read. The layer ``"raw.X"`` is ``.raw.X``, which is
+        never aligned by name.
     obs_columns
-        obs columns to yield, in this order. None: all.
+        obs columns to yield, in this order. None: all. An empty list: batches have neither obs nor var, hence no pandas, and
+        row names are not kept in memory.
     join
         None: the var of all datasets must be identical. ``"inner"``, ``"outer"``: datasets are aligned by var name, keeping
         the variables of all datasets (in the order of the first), or of any (sorted, when they differ). Values that a
@@ -94,6 +97,16 @@ class Loader:
         Called with each batch, a dict; what it returns is handed out. Runs in the background thread.
     to_torch
         Deprecated: ``to_torch=True`` means ``to="torch"``.
+    x
+        Whether X is read. False: batches have None for it.
+    labels
+        obs columns to yield as integer codes, ``batch["labels"][name]`` (int64, of the kind that `to` names; int32 in jax without
+        64 bit): the place of the label in ``loader.encoders[name]``, all labels of the data, sorted; -1 where it is missing. A
+        dict ``{name: [labels]}`` fixes labels and their order, ``{name: None}`` does not.
+    unknown
+        What becomes of a label that is not among fixed ones: ``"error"``, when data is added, or the code ``"-1"``.
+    covariates
+        obs columns of numbers to yield as ``batch["covariates"]`` (float32, one column each, NaN where a value is missing).
 
     Raises
     ------
@@ -142,6 +155,10 @@ class Loader:
         num_threads: int | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         to_torch: bool | None = None,
+        x: bool = True,
+        labels: Sequence[str] | Mapping[str, Sequence[Any] | None] = (),
+        unknown: Literal["error", "-1"] = "error",
+        covariates: Sequence[str] = (),
     ) -> None:
         self._batch_sampler = as_sampler(
             batch_sampler,
@@ -161,17 +178,29 @@ class Loader:
         self._preload_to_gpu = None if preload_to_gpu is None else as_bool("preload_to_gpu", preload_to_gpu)
         if self._preload_to_gpu and self._to is None:
             check_installed("cupy", "preload_to_gpu=True")
+        join = as_choice("join", join, (None, "inner", "outer"))
+        wanted_labels = as_wanted_labels(labels, unknown)
         self._wanted = Wanted(
+            x=as_bool("x", x),
             layers=as_names("layers", layers),
             obsm=as_names("obsm", obsm),
             obs_columns=None if obs_columns is None else as_names("obs_columns", obs_columns),
+            labels=tuple(wanted_labels.fixed),
+            covariates=as_names("covariates", covariates),
+            may_lack=join == "outer",
         )
+        if not self._wanted.keys:
+            msg = "x=False reads no X, so layers or obsm must name something to read"
+            raise ValueError(msg)
         names = None if var_names is None else as_names("var_names", var_names)
         if names == ():
             msg = "var_names must name at least one variable, got none; pass None for all"
             raise ValueError(msg)
-        join = as_choice("join", join, (None, "inner", "outer"))
-        self._table = Table(genes=Genes(join=join, wanted=None if names is None else pd.Index(names)))
+        self._table = Table(
+            genes=Genes(join=join, wanted=None if names is None else pd.Index(names)),
+            labels=LabelTables(wanted_labels) if self._wanted.labels else None,
+            covariates=Covariates(self._wanted.covariates) if self._wanted.covariates else None,
+        )
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
         self._dtype = None if dtype is None else as_numeric(dtype)
@@ -388,6 +417,39 @@ class Loader:
         return kind
 
     @property
+    def encoders(self) -> dict[str, pd.Index]:
+        """Per column of `labels` its labels, in the order of their codes.
+
+        ``loader.encoders["cell_type"][code]`` is the label that ``batch["labels"]["cell_type"]`` means by ``code``. The labels of all
+        datasets, sorted, so that they may change when data is added; fixed ones stay as they were given.
+        """
+        return {} if self._table.labels is None else self._table.labels.encoders
+
+    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the annotations of all rows.
+
+        Parameters
+        ----------
+        columns
+            Which columns, in this order; they need not be among `obs_columns`. None: those that batches
+            have, or all where batches have none.
+
+        Returns
+        -------
+        DataFrame
+            Row ``i`` describes row ``i`` of the data. Categorical columns have the categories of batches.
+
+        Raises
+        ------
+        KeyError
+            When no dataset has a column.
+        ValueError
+            When there is no data, or it has no obs.
+        """
+        table = self._checked_table()
+        return table.obs_frame(None if columns is None else as_names("columns", columns))
+
+    @property
     def _obs(self) -> list[pd.DataFrame] | None:
         """One obs frame per dataset, with united categories. scvi-tools reads this."""
         return None if self._table.obs is None else self._table.obs.datasets()
@@ -459,8 +521,9 @@ class Loader:
             gpu = worker is None and gpu_is_there(self._to)
         dtypes: dict[bool, set[np.dtype[Any]]] = {True: set(), False: set()}
         for matrix in table.matrices.values():
-            dtypes[matrix.is_sparse and not self._dense].add((matrix.has_genes and self._dtype) or matrix.dtype)
-        made = makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False])
+            dtypes[matrix.is_sparse and not self._dense].add(matrix.handed_out(self._dtype))
+        if table.covariates is not None:
+            dtypes[False].add(np.dtype(np.float32))
         return BatchReader(
             table,
             dense=self._dense,
@@ -468,8 +531,9 @@ class Loader:
             return_index=self._return_index,
             num_threads=num_threads,
             pool=self._pool,
-            export_sparse=made.sparse,
-            export_dense=made.dense,
+            make=makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False]),
+            # Who wants no obs wants no pandas in a batch; loader.var has the variables.
+            var=None if self._wanted.obs_columns == () else table.var,
         )
 
     # -- resuming

@@ -50,6 +50,8 @@ class LoaderOutput(TypedDict):
         Codes of labels (int64) by obs column; present when the loader was asked for them.
     covariates
         float32, one row per row and one column per covariate; present when the loader was asked for them.
+    library_size
+        Total of each row (float32), before scaling; present when the loader was asked for it.
     layers, obsm
         Row-aligned matrices by key; present when the loader was asked for them.
     """
@@ -60,5 +62,6 @@ class LoaderOutput(TypedDict):
     index: Any
     labels: NotRequired[dict[str, Any]]
     covariates: NotRequired[Any]
+    library_size: NotRequired[Any]
     layers: NotRequired[dict[str, Any]]
     obsm: NotRequired[dict[str, Any]]

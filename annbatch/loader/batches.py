@@ -13,13 +13,14 @@ from .datasets import Table, TableMatrix, X
 from .sealing import own_copy, own_slice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
 
     from annbatch.types import LoadRequest
 
     from .exports import Makers
+    from .scaling import Scaling
 
 __all__ = ["BatchReader"]
 
@@ -41,6 +42,8 @@ class BatchReader:
         Threads that read and decode.
     pool
         Where the buffers that batches are made of come from, and go to when the caller has dropped the batch.
+    scaling
+        What is done to values.
     make
         Make what the user gets.
     var
@@ -56,6 +59,7 @@ class BatchReader:
         return_index: bool,
         num_threads: int,
         pool: storage.BufferPool,
+        scaling: Scaling,
         make: Makers,
         var: pd.DataFrame | None,
     ) -> None:
@@ -64,6 +68,7 @@ class BatchReader:
         self._dtype = dtype
         self._return_index = return_index
         self._num_threads = num_threads
+        self._scaling = scaling
         self._make = make
         self._small = make.small
         self._pool = pool
@@ -75,7 +80,8 @@ class BatchReader:
         if len(edges) == 1:
             return
         located = list(self._table.locate(rows))
-        blocks = {key: self._read(matrix, located, edges)[::-1] for key, matrix in self._table.matrices.items()}
+        totals = np.zeros(len(rows), dtype=np.float32) if self._scaling.library_size else None
+        blocks = {key: self._read(matrix, located, edges, totals)[::-1] for key, matrix in self._table.matrices.items()}
         # Taken once for all batches: what pandas does costs the same for one batch as for all.
         obs = None if self._table.obs is None else self._table.obs.take(rows)
         for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -94,6 +100,8 @@ class BatchReader:
                 batch["labels"] = {name: self._small(values) for name, values in codes.items()}
             if self._table.covariates is not None:
                 batch["covariates"] = self._small(self._table.covariates.take(own_rows))
+            if totals is not None:
+                batch["library_size"] = self._small(totals[start:stop].copy())
             yield batch
 
     def _places(self, request: LoadRequest, skip: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +120,11 @@ class BatchReader:
         return rows[positions.astype(np.intp, copy=False)], edges
 
     def _read(
-        self, matrix: TableMatrix, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray
+        self,
+        matrix: TableMatrix,
+        located: list[tuple[int, np.ndarray, np.ndarray]],
+        edges: np.ndarray,
+        totals: np.ndarray | None,
     ) -> list[Any]:
         genes = self._table.genes if matrix.has_genes and self._table.has_var else None
         parts = [
@@ -124,16 +136,21 @@ class BatchReader:
             )
             for dataset, rows, dest in located
         ]
-        dtype = matrix.handed_out(self._dtype)
-        shape = matrix.sources[0].shape
+        scaling, shape = self._scaling, matrix.sources[0].shape
+        as_csr = matrix.is_sparse and not self._dense
         n_var = self._table.n_var if matrix.has_genes else int(shape[1])
-        if matrix.is_sparse and not self._dense:
-            return list(
-                storage.read_csr(parts, edges, n_var=n_var, dtype=dtype, num_threads=self._num_threads, pool=self._pool)
-            )
-        width = n_var if len(shape) == 2 else None
+        read: Callable[..., list[Any]] = storage.read_csr if as_csr else storage.read_dense
         return list(
-            storage.read_dense(parts, edges, n_var=width, dtype=dtype, num_threads=self._num_threads, pool=self._pool)
+            read(
+                parts,
+                edges,
+                n_var=n_var if as_csr or len(shape) == 2 else None,
+                dtype=scaling.handed_out(matrix, self._dtype),
+                num_threads=self._num_threads,
+                pool=self._pool,
+                scale=scaling.scale_of(matrix.key),
+                totals=totals if scaling.keys and matrix.key == scaling.keys[0] else None,
+            )
         )
 
     def _export(self, block: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.args import as_numeric, levels_to_user
+from annbatch._shared.collection_format import SOURCE_DTYPE, is_marked, sorted_datasets
 from annbatch.storage.frames import FrameReader
 
 from .annotations import Covariates, LabelsOfDataset, LabelTables, covariates_of, labels_of
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["RAW", "Dataset", "Key", "ObsHome", "Table", "TableMatrix", "Wanted", "X", "collection_groups"]
 
 Source: TypeAlias = "storage.SparseSource | storage.DenseSource"
-
-# Where a collection records the dtype that its integers had before they were stored compactly.
-_SOURCE_DTYPE = "annbatch-source-dtype"
 
 
 class Key(NamedTuple):
@@ -504,14 +501,13 @@ def collection_groups(collection: Any) -> list[Any]:
     if isinstance(collection, (str, os.PathLike)):
         collection = storage.open_group(collection)
     if hasattr(collection, "attrs") and hasattr(collection, "keys"):
-        if collection.attrs.get("encoding-type") != "annbatch-preshuffled":
+        if not is_marked(collection.attrs):
             msg = (
                 "collection must be a DatasetCollection, or a zarr group or path that holds one, got a group without "
                 "the attribute 'encoding-type': 'annbatch-preshuffled'; use add_paths for a single AnnData"
             )
             raise ValueError(msg)
-        numbered = [(int(match[1]), match[0]) for name in collection if (match := re.fullmatch(r"dataset_(\d+)", name))]
-        return [collection[name] for _, name in sorted(numbered)]
+        return [collection[name] for name in sorted_datasets(collection)]
     return list(collection)
 
 
@@ -537,13 +533,13 @@ def _kind(element: Any, source: Source) -> type:
 
 def _handed_out(element: Any, source: Source) -> np.dtype[Any]:
     holder = getattr(element, "group", element)
-    recorded = holder.attrs.get(_SOURCE_DTYPE) if hasattr(holder, "attrs") else None
+    recorded = holder.attrs.get(SOURCE_DTYPE) if hasattr(holder, "attrs") else None
     if recorded is None:
         return source.dtype
     try:
         return as_numeric(str(recorded))
     except (TypeError, ValueError):
-        msg = f"attribute {_SOURCE_DTYPE} of {source.location} must name a number type, got {recorded!r}"
+        msg = f"attribute {SOURCE_DTYPE} of {source.location} must name a number type, got {recorded!r}"
         raise ValueError(msg) from None
 
 

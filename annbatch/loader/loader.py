@@ -21,18 +21,18 @@ from .datasets import Dataset, Table, Wanted, collection_groups
 from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from .genes import Genes
 from .passes import LoaderPass, LoaderPosition, loads
+from .scaling import KeptMedian, as_scaling
 from .sealing import own_copy
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
     import zarr
 
     from annbatch.abc import Sampler
-    from annbatch.collection import DatasetCollection
     from annbatch.types import LoaderOutput
 
 __all__ = ["Loader"]
@@ -107,6 +107,18 @@ class Loader:
         What becomes of a label that is not among fixed ones: ``"error"``, when data is added, or the code ``"-1"``.
     covariates
         obs columns of numbers to yield as ``batch["covariates"]`` (float32, one column each, NaN where a value is missing).
+    normalize_total
+        Scale the values of each row of X so that they add up to this, as ``scanpy.pp.normalize_total(target_sum=...)`` does. The
+        total of a row is over **all** its stored genes, also where `var_names` or `join` keep only some. Rows without counts
+        stay zero. ``"median"``: the median of the totals of all rows that were added; it takes one pass over them, when they are
+        added, and is kept in a file beside a collection (``<collection>.totals.json``), for as long as that does not change.
+    log1p
+        Take ``log(1 + value)`` of X, after `normalize_total`.
+    library_size
+        Whether batches carry the total of each row before scaling, ``batch["library_size"]`` (float32).
+    normalize_layers
+        Layers that `normalize_total`, `log1p` and `library_size` are about instead of X; the library size is that of the first.
+        Scaled values are float32, or `dtype`.
 
     Raises
     ------
@@ -159,6 +171,10 @@ class Loader:
         labels: Sequence[str] | Mapping[str, Sequence[Any] | None] = (),
         unknown: Literal["error", "-1"] = "error",
         covariates: Sequence[str] = (),
+        normalize_total: float | Literal["median"] | None = None,
+        log1p: bool = False,
+        library_size: bool = False,
+        normalize_layers: Sequence[str] | None = None,
     ) -> None:
         self._batch_sampler = as_sampler(
             batch_sampler,
@@ -204,6 +220,9 @@ class Loader:
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
         self._dtype = None if dtype is None else as_numeric(dtype)
+        self._scaling = as_scaling(
+            normalize_total, log1p, library_size, normalize_layers, self._wanted.keys, self._dtype
+        )
         self._prefetch = as_count("prefetch", prefetch, minimum=0)
         self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self._transform = as_function("transform", transform, "of a batch")
@@ -219,7 +238,7 @@ class Loader:
 
     def use_collection(
         self,
-        collection: DatasetCollection | zarr.Group | str | os.PathLike[str],
+        collection: Iterable[Any] | zarr.Group | str | os.PathLike[str],
         *,
         load_adata: Callable[[zarr.Group], ad.AnnData] | None = None,
     ) -> Self:
@@ -260,7 +279,7 @@ class Loader:
                 dataset.close()
         else:
             added = [Dataset.from_adata(load_adata(group), self._wanted, _name_of(group)) for group in groups]
-        self._add(added)
+        self._add(added, KeptMedian.beside(groups) if load_adata is None else None)
         self._has_collection = True
         return self
 
@@ -373,8 +392,11 @@ class Loader:
                 group.close()
         return dataset
 
-    def _add(self, datasets: Sequence[Dataset]) -> None:
-        self._table = self._table.added(datasets)
+    def _add(self, datasets: Sequence[Dataset], kept: KeptMedian | None = None) -> None:
+        table = self._table.added(datasets)
+        # Medians of totals are known before a pass begins: of several DataLoader workers each would go through all rows.
+        self._scaling = self._scaling.added(table, None if self._table.lengths else kept, self._num_threads)
+        self._table = table
 
     def _check_may_add(self) -> None:
         self._check_no_pass("data must not be added")
@@ -521,8 +543,8 @@ class Loader:
             gpu = worker is None and gpu_is_there(self._to)
         dtypes: dict[bool, set[np.dtype[Any]]] = {True: set(), False: set()}
         for matrix in table.matrices.values():
-            dtypes[matrix.is_sparse and not self._dense].add(matrix.handed_out(self._dtype))
-        if table.covariates is not None:
+            dtypes[matrix.is_sparse and not self._dense].add(self._scaling.handed_out(matrix, self._dtype))
+        if table.covariates is not None or self._scaling.library_size:
             dtypes[False].add(np.dtype(np.float32))
         return BatchReader(
             table,
@@ -531,6 +553,7 @@ class Loader:
             return_index=self._return_index,
             num_threads=num_threads,
             pool=self._pool,
+            scaling=self._scaling,
             make=makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False]),
             # Who wants no obs wants no pandas in a batch; loader.var has the variables.
             var=None if self._wanted.obs_columns == () else table.var,

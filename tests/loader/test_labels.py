@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annbatch import Loader, MappedCollection
+from tests.cells import full_cells, write
 
-from .data import make_adata, small_loader, write
+from .loaders import small_loader
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -36,7 +37,7 @@ def rows(loader, part):
 
 @pytest.mark.parametrize("kind", ["memory", "h5ad", "zarr"])
 def test_labels_are_places_in_the_sorted_labels_of_all_datasets(tmp_path, kind):
-    parts = [make_adata(20, seed=i, labels=labels) for i, labels in enumerate((["T", "B"], ["A", "B"]))]
+    parts = [full_cells(20, seed=i, labels=labels) for i, labels in enumerate((["T", "B"], ["A", "B"]))]
     for part in parts:
         part.obs["donor"] = ["d1", "d10"] * 10
     loader = small_loader(shuffle=True, labels=["label", "donor", "batch"], obs_columns=[])
@@ -56,7 +57,7 @@ def test_labels_are_places_in_the_sorted_labels_of_all_datasets(tmp_path, kind):
 
 
 def test_codes_are_those_of_mapped_collection_and_of_obs(tmp_path):
-    parts = [make_adata(20, seed=i, labels=labels) for i, labels in enumerate((["T", "B"], ["A", "B"]))]
+    parts = [full_cells(20, seed=i, labels=labels) for i, labels in enumerate((["T", "B"], ["A", "B"]))]
     paths = [write(part, tmp_path / f"{i}.h5ad") for i, part in enumerate(parts)]
     loader = small_loader(labels=["label"]).add_paths(paths)
     with MappedCollection(paths, obs_keys="label") as mapped:
@@ -175,7 +176,7 @@ def test_a_covariate_that_float32_cannot_hold_is_refused():
 
 
 def test_no_obs_columns_means_no_pandas_in_a_batch():
-    adata = make_adata()
+    adata = full_cells()
     loader = small_loader(labels=["label"], covariates=["n_counts"], obs_columns=[]).add_adata(adata)
     batch = next(iter(loader))
     assert batch["obs"] is None
@@ -190,7 +191,7 @@ def test_no_obs_columns_means_no_pandas_in_a_batch():
 def test_index_labels_and_covariates_are_of_the_kind_that_to_names(to):
     library = pytest.importorskip(to)
     kind = library.Tensor if to == "torch" else library.Array
-    loader = small_loader(to=to, labels=["label"], covariates=["n_counts"], dtype="float32").add_adata(make_adata())
+    loader = small_loader(to=to, labels=["label"], covariates=["n_counts"], dtype="float32").add_adata(full_cells())
     batch = next(iter(loader))
     for value in (batch["index"], batch["labels"]["label"], batch["covariates"]):
         assert isinstance(value, kind)
@@ -210,7 +211,7 @@ def test_jax_does_not_cut_row_numbers(monkeypatch):
 
 
 def test_labels_survive_pickling_and_are_small():
-    loader = small_loader(labels=["label"]).add_adata(make_adata())
+    loader = small_loader(labels=["label"]).add_adata(full_cells())
     again = pickle.loads(pickle.dumps(loader))
     assert [batch["labels"]["label"].tolist() for batch in again] == [
         batch["labels"]["label"].tolist() for batch in loader
@@ -237,7 +238,7 @@ def test_labels_and_covariates_of_a_batch_of_128_cost_little():
 
 @pytest.mark.parametrize("kind", ["memory", "h5ad", "zarr", "bare"])
 def test_obs_of_all_rows(tmp_path, kind):
-    parts = [make_adata(20, seed=i, prefix=f"{i}_") for i in range(2)]
+    parts = [full_cells(20, seed=i, prefix=f"{i}_") for i in range(2)]
     loader = small_loader(obs_columns=["label"])
     if kind == "memory":
         loader.add_adatas(parts)
@@ -273,7 +274,7 @@ def test_obs_where_there_is_none():
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr", None])
 def test_layers_without_x(tmp_path, suffix, monkeypatch):
-    adata = make_adata()
+    adata = full_cells()
     loader = small_loader(x=False, layers=["twice"])
     if suffix is None:
         loader.add_adata(adata)
@@ -289,7 +290,7 @@ def test_layers_without_x(tmp_path, suffix, monkeypatch):
 
 
 def test_obsm_without_x_and_data_without_x():
-    adata = make_adata()
+    adata = full_cells()
     loader = small_loader(x=False, obsm=["pca"]).add_adata(adata)
     assert loader.n_var == adata.n_vars
     np.testing.assert_array_equal(rows(loader, lambda batch: batch["obsm"]["pca"]), adata.obsm["pca"])
@@ -306,7 +307,7 @@ def test_obsm_without_x_and_data_without_x():
 def test_raw(tmp_path, suffix, x):
     parts = []
     for i in range(2):
-        full = make_adata(30, 9, seed=i)
+        full = full_cells(30, 9, seed=i)
         part = full[:, [f"g{j}" for j in range(4 + i)]].copy()
         part.raw = full
         parts.append(part)
@@ -322,27 +323,27 @@ def test_raw(tmp_path, suffix, x):
 
 
 def test_raw_of_other_genes_and_no_raw():
-    parts = [make_adata(5, genes=genes) for genes in (list("abc"), list("cab"))]
+    parts = [full_cells(5, genes) for genes in (list("abc"), list("cab"))]
     for part in parts:
         part.raw = part.copy()
     with pytest.raises(ValueError, match=r"raw.X is not aligned by name, .* dataset 1 has others"):
         small_loader(layers=["raw.X"], join="inner").add_adatas(parts)
     with pytest.raises(KeyError, match=r"dataset 0 has no raw.X"):
-        small_loader(layers=["raw.X"]).add_adata(make_adata())
+        small_loader(layers=["raw.X"]).add_adata(full_cells())
 
 
 # -- transform
 
 
 def test_a_transform_that_returns_nothing_is_an_error_that_says_so():
-    loader = small_loader(transform=lambda batch: None).add_adata(make_adata())
+    loader = small_loader(transform=lambda batch: None).add_adata(full_cells())
     with pytest.raises(TypeError, match="transform must return what is to be handed out, got None"):
         next(iter(loader))
 
 
 def test_obs_of_one_batch_is_none_of_the_next():
     # Slices of one frame: no two batches share a row, so each may be written to.
-    loader = small_loader().add_adata(make_adata())
+    loader = small_loader().add_adata(full_cells())
     first, second = list(loader)[:2]
     before = second["obs"].copy()
     first["obs"].iloc[:, 1] = -1.0

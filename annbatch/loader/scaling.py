@@ -12,6 +12,7 @@ import numpy as np
 
 from annbatch import storage
 from annbatch._shared.args import as_bool, as_names
+from annbatch._shared.collection_format import dataset_number
 from annbatch.storage.reading.median import totals_with_progress
 
 from .datasets import Key, X
@@ -145,18 +146,24 @@ class KeptMedian:
 
     Attributes
     ----------
-    path
-        The file.
+    folder
+        The collection.
     """
 
-    path: Path
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder.with_name(f"{self.folder.name}.totals.json")
 
     @classmethod
     def beside(cls, groups: Sequence[Any]) -> KeptMedian | None:
         """Where the medians of the datasets of a collection are kept; None: nowhere, for they are not in one folder here."""
         folders = {_folder_of(group) for group in groups}
         folder = folders.pop() if len(folders) == 1 else None
-        return None if folder is None else cls(folder.parent / f"{folder.name}.totals.json")
+        # Inside another store there is no place beside it that readers of that store would not stumble over.
+        return None if folder is None or (folder.parent / "zarr.json").exists() else cls(folder)
 
     def read(self, key: Key, sources: Sequence[Any]) -> float | None:
         """Return the median that is kept for these matrices, or None."""
@@ -165,11 +172,11 @@ class KeptMedian:
             median = float(entry["median"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return median if entry.get("datasets") == _identity(sources) and 0 < median < np.inf else None
+        return median if entry.get("datasets") == _identity(sources, self.folder) and 0 < median < np.inf else None
 
     def write(self, key: Key, sources: Sequence[Any], median: float) -> None:
         """Keep a median; where that is not possible it is computed again next time."""
-        datasets = _identity(sources)
+        datasets = _identity(sources, self.folder)
         if datasets is None:
             return
         try:
@@ -189,23 +196,25 @@ class KeptMedian:
 def _folder_of(group: Any) -> Path | None:
     """Folder of the collection that a dataset's group lies in."""
     if hasattr(group, "file"):
-        return Path(group.file.filename).absolute().parent
-    root = getattr(getattr(group, "store", None), "root", None)
-    # A collection that is a group among others has no place beside it that is not inside the store.
-    return None if root is None or "/" in group.path.strip("/") or not isinstance(root, Path) else root.absolute()
+        place: Path | None = Path(group.file.filename).absolute()
+    else:
+        root = getattr(getattr(group, "store", None), "root", None)
+        place = (root / group.path.strip("/")).absolute() if isinstance(root, Path) else None
+    is_dataset = place is not None and dataset_number(place.name, place.suffix) is not None
+    return place.parent if place is not None and is_dataset else None
 
 
-def _identity(sources: Sequence[Any]) -> list[Any] | None:
+def _identity(sources: Sequence[Any], folder: Path) -> list[Any] | None:
     """What tells these matrices from others, and from what they were before they were written anew."""
     facts: list[Any] = []
     for source in sources:
-        where = Path(source.location.split(" :: ")[0])
-        inside = source.location.partition(" :: ")[2].strip("/")
-        file = where if where.is_file() else where / inside / "zarr.json"
+        where, _, inside = source.location.partition(" :: ")
+        file = Path(where) if Path(where).is_file() else Path(where) / inside.strip("/") / "zarr.json"
         try:
             status = file.stat()
-        except OSError:
+            name = str(file.absolute().relative_to(folder))
+        except (OSError, ValueError):
             return None
         n_values = int(source.indptr[-1]) if source.is_sparse else -1
-        facts.append([inside, list(source.shape), n_values, status.st_size, status.st_mtime_ns])
+        facts.append([name, list(source.shape), n_values, status.st_size, status.st_mtime_ns])
     return facts

@@ -192,7 +192,9 @@ def test_the_median_of_a_collection_is_kept_beside_it_until_data_is_added(tmp_pa
     monkeypatch.setattr(scaling, "totals_with_progress", counting)
 
     def batches(*more):
-        loader = small_loader(normalize_total="median", join="outer").use_collection(DatasetCollection(place, mode="r", **make))
+        loader = small_loader(normalize_total="median", join="outer").use_collection(
+            DatasetCollection(place, mode="r", **make)
+        )
         for path in more:
             loader.add_paths([path])
         return in_order(loader)

@@ -370,14 +370,12 @@ def write_sharded(
     layout = _layout(n_obs_per_chunk, shard_size, compressors, None)
     with tempfile.TemporaryDirectory(dir=place.scratch_parent(), prefix=".annbatch-") as scratch:
         path = Path(scratch) / "dataset"
-        write_adata(path, adata, layout)
+        # Attributes that the caller had set stay.
+        write_adata(path, adata, layout, dict(group.attrs) if key is None else {})
         place.take_in(path, key)
     if key is None:
-        # The caller's handle holds the attributes as they were; those that the caller had set stay.
-        written = zarr.open_group(group.store, path=group.path, mode="r+", use_consolidated=False)
-        own = {name: value for name, value in group.attrs.items() if name not in written.attrs}
-        if own:
-            written.attrs.update(own)
+        # The caller's handle holds the attributes as they were.
+        written = zarr.open_group(group.store, path=group.path, mode="r", use_consolidated=False)
         group.metadata.attributes.update(written.attrs)
 
 

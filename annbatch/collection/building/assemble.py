@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.collection.manifest import seal
+
 from .deal import close_inputs
 from .fields import Array, Field, Ragged, place_ragged, starts_of
 from .files import remove, sync, sync_tree
@@ -69,6 +71,8 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
         try:
             with sink_type(unfinished, task.layout, task.obs_row_bytes) as sink:
                 write_dataset(sink, rows, schema, task, wrote)
+            if sink_type is ZarrSink:
+                seal(unfinished)
             sync_tree(unfinished)
         except BaseException:
             remove(unfinished)  # a disk that is full should not stay so because of half a dataset

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from annbatch.collection.manifest import seal
 
 from .assemble import AssembleTask, assemble
 from .deal import DealTask, close_inputs, deal
@@ -15,6 +17,7 @@ from .schema import agree, describe_input, save_schema
 from .spill import read_notes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import anndata as ad
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 128 * 10**6
 
 
-def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
-    """Write an AnnData as the dataset at ``path``; files beside it are temporary."""
+def write_adata(path: Path, adata: ad.AnnData, layout: Layout, attributes: Mapping[str, Any]) -> None:
+    """Write an AnnData as the dataset at ``path``, with attributes of its own; files beside it are temporary."""
     spec = InputSpec.of(adata, None, 0)
     opened = spec.open(path.parent)
     description = describe_input(opened)
@@ -68,14 +71,16 @@ def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
             most_bytes=_PIECE_BYTES,
         )
     )
-    _write_rest(path, adata, opened)
+    _write_rest(path, adata, opened, attributes)
+    seal(path)
 
 
-def _write_rest(path: Path, adata: ad.AnnData, opened: Input) -> None:
+def _write_rest(path: Path, adata: ad.AnnData, opened: Input, attributes: Mapping[str, Any]) -> None:
     """Write what a collection has no place for, but an AnnData does."""
     import zarr
 
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    root.attrs.update({name: value for name, value in attributes.items() if name not in root.attrs})
     write_element(root, "uns", dict(adata.uns))
     for kind in ("obsp", "varp"):
         for name, value in getattr(adata, kind).items():

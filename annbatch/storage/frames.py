@@ -22,7 +22,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from .errors import CorruptDataError
+from .errors import CorruptDataError, damage_named
+from .manifest import check_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -92,11 +93,14 @@ class FrameReader:
         self._readable = readable
         self._found: dict[str, _Column] = {}
         if _is_group(elem):
-            if "_index" not in elem.attrs or "column-order" not in elem.attrs:
+            with damage_named(_location(elem)):
+                attributes = dict(elem.attrs)
+            if "_index" not in attributes or "column-order" not in attributes:
                 msg = f"not a table (it has no _index or column-order attribute): {_location(elem)}"
                 raise TypeError(msg)
-            self._index_key = _text(elem.attrs["_index"])
-            self.columns = tuple(_text(name) for name in elem.attrs["column-order"])
+            with damage_named(_location(elem)):
+                self._index_key = _text(attributes["_index"])
+                self.columns = tuple(_text(name) for name in attributes["column-order"])
             self.index_name = None if self._index_key == "_index" else self._index_key
         else:
             names = getattr(getattr(elem, "dtype", None), "names", None)
@@ -112,7 +116,8 @@ class FrameReader:
         """Number of rows."""
         if not _is_group(self._elem):
             return int(self._elem.shape[0])
-        return int(self._stored(self._index_key).values.shape[0])
+        with damage_named(f"the index of {_location(self._elem)}"):
+            return int(self._stored(self._index_key).values.shape[0])
 
     def index(self, rows: slice = _ALL) -> pd.Index[Any]:
         """Read the row names.
@@ -241,7 +246,11 @@ class FrameReader:
         """Find a column and see that it has one value per row: NumPy would stretch a single one over all rows."""
         if name in self._found:
             return self._found[name]
-        column = self._stored(name)
+        with damage_named(f"column {name!r} of {_location(self._elem)}"):
+            column = self._stored(name)
+            for part in (column.values, column.categories, column.mask):
+                if hasattr(part, "store_path") and not _is_group(part):
+                    check_array(part)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
                 msg = (
@@ -298,7 +307,8 @@ class FrameReader:
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
             from anndata.io import read_elem
 
-            return read_elem(column.values)[rows]
+            with damage_named(_location(column.values)):
+                return read_elem(column.values)[rows]
         with self._naming(name):
             values = _decoded(_read_raw(column, rows))
         if column.mask is None:
@@ -426,12 +436,38 @@ def _all_number(column: _Column, n_categories: int) -> bool:
 
 def _read_raw(column: _Column, rows: slice | tuple[()] = ()) -> np.ndarray:
     """Read values without turning bytes into text; ``rows=()`` reads all of an array of any shape."""
+    where = _location(column.values)
+    try:
+        with damage_named(where):
+            return _read_unchecked(column, rows)
+    except CorruptDataError as error:
+        chunk = _damaged_chunk(column, rows)
+        if chunk is None:
+            raise
+        raise CorruptDataError(str(error).replace(where, f"{where}, chunk {chunk}", 1)) from error
+
+
+def _read_unchecked(column: _Column, rows: slice | tuple[()]) -> np.ndarray:
     values = column.values
     if column.field is None:
         return np.asarray(values[rows])
     if isinstance(values, h5py.Dataset):
         return np.asarray(values.fields(column.field)[rows])
     return np.asarray(values[rows][column.field])
+
+
+def _damaged_chunk(column: _Column, rows: slice | tuple[()]) -> int | None:
+    """Number of the first chunk that cannot be read, where the array has chunks; looked for after a failure only."""
+    chunks, shape = getattr(column.values, "chunks", None), column.values.shape
+    if not chunks or len(shape) != 1:
+        return None
+    start, stop, _ = (rows if isinstance(rows, slice) else _ALL).indices(shape[0])
+    for chunk in range(start // chunks[0], -(-stop // chunks[0])):
+        try:
+            _read_unchecked(column, slice(chunk * chunks[0], min((chunk + 1) * chunks[0], shape[0])))
+        except Exception:  # whatever the library raises
+            return chunk
+    return None
 
 
 def _decoded(values: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ __all__ = [
     "file_keys",
     "files_of",
     "is_sharded",
+    "parsed_document",
     "read_document",
     "read_mark",
     "root_digest",
@@ -307,6 +308,11 @@ def _checked_document(path: str, expected: str) -> dict[str, Any]:
         msg = f"{path} is damaged, or was changed after it was written; {_CHANGED_ON_PURPOSE}"
         raise CorruptDataError(msg)
     return _parsed(path, data)
+
+
+def parsed_document(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a metadata document as JSON; see :func:`read_document`."""
+    return _parsed(os.fspath(path), read_document(path))
 
 
 def _parsed(path: str, data: bytes) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import zarr
 
     from .building.output.sink import Layout
+    from .verify import Report
 
 __all__ = ["DatasetCollection", "write_sharded"]
 
@@ -151,6 +152,32 @@ class DatasetCollection:
             return pd.DataFrame()
         frame = concat_frames(frames)
         return frame if columns is None else frame[columns]
+
+    def verify(self, *, progress: bool = True) -> Report:
+        """Read everything once and say what is damaged, see docs/trust.md.
+
+        Parameters
+        ----------
+        progress
+            Show a progress bar.
+
+        Returns
+        -------
+        Report
+            ``is_sound``, and in ``damage`` the file, array, chunks and rows of all that is not as it was written.
+
+        Raises
+        ------
+        ValueError
+            The collection is in a store that is no local folder.
+        """
+        from .verify import verify
+
+        root = getattr(self._place, "root", None)
+        if root is None:
+            msg = f"verify reads collections in local folders, got {self._place}; copy it first"
+            raise ValueError(msg)
+        return verify(root, progress=progress)
 
     def add_adatas(
         self,

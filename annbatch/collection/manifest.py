@@ -16,25 +16,33 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def seal(folder: Path) -> None:
+def seal(folder: Path, *, add_checksums: bool = True) -> None:
     """Give a finished dataset its manifest.
 
     Arrays that have no checksums, as those that anndata writes, get them here: their files, one for each chunk, grow by
-    the four bytes of Zarr's codec ``crc32c``.
+    the four bytes of Zarr's codec ``crc32c``. Not with ``add_checksums=False``, for a dataset that others may be reading.
     """
     documents = {}
     for name, document in list(_nodes(folder)):
         if document["node_type"] == "array":
-            _add_checksums(folder / name, document)
+            if add_checksums:
+                _add_checksums(folder / name, document)
             document.setdefault("attributes", {})[manifest.FILES] = _files(folder / name, document).encoded()
-            (folder / name / "zarr.json").write_text(json.dumps(document, indent=2))
+            _replace(folder / name / "zarr.json", document)
         if name:
             documents[name] = manifest.digest((folder / name / "zarr.json").read_bytes())
     root = json.loads((folder / "zarr.json").read_text())
     contents: dict[str, Any] = {"version": 1, "documents": documents}
     root.setdefault("attributes", {})[manifest.MANIFEST] = contents
     contents["digest"] = manifest.root_digest(root)
-    (folder / "zarr.json").write_text(json.dumps(root, indent=2))
+    _replace(folder / "zarr.json", root)
+
+
+def _replace(path: Path, document: dict[str, Any]) -> None:
+    """Write a document in one step, for those who read it meanwhile."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(document, indent=2))
+    part.replace(path)
 
 
 def _nodes(folder: Path, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

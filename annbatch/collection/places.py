@@ -191,6 +191,9 @@ class LocalZarr(_Folder):
     def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
 
+        from annbatch.storage.opening import check_store
+
+        check_store(self.root / name)
         return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
 
     def take_in(self, dataset: Path, key: str | None) -> None:

@@ -237,6 +237,23 @@ class FrameReader:
         mask = _read_raw(_Column(column.mask)).astype(bool)
         return np.where(mask, np.nan, values) if mask.any() else values
 
+    def check(self, name: str) -> None:
+        """See that a column is complete, and that its codes number its categories; nothing is made of its values.
+
+        Raises
+        ------
+        CorruptDataError
+            It is not so.
+        """
+        column = self._column(name)
+        if column.categories is None:
+            return
+        n_categories = int(np.prod(column.categories.shape))
+        for start in range(0, self.n_rows, _ROWS_AT_ONCE):
+            codes = _read_raw(column, slice(start, min(start + _ROWS_AT_ONCE, self.n_rows)))
+            if not _number(codes, n_categories):
+                raise CorruptDataError(self._bad_codes(codes, n_categories, name))
+
     def _check_name(self, name: str) -> None:
         if name not in self.columns:
             msg = f"no column {name!r} in {_location(self._elem)}; columns: {', '.join(self.columns) or 'none'}"
@@ -335,11 +352,13 @@ class FrameReader:
     def _check_codes(self, codes: np.ndarray, categories: np.ndarray, name: str) -> None:
         if _number(codes, len(categories)):
             return
-        msg = (
+        raise CorruptDataError(self._bad_codes(codes, len(categories), name))
+
+    def _bad_codes(self, codes: np.ndarray, n_categories: int, name: str) -> str:
+        return (
             f"column {name!r} of {_location(self._elem)} has codes from {codes.min()} to {codes.max()} "
-            f"but {len(categories)} categories: the file is damaged"
+            f"but {n_categories} categories: the file is damaged"
         )
-        raise CorruptDataError(msg)
 
 
 def read_frame(elem: Any, columns: Iterable[str] | None = None, rows: slice = _ALL) -> pd.DataFrame:

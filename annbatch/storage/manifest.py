@@ -35,10 +35,13 @@ __all__ = [
     "Files",
     "check_array",
     "check_dataset",
+    "check_file",
+    "dataset_damage",
     "described_files",
     "digest",
     "file_keys",
     "files_of",
+    "has_manifest",
     "is_sharded",
     "parsed_document",
     "read_document",
@@ -142,6 +145,8 @@ def file_keys(document: Mapping[str, Any]) -> Iterator[str]:
 
 def read_mark(path: str, *, sharded: bool) -> tuple[int, int]:
     """Size and mark of a file; (-1, 0) where there is none."""
+    if _file_size(path) < 0:
+        return -1, 0
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             size = os.fstat(file.fileno()).st_size
@@ -193,18 +198,56 @@ def check_dataset(folder: str | os.PathLike[str]) -> bool:
         A file is missing, or is not what it was when it was written.
     """
     folder = os.fspath(folder)
+    if not has_manifest(folder):
+        return False
+    for error in dataset_damage(folder):
+        raise error
+    return True
+
+
+def has_manifest(folder: str | os.PathLike[str]) -> bool:
+    """Whether a local folder is a dataset with a manifest, damaged or not."""
+    try:
+        data = read_document(f"{os.fspath(folder)}/zarr.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return MANIFEST.encode() in data
+
+
+def dataset_damage(folder: str, *, marks: bool = False) -> Iterator[CorruptDataError]:
+    """Everything that is not as the manifest of a dataset says.
+
+    Parameters
+    ----------
+    folder
+        The dataset.
+    marks
+        Whether to look into the files for their marks.
+    """
     try:
         root = _root_document(folder)
-    except FileNotFoundError:
-        return False
-    if root is None:
-        return False
-    for name, expected in root["documents"].items():
-        path = f"{folder}/{name}/zarr.json"
-        document = _checked_document(path, expected)
-        if document.get("node_type") == "array":
-            _check_sizes(f"{folder}/{name}", document)
-    return True
+    except CorruptDataError as error:
+        yield error
+        return
+    for name, expected in () if root is None else root["documents"].items():
+        try:
+            document = _checked_document(f"{folder}/{name}/zarr.json", expected)
+            files = described_files(document, f"{folder}/{name}") if document.get("node_type") == "array" else None
+        except CorruptDataError as error:
+            yield error
+            continue
+        if files is None:
+            continue
+        sharded = is_sharded(document)
+        for key, size, mark in zip(file_keys(document), files.sizes.tolist(), files.marks.tolist(), strict=True):
+            path = f"{folder}/{name}/{key}"
+            try:
+                found = _file_size(path)
+                _check_size(path, size, found)
+                if marks and found >= 0:
+                    check_file(path, (size, mark), read_mark(path, sharded=sharded))
+            except CorruptDataError as error:
+                yield error
 
 
 def files_of(folder: str, document: Mapping[str, Any]) -> Files | None:
@@ -327,21 +370,16 @@ def _parsed(path: str, data: bytes) -> dict[str, Any]:
     return document
 
 
-def _check_sizes(folder: str, document: Mapping[str, Any]) -> None:
-    files = described_files(document, f"{folder}/zarr.json")
-    if files is None:
-        return
-    for key, size in zip(file_keys(document), files.sizes.tolist(), strict=True):
-        path = f"{folder}/{key}"
-        try:
-            found = os.stat(path)  # noqa: PTH116
-        except (FileNotFoundError, NotADirectoryError):
-            _check_size(path, size, -1)
-            continue
-        if not stat.S_ISREG(found.st_mode):
-            msg = f"{path} is not a regular file"
-            raise CorruptDataError(msg)
-        _check_size(path, size, found.st_size)
+def _file_size(path: str) -> int:
+    """Size of a file; -1 where there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    if not stat.S_ISREG(found.st_mode):
+        msg = f"{path} is not a regular file"
+        raise CorruptDataError(msg)
+    return found.st_size
 
 
 def _check_size(path: str, expected: int, found: int) -> None:

@@ -66,10 +66,21 @@ def open_group(path: str | os.PathLike[str]) -> h5py.Group | zarr.Group:
     with damage_named(str(path)):
         if not path.is_dir():
             return h5py.File(path, "r")
-        check_documents(path)
-        check_dataset(path)
+        check_store(path)
         # Consolidated metadata is a copy, which saves nothing in a local folder, and may be an old one.
         return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def check_store(folder: Path) -> None:
+    """See that the metadata of a Zarr hierarchy in a local folder can be read, and compare it with its manifest, if any.
+
+    Raises
+    ------
+    CorruptDataError
+        A document or file is damaged, missing, or of another kind.
+    """
+    if not check_dataset(folder):
+        check_documents(folder)
 
 
 def check_documents(folder: Path) -> None:

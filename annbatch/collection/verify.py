@@ -372,5 +372,3 @@ def _version_2_steps(elem: Any) -> list[dict[str, Any]]:
     document = elem.metadata.to_dict()
     steps = [*(document.get("filters") or ()), document.get("compressor")]
     return [step if isinstance(step, dict) else step.get_config() for step in steps if step is not None]
-
-

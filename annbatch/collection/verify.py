@@ -194,7 +194,7 @@ def show(report: Report, say: Callable[[str], None]) -> None:
         f"{report.n_arrays} arrays read, {report.n_bytes / 1e6:,.1f} MB in {report.seconds:.1f} s ({speed:,.0f} MB a second)"
     )
     if report.without_checksums:
-        few = ", ".join(report.without_checksums[:5]) + (", ..." if len(report.without_checksums) > 5 else "")  # noqa: PLR2004
+        few = ", ".join(report.without_checksums[:5]) + (", ..." if len(report.without_checksums) > 5 else "")
         say(f"{len(report.without_checksums)} arrays have no checksums, so not every change to them can be seen: {few}")
     for damage in report.damage[:_MOST_SHOWN]:
         say(f"damaged: {damage}")
@@ -310,14 +310,16 @@ def _verify_array(path: Path, array: _Array, report: Report, read: Callable[[int
         read(n_bytes)
         for chunk, error in damaged:
             what = re.sub(r", chunk \d+", "", str(error))
-            rows = None if chunk is None else _rows_of(array, chunk)
-            chunks = None if chunk is None else (chunk, chunk)
-            last = found[-1] if found else None
-            if chunks and last and last.chunks and last.chunks[1] == chunk - 1 and last.what == what:
-                chunks = last.chunks[0], chunk
+            if chunk is None:
+                found.append(Damage(str(path), array.path, None, None, what))
+                continue
+            rows, last = _rows_of(array, chunk), found[-1] if found else None
+            first = chunk
+            if last and last.chunks and last.chunks[1] == chunk - 1 and last.what == what:
+                first = last.chunks[0]
                 rows = (last.rows[0], rows[1]) if rows and last.rows else rows
                 found.pop()
-            found.append(Damage(str(path), array.path, chunks, rows, what))
+            found.append(Damage(str(path), array.path, (first, chunk), rows, what))
     report.damage += found
 
 

@@ -1,3 +1,5 @@
+# Plain strings and not Path objects: thousands of files are looked at, which takes half the time this way.
+# ruff: noqa: PTH
 """What a dataset that annbatch wrote says of its own files, and whether it is true.
 
 The root group of such a dataset has an attribute ``annbatch-manifest``: the digest of every metadata document below it, and of the
@@ -16,7 +18,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +28,7 @@ import numpy as np
 from .errors import CorruptDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "FILES",
@@ -102,14 +104,14 @@ def read_document(path: str | os.PathLike[str]) -> bytes:
         It is no regular file, or longer than any document.
     """
     path = os.fspath(path)
-    found = os.stat(path)  # noqa: PTH116
+    found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
         msg = f"{path} is not a regular file; a metadata document must be one"
         raise CorruptDataError(msg)
     if found.st_size > _MOST_DOCUMENT_BYTES:
         msg = f"{path} has {found.st_size} bytes; a metadata document has at most {_MOST_DOCUMENT_BYTES}"
         raise CorruptDataError(msg)
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open(path, "rb") as file:
         return file.read(_MOST_DOCUMENT_BYTES)
 
 
@@ -148,7 +150,7 @@ def read_mark(path: str, *, sharded: bool) -> tuple[int, int]:
     if _file_size(path) < 0:
         return -1, 0
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if not sharded:
                 file.seek(max(0, size - 4))
@@ -250,24 +252,21 @@ def dataset_damage(folder: str, *, marks: bool = False) -> Iterator[CorruptDataE
                 yield error
 
 
-def files_of(folder: str, document: Mapping[str, Any]) -> Files | None:
+def files_of(folder: str) -> Files | None:
     """What the manifest above an array says of its files; None where there is none.
 
     Parameters
     ----------
     folder
         Of the array.
-    document
-        Its metadata.
 
     Raises
     ------
     CorruptDataError
         The array's document, or one above it, is not what it was when the dataset was written.
     """
-    if FILES not in document.get("attributes", {}):
-        return None
-    above, parts = Path(folder), []
+    above = Path(folder)
+    parts: list[str] = []
     for _ in range(32):  # deeper than any AnnData
         parts.insert(0, above.name)
         above = above.parent
@@ -276,11 +275,12 @@ def files_of(folder: str, document: Mapping[str, Any]) -> Files | None:
         except FileNotFoundError:
             return None
         if root is not None:
+            document: dict[str, Any] = {}
             for n in range(1, len(parts) + 1):
                 name = "/".join(parts[:n])
                 if name not in root["documents"]:
                     return None  # added by someone else
-                _checked_document(f"{above}/{name}/zarr.json", root["documents"][name])
+                document = _checked_document(f"{above}/{name}/zarr.json", root["documents"][name])
             return described_files(document, f"{folder}/zarr.json")
     return None
 
@@ -299,12 +299,12 @@ def check_array(array: Any) -> Files | None:
     """
     from zarr.storage import LocalStore
 
-    if not isinstance(array.store, LocalStore) or array.metadata.zarr_format != 3 or FILES not in array.attrs:
+    if not isinstance(array.store, LocalStore) or array.metadata.zarr_format != 3:
         return None
-    folder = os.path.join(os.fspath(array.store.root), array.path)  # noqa: PTH118
-    document = json.loads(read_document(f"{folder}/zarr.json"))
-    files = files_of(folder, document)
+    folder = os.path.join(os.fspath(array.store.root), array.path)
+    files = files_of(folder)
     if files is not None:
+        document = parsed_document(f"{folder}/zarr.json")
         sharded = is_sharded(document)
         for key, size, mark in zip(file_keys(document), files.sizes.tolist(), files.marks.tolist(), strict=True):
             check_file(f"{folder}/{key}", (size, mark), read_mark(f"{folder}/{key}", sharded=sharded))
@@ -322,6 +322,13 @@ def check_file(path: str, expected: tuple[int, int], found: tuple[int, int]) -> 
 def _root_document(folder: str) -> dict[str, Any] | None:
     """The manifest in a folder, checked in itself; None when it has none."""
     path = f"{folder}/zarr.json"
+    found = os.stat(path)
+    return _manifest_in(path, (found.st_size, found.st_mtime_ns, found.st_ino))
+
+
+@lru_cache(maxsize=16)  # every array of a dataset asks for it
+def _manifest_in(path: str, stamp: tuple[int, int, int]) -> dict[str, Any] | None:
+    del stamp
     data = read_document(path)
     if MANIFEST.encode() not in data:
         return None
@@ -373,7 +380,7 @@ def _parsed(path: str, data: bytes) -> dict[str, Any]:
 def _file_size(path: str) -> int:
     """Size of a file; -1 where there is none."""
     try:
-        found = os.stat(path)  # noqa: PTH116
+        found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return -1
     if not stat.S_ISREG(found.st_mode):

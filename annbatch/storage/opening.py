@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ from .errors import CorruptDataError, damage_named
 from .manifest import check_dataset, parsed_document
 
 if TYPE_CHECKING:
+    import os
+
     import h5py
     import zarr
 
@@ -91,7 +92,7 @@ def check_documents(folder: Path) -> None:
     CorruptDataError
         One is no regular file (reading a pipe would wait for ever, and a device has no end), is too long, or no JSON.
     """
-    names = set(os.listdir(folder))
+    names = {path.name for path in folder.iterdir()}
     has_members = True
     for name in _DOCUMENTS & names:
         document = parsed_document(f"{folder}/{name}")

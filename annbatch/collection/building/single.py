@@ -9,7 +9,8 @@ import numpy as np
 from annbatch.collection.manifest import seal
 
 from .assemble import AssembleTask, assemble
-from .deal import DealTask, close_inputs, deal
+from .deal import DealTask, deal
+from .inputs.held import close_inputs
 from .inputs.inputs import InputSpec
 from .output.sink import write_element
 from .plan import block_edges

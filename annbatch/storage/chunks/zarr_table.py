@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from annbatch.storage.engine import _engine
+from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of
 
 from .tables import ChunkTable, Codec, codec
 
@@ -36,6 +38,7 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
     if not isinstance(array.store, LocalStore) or not _engine.can_read_files:
         return None
     folder = Path(array.store.root, array.path)
+    files = files_of(str(folder)) if array.metadata.zarr_format == 3 else None
     dtype = np.dtype(array.dtype)
     plain = dtype.kind in "biufc" and dtype.isnative and dtype.itemsize <= 16
     if not plain or not 1 <= array.ndim <= _MAX_DIMS or 0 in array.shape:
@@ -51,6 +54,10 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
         # Not what the format says: zarr-python shall read it or say what is wrong.
         return None
     if table is not None:
+        if isinstance(table.prepare, _ShardIndexes):
+            table.prepare.files = files
+        elif files is not None:
+            check_array(array)  # small: what is read by many rows has shards
         fill = array.fill_value
         table.document = os.fsencode(folder / name)
         table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
@@ -135,7 +142,7 @@ def _sharded(
     table.file_grid = file_grid
     table.offset, table.length = np.zeros(prod(grid), np.int64), np.full(prod(grid), -1, np.int64)
     table.file = np.ascontiguousarray(file.reshape(-1))
-    table.stamp = np.full(3 * prod(file_grid), -1, np.int64)
+    table.stamp = np.full(prod(file_grid), -1, STAMP)
     table.prepare = _ShardIndexes(
         table, per_shard, has_checksum=bool(index_codecs), at_end=settings.get("index_location", "end") == "end"
     )
@@ -177,6 +184,7 @@ class _ShardIndexes:
     def __init__(self, table: ChunkTable, per_shard: tuple[int, ...], *, has_checksum: bool, at_end: bool) -> None:
         self.table, self.per_shard, self.has_checksum, self.at_end = table, per_shard, has_checksum, at_end
         self.known = np.zeros(table.n_files, bool)
+        self.files: Files | None = None  # what a manifest says of them
 
     def __call__(self, chunks: np.ndarray) -> None:
         assert self.table.file is not None
@@ -198,6 +206,10 @@ class _ShardIndexes:
                 if stat.st_size < n_bytes:
                     msg = f"{path} is cut short: its shard index alone takes {n_bytes} bytes, got {stat.st_size}"
                     raise CorruptDataError(msg)
+                if self.files is not None:
+                    mark = int.from_bytes(f.read(MARK_BYTES), "little")
+                    expected = int(self.files.sizes[file]), int(self.files.marks[file])
+                    check_file(str(path), expected, (stat.st_size, mark))
                 f.seek(stat.st_size - n_bytes if self.at_end else 0)
                 index = np.frombuffer(f.read(n_bytes), np.uint8)
         except FileNotFoundError:
@@ -206,6 +218,8 @@ class _ShardIndexes:
                     f"{path} is missing, as is the array's metadata: the store was moved or removed after it was opened"
                 )
                 raise CorruptDataError(msg) from None
+            if self.files is not None:
+                check_file(str(path), (int(self.files.sizes[file]), 0), (-1, 0))
             # No shard: all its chunks have the fill value. There is no stamp to compare with, but also no file to open.
             return
         if len(index) != n_bytes:
@@ -224,7 +238,7 @@ class _ShardIndexes:
         used = tuple(slice(0, s.stop - s.start) for s in inside)
         table.offset.reshape(table.grid)[inside] = offset[used]
         table.length.reshape(table.grid)[inside] = length[used]
-        table.stamp[3 * file : 3 * file + 3] = stat.st_size, stat.st_mtime_ns, stat.st_ino
+        table.stamp[file] = stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ from annbatch.storage.chunks.arrays import StoredArray, stored_array
 from annbatch.storage.engine import _rows
 from annbatch.storage.errors import CorruptDataError, damage_named
 
-from .jobs import Job, run
+from .jobs import Job
+from .run import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +91,7 @@ def _read(
     address = room.__array_interface__["data"][0] + rows * (size * room.itemsize)
     plan = _rows.plan_ranges(edges, rows, address, room.itemsize, size)
     try:
-        run([Job(array, *plan, size, room.dtype, n_columns)], num_threads)
+        run([Job(array, plan, size, room.dtype, n_columns)], num_threads)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return error
     return None

@@ -179,8 +179,8 @@ def chunk_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
 
 
 def _with_checksum(data: Any) -> bytes:
-    data = bytes(data)
-    return data + _crc32c(data)
+    chunk = bytes(data)
+    return chunk + _crc32c(chunk)
 
 
 def _slow_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +15,10 @@ from .inputs.held import close_inputs
 from .inputs.inputs import InputSpec
 from .output.sink import write_element
 from .plan import block_edges
-from .schema import agree, describe_input, save_schema
+from .schema import agree, describe_input, is_key, save_schema
 from .spill import read_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import anndata as ad
@@ -34,6 +34,7 @@ def write_adata(path: Path, adata: ad.AnnData, layout: Layout, attributes: Mappi
     spec = InputSpec.of(adata, None, 0)
     opened = spec.open(path.parent)
     description = describe_input(opened)
+    _check_keys(adata)
     schema = agree([description], None, skipped_is_fine=True)
     schema_path = path.with_name("schema.pickle")
     save_schema(schema, schema_path)
@@ -74,6 +75,21 @@ def write_adata(path: Path, adata: ad.AnnData, layout: Layout, attributes: Mappi
     )
     _write_rest(path, adata, opened, attributes)
     seal(path)
+
+
+def _check_keys(adata: ad.AnnData) -> None:
+    """Refuse names of what a collection has no place for, under which nothing can be stored."""
+    parts: dict[str, Any] = {kind: getattr(adata, kind) for kind in ("uns", "obsm", "obsp", "varp")}
+    if adata.raw is not None:
+        parts["raw.varm"] = adata.raw.varm
+    while parts:
+        kind, elements = parts.popitem()
+        for name, value in elements.items():
+            if not isinstance(name, str) or not is_key(name):
+                msg = f"{kind} has the name {name!r}, under which nothing can be stored; rename it"
+                raise ValueError(msg)
+            if isinstance(value, Mapping):
+                parts[f"{kind}[{name!r}]"] = value
 
 
 def _write_rest(path: Path, adata: ad.AnnData, opened: Input, attributes: Mapping[str, Any]) -> None:

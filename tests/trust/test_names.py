@@ -53,7 +53,7 @@ def stored_and_found(adata, column, key, gene_column, folder):
 
 
 @given(column=NAMES, key=NAMES, gene_column=NAMES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_name_of_an_h5ad_comes_back_or_is_refused(column, key, gene_column, tmp_path_factory):
     folder = tmp_path_factory.mktemp("names")
     with warnings.catch_warnings():

@@ -134,8 +134,10 @@ def _check_names(opened: Input) -> None:
         index = [] if frame.index.name is None else [str(frame.index.name)]
         columns = [str(name) for name in frame.columns]
         taken = {*columns, *index}
-        names += [(f"{part} columns", name, name != "_index" and is_path(name, taken)) for name in columns]
-        names += [(f"the index of {part}", name, is_path(name, taken)) for name in index]
+        # anndata writes all tables but obs, and takes no slashes.
+        is_good = (lambda name, taken=taken: is_path(name, taken)) if part == "obs" else is_key
+        names += [(f"{part} columns", name, name != "_index" and is_good(name)) for name in columns]
+        names += [(f"the index of {part}", name, is_good(name)) for name in index]
     elements = [("varm", name) for name in opened.varm]
     elements += [(kind, name) for kind, _, name in (element.partition("/") for element in opened.matrices)]
     names += [(kind, name, is_key(name)) for kind, name in elements if kind not in ("X", "raw")]

@@ -59,4 +59,4 @@ def _system_error(error: OSError) -> int | None:
 def _message(where: str, error: Exception) -> str:
     # The text of a KeyError is its argument quoted once more.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return f"{where} cannot be read, it seems to be damaged: {text or type(error).__name__}"
+    return f"{where}: {text or type(error).__name__}"

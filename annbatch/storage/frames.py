@@ -22,13 +22,15 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from annbatch._shared.labels import code_dtype
+
+from .claims import check_claim, check_folder
 from .errors import CorruptDataError, damage_named
-from .manifest import check_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["FrameReader", "Labels", "code_dtype", "read_frame"]
+__all__ = ["FrameReader", "Labels", "read_frame"]
 
 # Text is turned into codes in pieces, so that a column of many rows never exists as that many Python strings.
 _ROWS_AT_ONCE = 1 << 16
@@ -267,7 +269,7 @@ class FrameReader:
             column = self._stored(name)
             for part in (column.values, column.categories, column.mask):
                 if hasattr(part, "store_path") and not _is_group(part):
-                    check_array(part)
+                    check_folder(part)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
                 msg = (
@@ -275,6 +277,8 @@ class FrameReader:
                     f"for {self.n_rows} rows: the file is damaged"
                 )
                 raise CorruptDataError(msg)
+        if name == self._index_key and column.field is None and not _is_group(column.values):
+            check_claim(column.values, f"the index of {_location(self._elem)}")
         is_text = column.categories is None and not _is_group(column.values) and not _holds_numbers(column)
         if is_text and self._readable is not None and column.field is None:
             column = replace(column, values=self._readable(column.values))
@@ -425,11 +429,6 @@ def _text(value: Any) -> str:
 def _unmasked(elem: Any) -> Any:
     """Categories are never missing: where they were written with a mask, it says nothing."""
     return elem["values"] if _is_group(elem) else elem
-
-
-def code_dtype(n_categories: int) -> np.dtype[Any]:
-    """Return the smallest signed integer type that numbers so many categories."""
-    return np.min_scalar_type(-max(n_categories, 1))
 
 
 def _holds_numbers(column: _Column) -> bool:

@@ -88,6 +88,7 @@ class SparseSource(MatrixSource):
         """
         if self._indptr is None:
             stored = self._stored_indptr
+            stored.check_claim()
             indptr = np.ascontiguousarray(stored.read(0, stored.shape[0]), np.int64)
             self._check_indptr(indptr)
             indptr.flags.writeable = False

@@ -119,6 +119,10 @@ class Loader:
     normalize_layers
         Layers that `normalize_total`, `log1p` and `library_size` are about instead of X; the library size is that of the first.
         Scaled values are float32, or `dtype`.
+    nse
+        With ``to="jax"``: sparse batches have this number of stored values, of which those after the last row's are zero and count
+        nowhere, so that a jitted step compiles once (with ``drop_last=True``). A batch that has more is an error; the
+        rows of a batch times the most values of a row are always enough.
 
     Raises
     ------
@@ -175,6 +179,7 @@ class Loader:
         log1p: bool = False,
         library_size: bool = False,
         normalize_layers: Sequence[str] | None = None,
+        nse: int | None = None,
     ) -> None:
         self._batch_sampler = as_sampler(
             batch_sampler,
@@ -217,6 +222,10 @@ class Loader:
             labels=LabelTables(wanted_labels) if self._wanted.labels else None,
             covariates=Covariates(self._wanted.covariates) if self._wanted.covariates else None,
         )
+        self._nse = None if nse is None else as_count("nse", nse)
+        if self._nse is not None and (self._to != "jax" or dense):
+            msg = f'nse pads sparse batches of to="jax", got to={self._to!r} and dense={dense!r}'
+            raise ValueError(msg)
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
         self._dtype = None if dtype is None else as_numeric(dtype)
@@ -554,7 +563,7 @@ class Loader:
             num_threads=num_threads,
             pool=self._pool,
             scaling=self._scaling,
-            make=makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False]),
+            make=makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False], nse=self._nse),
             # Who wants no obs wants no pandas in a batch; loader.var has the variables.
             var=None if self._wanted.obs_columns == () else table.var,
         )

@@ -205,6 +205,6 @@ def _identity(sources: Sequence[Any], folder: Path) -> list[Any] | None:
             name = str(file.absolute().relative_to(folder))
         except (OSError, ValueError):
             return None
-        n_values = int(source.indptr[-1]) if source.is_sparse else -1
+        n_values = source.row_pointers.n_values if source.is_sparse else -1
         facts.append([name, list(source.shape), n_values, status.st_size, status.st_mtime_ns])
     return facts

@@ -12,7 +12,7 @@ from annbatch import storage
 from annbatch.storage import Scale
 from tests.reference.rows import scaled_rows
 
-from .stores import random_csr
+from tests.cells import random_csr
 from .test_reading import parts_of, requests
 
 SCALES = [None, Scale(1e4, log1p=True), Scale(1e4), Scale(log1p=True), Scale(0.5, log1p=True)]
@@ -51,7 +51,7 @@ def test_rows_in_memory_are_scaled(scale, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     dtype = data.draw(st.sampled_from(["float32", "float64", "int64", "uint8", "uint16", "bool"]))
     n_var = data.draw(st.integers(1, 40))
-    matrices = [random_csr(rng, data.draw(st.integers(0, 20)), n_var, dtype=dtype) for _ in range(2)]
+    matrices = [random_csr(data.draw(st.integers(0, 20)), n_var, seed=rng, dtype=dtype) for _ in range(2)]
     if data.draw(st.booleans()):
         matrices = [m.toarray() for m in matrices]
     direct, threads = data.draw(st.booleans()), data.draw(st.sampled_from([1, 3]))

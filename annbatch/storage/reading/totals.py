@@ -81,8 +81,7 @@ def row_totals(
 def _stop(source: SparseSource | DenseSource, start: int) -> int:
     """Return where the rows that are read together from row ``start`` on end."""
     if isinstance(source, SparseSource):
-        indptr = source.indptr
-        stop = int(np.searchsorted(indptr, indptr[start] + _MAX_VALUES, side="right")) - 1
+        stop = source.row_pointers.stop_within(start, _MAX_VALUES)
     else:
         stop = start + _MAX_VALUES // max(1, source.shape[1])
     return min(max(stop, start + 1), source.n_obs)

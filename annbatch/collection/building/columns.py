@@ -92,9 +92,9 @@ def unify(columns: Sequence[Column], *, everywhere: bool) -> Column | None:
         if kinds - {"categorical", "text"} or any(column.categories is None for column in columns):
             return None
         # By the rule that all faces share.
-        dtype = unite_dtypes([pd.CategoricalDtype(column.categories, ordered=column.ordered) for column in columns])
+        union = unite_dtypes([pd.CategoricalDtype(column.categories, ordered=column.ordered) for column in columns])
         return (
-            None if dtype is None else Column("categorical", categories=dtype.categories, ordered=bool(dtype.ordered))
+            None if union is None else Column("categorical", categories=union.categories, ordered=bool(union.ordered))
         )
     if "text" in kinds:
         return None

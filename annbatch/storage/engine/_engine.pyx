@@ -97,7 +97,7 @@ cdef enum:
     # Pieces that one vector read fills; the least that POSIX allows is 16, Linux and macOS take 1,024.
     MAX_VECTOR = 256
     # Bytes that it fills at most where rows are scaled next: they shall still be in the cache.
-    MAX_SCALED_READ = 1 << 17
+    MAX_SCALED_READ = 1 << 18
     # Scratch that a worker may keep for later calls.
     MAX_IDLE_SCRATCH = 1 << 26
     # Tasks whose reads are announced to the system while the one before them waits.

@@ -41,6 +41,7 @@ cdef extern from "_scale.h" nogil:
     scale_fn SCALE[N_TYPES]
     ctypedef int (*log_counts_fn)(const char *, float *, int64_t, double, double *)
     log_counts_fn LOG_COUNTS[N_TYPES]
+    double scale_row_f4(char *, int64_t, double, int)
     int64_t less_missing(int64_t *, int64_t)
 
 # How a task can end.
@@ -111,7 +112,10 @@ cdef inline int set_placing(placing_t *placing, described) except -1:
 
 cdef inline double scale_row(const scaling_t *scaling, char *values, int64_t n) noexcept nogil:
     """Scale all values of a row in place; returns what they added up to."""
-    cdef double total = TOTAL[scaling.value_type](values, n)
+    cdef double total
+    if scaling.value_type == FLOAT32:
+        return scale_row_f4(values, n, scaling.target_sum, scaling.log1p)
+    total = TOTAL[scaling.value_type](values, n)
     if scaling.target_sum > 0 or scaling.log1p:
         SCALE[scaling.value_type](values, n, total, scaling.target_sum, scaling.log1p)
     return total

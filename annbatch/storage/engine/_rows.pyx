@@ -432,8 +432,9 @@ def compact(index_t[::1] columns not None, uintptr_t values, int itemsize, const
             const double[::1] totals=None, scaling=None, int value_type=-1):
     """Copy the values with a column that is not negative to their row's addresses, for the rows low <= row < high.
 
-    ``kept`` is what :func:`count_kept` counted. With ``sort`` each row is put in column order; otherwise the order stays.
-    What was copied is scaled where ``totals`` of the whole rows, a ``Scaling`` and the dtype code of the values are given.
+    ``kept`` is what :func:`count_kept` counted. With ``sort`` each row is put in column order; otherwise the order
+    stays. What was copied is scaled where ``totals`` of the whole rows, a ``Scaling`` and the dtype code of the values
+    are given.
     """
     cdef scaling_t how
     cdef Py_ssize_t r
@@ -466,6 +467,7 @@ def compact(index_t[::1] columns not None, uintptr_t values, int itemsize, const
                 _insert_row(row_columns, row_values, n, itemsize, <index_t *><uintptr_t>column_address[r],
                             <char *><uintptr_t>value_address[r])
             if totals is not None:
-                SCALE[how.value_type](<char *><uintptr_t>value_address[r], kept[r], totals[r], how.target_sum, how.log1p)
+                SCALE[how.value_type](<char *><uintptr_t>value_address[r], kept[r], totals[r], how.target_sum,
+                                      how.log1p)
     free(seen)
     free(position)

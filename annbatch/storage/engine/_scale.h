@@ -62,25 +62,19 @@ static const total_fn TOTAL[N_TYPES] = {total_i1, total_i2, total_i4, total_i8, 
 #endif
 
 /* log(1 + x) for 0 <= x < 1e30, to a relative 3e-7. 1 + x is 2^e * m with m between sqrt(1/2) and sqrt(2), and
- * log(m) = f * P(f) with f = m - 1; where e is 0, f is x itself, so that nothing of a small x is lost. P was fitted to
- * log(1 + f) / f by weighted least squares; its relative error is 6e-8. */
+ * log(m) = f * P(f) with f = m - 1 = x * 2^-e + (2^-e - 1): where e is 0 that is x itself, so that nothing of a small x is lost.
+ * P was fitted to log(1 + f) / f by weighted least squares; its relative error is 6e-8. */
 INLINE float log_1p(float x) {
-    const uint32_t root = 0x3f3504f3; /* the bits of sqrt(1/2) */
-    float u = 1.0f + x, f, f2, f4, p;
-    uint32_t bits, bits_of_x, is_x;
+    const uint32_t one = 0x3f800000, root = 0x3f3504f3; /* the bits of 1 and of sqrt(1/2) */
+    float u = 1.0f + x, power, f, f2, f4, p;
+    uint32_t bits, power_bits;
     int32_t e;
     memcpy(&bits, &u, 4);
-    memcpy(&bits_of_x, &x, 4);
     bits -= root;
     e = (int32_t)bits >> 23;
-    bits = (bits & 0x7fffff) + root;
-    memcpy(&f, &bits, 4);
-    f -= 1.0f;
-    /* Chosen by a mask: a branch is nothing for wide registers. */
-    is_x = -(uint32_t)(e == 0);
-    memcpy(&bits, &f, 4);
-    bits = (bits & ~is_x) | (bits_of_x & is_x);
-    memcpy(&f, &bits, 4);
+    power_bits = one - (bits & 0xff800000);
+    memcpy(&power, &power_bits, 4);
+    f = x * power + (power - 1.0f);
     f2 = f * f;
     f4 = f2 * f2;
     p = (0.199568331241608f - 0.165623933076859f * f) + (0.149522691965103f - 0.143668472766876f * f) * f2 +
@@ -197,6 +191,40 @@ DEFINE_LOG_COUNTS(u2, uint16_t)
 /* By dtype code. */
 static const log_counts_fn LOG_COUNTS[N_TYPES] = {NULL, NULL, NULL, NULL, log_counts_u1, log_counts_u2,
                                                   NULL, NULL, NULL, NULL, NULL};
+
+/* Write n floats as counts; 0 when one is no whole number in 0 <= v < MAX_LOGARITHMS. A sum with 2^23 is rounded to a whole number,
+ * which are then its last bits. */
+VECTORISED static int counts_of_floats(const float *v, int64_t n, uint16_t *counts) {
+    const float base = 8388608.0f;
+    uint32_t base_bits, other = 0;
+    memcpy(&base_bits, &base, 4);
+    for (int64_t i = 0; i < n; i++) {
+        float sum = v[i] + base, whole = sum - base;
+        uint32_t bits, whole_bits, count;
+        memcpy(&bits, v + i, 4);
+        memcpy(&whole_bits, &whole, 4);
+        memcpy(&count, &sum, 4);
+        count -= base_bits;
+        counts[i] = (uint16_t)count;
+        other |= (bits ^ whole_bits) | (count & ~(uint32_t)(MAX_LOGARITHMS - 1));
+    }
+    return other == 0;
+}
+
+enum { MAX_COUNTS = 8192 };
+
+/* Scale the n values of a row in place; returns their total. */
+static double scale_row_f4(char *values, int64_t n, double target_sum, int log1p_too) {
+    float *v = (float *)values;
+    uint16_t counts[MAX_COUNTS];
+    double total;
+    if (log1p_too && n > 16 && n <= MAX_COUNTS && counts_of_floats(v, 16, counts) && counts_of_floats(v, n, counts) &&
+        log_counts_u2((char *)counts, v, n, target_sum, &total))
+        return total;
+    total = total_f4(values, n);
+    if (target_sum > 0 || log1p_too) scale_f4(values, n, total, target_sum, log1p_too);
+    return total;
+}
 
 /* Count down by n what is missing of something that several threads bring; the count that is left. */
 static inline int64_t less_missing(int64_t *missing, int64_t n) {

@@ -6,18 +6,18 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from annbatch.storage.dtypes import as_bytes, cast_exactly, lossy, type_code
 from annbatch.storage.engine import _rows
-from annbatch.storage.engine._plan import EngineJob, Placing
+from annbatch.storage.engine._plan import ROW, EngineJob, Placing
 from annbatch.storage.errors import CorruptDataError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from annbatch.storage.chunks.arrays import StoredArray
     from annbatch.storage.engine._plan import Plan, Scaling, StretchPlan
 
-__all__ = ["DenseJob", "Job"]
+__all__ = ["DenseJob", "Job", "row_table"]
 
 
 @dataclass(slots=True, eq=False)
@@ -153,3 +153,10 @@ class DenseJob:
     row_bytes: int
     totals: np.ndarray | None = None
     scaling: Scaling | None = None
+
+
+def row_table(address: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return rows that are to be added up, of which nothing was placed."""
+    table = np.zeros(len(address), ROW)
+    table["address"], table["n_values"], table["n_missing"] = address, lengths, lengths
+    return table

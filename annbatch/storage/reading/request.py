@@ -13,10 +13,10 @@ import numpy as np
 from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import common_dtype, native, type_code
 from annbatch.storage.engine import _rows
-from annbatch.storage.engine._plan import ROW, ArrayCut, Scaling
+from annbatch.storage.engine._plan import ArrayCut, Scaling
 from annbatch.storage.sources import DenseSource, SparseSource, open_matrix
 
-from .jobs import DenseJob, Job
+from .jobs import DenseJob, Job, row_table
 from .run import run, run_dense
 from .scale import Scale
 
@@ -132,10 +132,7 @@ def read_csr(
     """
     request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, sparse=True)
     lengths = request.row_lengths()
-    if request.drops_or_reorders:
-        blocks = request.compacted(request.stage(lengths))
-    else:
-        blocks = request.fill_csr(lengths)
+    blocks = request.compacted(request.stage(lengths)) if request.drops_or_reorders else request.fill_csr(lengths)
     request.hand_out_totals()
     return blocks
 
@@ -235,7 +232,8 @@ class _Request:
     def hand_out_totals(self) -> None:
         """Write the totals where the caller wants them."""
         if self._totals is not None:
-            self._totals[...] = self._row_totals
+            with np.errstate(over="ignore"):  # infinite is what such a total is as float32
+                self._totals[...] = self._row_totals
 
     # -- sparse
 
@@ -340,7 +338,7 @@ class _Request:
             source = _sparse(part)
             table = None
             if scaling is not None:
-                table = _row_table(value_address[dest], source.indptr[rows + 1] - source.indptr[rows])
+                table = row_table(value_address[dest], source.indptr[rows + 1] - source.indptr[rows])
                 added_up.append((dest, table))
             value_plan, column_plan = (
                 _rows.plan_ranges(
@@ -445,7 +443,7 @@ class _Request:
             rows, dest = _ascending(part)
             table = None
             if self._scaling is not None:
-                table = _row_table(address[dest], np.full(len(rows), self.n_var))
+                table = row_table(address[dest], np.full(len(rows), self.n_var))
                 added_up.append((dest, table))
             chunk_rows, row_stride = array.chunk_shape[0], prod(array.chunk_shape[1:])
             plan = _rows.plan_rows(
@@ -612,13 +610,6 @@ def _int64(values: np.ndarray, name: str) -> np.ndarray:
         msg = f"{name} must be a one-dimensional array of integers, got {values.dtype} of shape {values.shape}"
         raise TypeError(msg)
     return np.ascontiguousarray(values, np.int64)
-
-
-def _row_table(address: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return rows that are to be added up, of which nothing was placed."""
-    table = np.zeros(len(address), ROW)
-    table["address"], table["n_values"], table["n_missing"] = address, lengths, lengths
-    return table
 
 
 def _cut(array: StoredArray, target: np.dtype) -> ArrayCut:

@@ -7,7 +7,7 @@ costs nothing per row where the rows are long stretches of the data (all of it, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -58,6 +58,26 @@ class View:
         """Return the view of all rows."""
         return _stretch(0, n_data, n_data)
 
+    @classmethod
+    def of_mask(cls, mask: np.ndarray) -> View:
+        """Return the view of the rows where `mask` holds, of which there may be none."""
+        return _view_of(_numbers_of(mask, len(mask), "mask"), len(mask), None)
+
+    @classmethod
+    def joined(cls, parts: Sequence[View]) -> View:
+        """Return the view of all rows of several views, whose data lie below each other."""
+        n_data = sum(part.n_data for part in parts)
+        if all(part.is_all for part in parts):
+            return cls.of_all(n_data)
+        first_rows = np.cumsum([0, *(part.n_data for part in parts)]).tolist()
+
+        def blocks() -> Iterator[np.ndarray]:
+            for part, first_row in zip(parts, first_rows, strict=False):
+                for block in part._blocks():
+                    yield block + first_row
+
+        return _view_of(blocks, n_data, None)
+
     @property
     def is_all(self) -> bool:
         """Whether the view is the data: all rows, in their order."""
@@ -107,18 +127,11 @@ class View:
             When a number is out of range.
         """
         numbers = _numbers_of(rows, self.n_obs, name)
+        if isinstance(rows, slice) and self._first is not None:
+            kept = range(self.n_obs)[rows]
+            if len(kept) and kept.step == 1:
+                return _stretch(self._first + kept.start, len(kept), self.n_data)
         return _view_of(lambda: map(self.take, numbers()), self.n_data, name)
-
-    def extended(self, more: View) -> View:
-        """Return a view of the rows of this one, then those of a view of data that was added below."""
-        n_data = self.n_data + more.n_data
-
-        def blocks() -> Iterator[np.ndarray]:
-            yield from self._blocks()
-            for block in more._blocks():
-                yield block + self.n_data
-
-        return _view_of(blocks, n_data, "rows", may_be_empty=True)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any] | None:
@@ -166,14 +179,15 @@ def _dtype(n: int) -> np.dtype[Any]:
     return np.dtype(np.uint32 if n <= 2**32 else np.int64)
 
 
-def _view_of(blocks: _Blocks, n_data: int, name: str, *, may_be_empty: bool = False) -> View:
+def _view_of(blocks: _Blocks, n_data: int, name: str | None) -> View:
+    """Make a view of rows; `name`, where a parameter chose them, means that there must be some."""
     n_obs = n_stretches = 0
     for block, breaks in _with_breaks(blocks()):
         n_obs += len(block)
         n_stretches += len(breaks)
     if n_obs == 0:
-        if may_be_empty:
-            return View(0, n_data, rows=np.empty(0, dtype=_dtype(n_data)))
+        if name is None:
+            return _stretch(0, 0, n_data)
         msg = f"{name} must choose at least one row, got none"
         raise ValueError(msg)
     if n_stretches * _ROWS_PER_STRETCH > n_obs and n_stretches > 1:
@@ -231,7 +245,7 @@ def _numbers_of(rows: Any, n_obs: int, name: str) -> _Blocks:
         rows = np.asarray(rows) if rows != [] else np.empty(0, dtype=np.int64)
     array = np.asarray(rows)
     if array.dtype.kind not in "biu":
-        msg = f"{name} must be booleans or row numbers, got {array.dtype} ({type(rows).__name__})"
+        msg = f"{name} must be booleans or row numbers, got {array.dtype}"
         raise TypeError(msg)
     if array.ndim != 1:
         msg = f"{name} must be one-dimensional, got shape {array.shape}"

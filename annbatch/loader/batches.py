@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from annbatch.types import LoadRequest
 
+    from .views import View
+
 __all__ = ["BatchReader"]
 
 
@@ -27,6 +29,8 @@ class BatchReader:
     ----------
     table
         The data.
+    view
+        Its rows that requests are about.
     dense
         Fill dense arrays also from sparse matrices.
     dtype
@@ -44,6 +48,7 @@ class BatchReader:
     def __init__(
         self,
         table: Table,
+        view: View,
         *,
         dense: bool,
         dtype: np.dtype[Any] | None,
@@ -54,6 +59,7 @@ class BatchReader:
         export_dense: Callable[[np.ndarray], Any],
     ) -> None:
         self._table = table
+        self._view = view
         self._dense = dense
         self._dtype = dtype
         self._return_index = return_index
@@ -93,10 +99,10 @@ class BatchReader:
         if len(positions) and positions.dtype.kind not in "iu":
             msg = f"splits must be integer arrays, got {positions.dtype}"
             raise TypeError(msg)
-        rows = requested_rows(request["requests"], self._table.n_obs)
+        rows = requested_rows(request["requests"], self._view.n_obs)
         if len(positions):
             check_bounds("splits", int(positions.min()), int(positions.max()), len(rows))
-        return rows[positions.astype(np.intp, copy=False)], edges
+        return self._view.take(rows[positions.astype(np.intp, copy=False)]), edges
 
     def _read(
         self, matrix: TableMatrix, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray

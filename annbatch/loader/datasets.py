@@ -15,8 +15,11 @@ import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.args import as_numeric, levels_to_user
+from annbatch._shared.row_filter import passing
+from annbatch.storage.frames import FrameReader
 
-from .obs_table import ObsTable
+from .obs_table import ObsTable, labels_of
+from .views import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +56,7 @@ class Wanted:
     layers: tuple[str, ...] = ()
     obsm: tuple[str, ...] = ()
     obs_columns: tuple[str, ...] | None = None
+    obs_filter: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[Key]:
@@ -74,6 +78,8 @@ class Dataset:
         Per matrix where its rows are, and the dtype that they are handed out with.
     obs, var
         None when a bare matrix was added.
+    passing
+        Rows that the filter lets pass.
     """
 
     name: str
@@ -82,6 +88,7 @@ class Dataset:
     dtypes: Mapping[Key, np.dtype[Any]]
     obs: pd.DataFrame | None
     var: pd.DataFrame | None
+    passing: View
 
     @property
     def n_obs(self) -> int:
@@ -109,10 +116,10 @@ class Dataset:
         if missing:
             msg = f"{name} must be an AnnData with X, obs and var, but it has no {' and no '.join(missing)}"
             raise ValueError(msg)
-        columns = None if wanted.obs_columns is None else list(wanted.obs_columns)
-        obs, var = storage.read_frame(group["obs"], columns), storage.read_frame(group["var"])
+        reader = FrameReader(group["obs"])
+        obs, var = reader.frame(wanted.obs_columns), storage.read_frame(group["var"])
         parts = {kind: group.get(kind, {}) for kind in ("X", "layers", "obsm")}
-        return cls._from_parts(parts, obs, var, wanted, name)
+        return cls._from_parts(parts, obs, var, wanted, name, reader)
 
     @classmethod
     def from_matrix(cls, matrix: Any, obs: Any, var: Any, wanted: Wanted, name: str) -> Dataset:
@@ -123,7 +130,9 @@ class Dataset:
         return cls._from_parts({"X": matrix}, obs, var, wanted, name)
 
     @classmethod
-    def _from_parts(cls, parts: Mapping[str, Any], obs: Any, var: Any, wanted: Wanted, name: str) -> Dataset:
+    def _from_parts(
+        cls, parts: Mapping[str, Any], obs: Any, var: Any, wanted: Wanted, name: str, all_obs: FrameReader | None = None
+    ) -> Dataset:
         elements = {}
         for key in wanted.keys:
             held = parts[key.kind]
@@ -154,6 +163,7 @@ class Dataset:
             dtypes={key: _handed_out(elements[key], source) for key, source in sources.items()},
             obs=None if obs is None else _checked_obs(obs, n_obs, wanted.obs_columns, name),
             var=None if var is None else _checked_frame("var", var, sources[X].shape[1], name),
+            passing=_passing(obs if all_obs is None else all_obs, wanted.obs_filter, n_obs),
         )
 
 
@@ -220,6 +230,7 @@ class Table:
     matrices: Mapping[Key, TableMatrix] = field(default_factory=dict)
     obs: ObsTable | None = None
     has_var: bool = False
+    passing_parts: tuple[View, ...] = ()
 
     def added(self, datasets: Sequence[Dataset]) -> Table:
         """Return the table with more datasets, after checking that all fit together."""
@@ -252,12 +263,18 @@ class Table:
             matrices={key: matrix.added(datasets, join=join) for key, matrix in matrices.items()},
             obs=obs,
             has_var=has_var,
+            passing_parts=self.passing_parts + tuple(dataset.passing for dataset in datasets),
         )
 
     @cached_property
     def offsets(self) -> np.ndarray:
         """Global number of the first row of each dataset, and of the row after the last (int64)."""
         return np.cumsum([0, *self.lengths], dtype=np.int64)
+
+    @cached_property
+    def passing(self) -> View:
+        """Rows that the filter lets pass."""
+        return View.joined(self.passing_parts)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -361,6 +378,16 @@ def _checked_frame(part: str, frame: Any, length: int, name: str) -> pd.DataFram
         raise ValueError(msg)
     # The caller may add and remove columns of theirs.
     return frame.copy(deep=False)
+
+
+def _passing(obs: FrameReader | pd.DataFrame | None, conditions: Mapping[str, Sequence[Any]], n_obs: int) -> View:
+    if not conditions:
+        return View.of_all(n_obs)
+    keep = np.ones(n_obs, dtype=bool)
+    for column, values in conditions.items():
+        # A dataset without the column has no such rows, whichever values are asked for.
+        keep &= False if obs is None or column not in obs.columns else passing(*labels_of(obs, column), values)
+    return View.of_mask(keep)
 
 
 def _checked_obs(obs: Any, n_obs: int, columns: tuple[str, ...] | None, name: str) -> pd.DataFrame:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from annbatch import storage
-from annbatch._shared.args import as_bool, as_choice, as_count, as_function, as_list, as_names, as_numeric, as_paths
+from annbatch._shared.args import (
+    as_bool,
+    as_choice,
+    as_count,
+    as_function,
+    as_generator,
+    as_list,
+    as_names,
+    as_numeric,
+    as_paths,
+)
+from annbatch._shared.row_filter import as_conditions, passing
 from annbatch._shared.workers import current_worker
+from annbatch.abc import Sampler
 
 from .arguments import as_sampler
 from .batches import BatchReader
@@ -20,19 +34,21 @@ from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, make
 from .genes import Genes
 from .passes import LoaderPass, LoaderPosition, loads
 from .sealing import own_copy
+from .split import Groups, Split, as_sides, group_rows, label_names, side_of_rows
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
-    import numpy as np
     import zarr
 
-    from annbatch.abc import Sampler
     from annbatch.collection import DatasetCollection
     from annbatch.types import LoaderOutput
+
+    from .obs_table import ObsTable
+    from .views import View
 
 __all__ = ["Loader"]
 
@@ -65,7 +81,7 @@ class Loader:
     rng
         Source of the shuffle, a :class:`numpy.random.Generator`. Default: a fresh seed.
     return_index
-        Whether batches carry global row numbers (int64) as ``"index"``.
+        Whether batches carry row numbers (int64) as ``"index"``: of all rows that were added, also in a view.
     preload_to_gpu
         Whether matrices are moved to the current GPU: cupy types come out with ``to=None``, torch tensors on the GPU with
         ``to="torch"``. None: when cupy is installed and sees a GPU, except in DataLoader workers.
@@ -76,6 +92,10 @@ class Loader:
         Names of layers and obsm entries to yield besides X. Only these are read.
     obs_columns
         obs columns to yield, in this order. None: all.
+    obs_filter
+        ``{column: value}`` or ``{column: [values]}``. Only rows for which all conditions hold are read: the loader is a view of
+        them. NaN (or None) among the values selects rows whose value is missing. A dataset without the column has no such
+        rows. The columns need not be among `obs_columns`.
     join
         None: the var of all datasets must be identical. ``"inner"``, ``"outer"``: datasets are aligned by var name, keeping
         the variables of all datasets (in the order of the first), or of any (sorted, when they differ). Values that a
@@ -134,6 +154,7 @@ class Loader:
         layers: Sequence[str] = (),
         obsm: Sequence[str] = (),
         obs_columns: Sequence[str] | None = None,
+        obs_filter: Mapping[str, Any] | None = None,
         join: Literal["inner", "outer"] | None = None,
         var_names: Sequence[str] | None = None,
         dense: bool = False,
@@ -165,6 +186,7 @@ class Loader:
             layers=as_names("layers", layers),
             obsm=as_names("obsm", obsm),
             obs_columns=None if obs_columns is None else as_names("obs_columns", obs_columns),
+            obs_filter=as_conditions("obs_filter", obs_filter),
         )
         names = None if var_names is None else as_names("var_names", var_names)
         if names == ():
@@ -179,6 +201,9 @@ class Loader:
         self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self._transform = as_function("transform", transform, "of a batch")
         self._has_collection = False
+        # The rows of a loader that subset or split made; None: all that the filter lets pass.
+        self._chosen: View | None = None
+        self._n_subsets = 0
         self._position: LoaderPosition | None = None
         self._resume: LoaderPosition | None = None
         # Kept from pass to pass, because the first touch of fresh memory is slow.
@@ -348,6 +373,9 @@ class Loader:
         self._table = self._table.added(datasets)
 
     def _check_may_add(self) -> None:
+        if self._chosen is not None:
+            msg = "data must not be added to a view, whose rows are chosen already: add all data first, then call subset or split"
+            raise RuntimeError(msg)
         self._check_no_pass("data must not be added")
 
     def _check_no_pass(self, rule: str) -> None:
@@ -362,8 +390,8 @@ class Loader:
 
     @property
     def n_obs(self) -> int:
-        """Number of rows of all datasets."""
-        return self._table.n_obs
+        """Number of rows that the loader reads: of all datasets, or of the view that it is."""
+        return self._view.n_obs
 
     @property
     def n_var(self) -> int:
@@ -389,16 +417,20 @@ class Loader:
 
     @property
     def _obs(self) -> list[pd.DataFrame] | None:
-        """One obs frame per dataset, with united categories. scvi-tools reads this."""
-        return None if self._table.obs is None else self._table.obs.datasets()
+        """One obs frame per dataset, with united categories; of a view one for all its rows. scvi-tools reads this."""
+        if self._table.obs is None:
+            return None
+        return self._table.obs.datasets() if self._view.is_all else [self.obs()]
 
     def __len__(self) -> int:
         """Count the batches of one pass."""
-        return self._batch_sampler.n_batches(self._table_with_rows().n_obs)
+        return self._batch_sampler.n_batches(self._view_with_rows().n_obs)
 
     def __repr__(self) -> str:
         n_datasets = len(self._table.lengths)
         shape = f"{self.n_obs} x {self.n_var}" if n_datasets else "no data"
+        if not self._view.is_all:
+            shape += f", a view of {self._table.n_obs} rows"
         return f"Loader({shape}, {n_datasets} datasets, {self._batch_sampler!r})"
 
     def _checked_table(self) -> Table:
@@ -407,12 +439,250 @@ class Loader:
             raise ValueError(msg)
         return self._table
 
-    def _table_with_rows(self) -> Table:
+    @property
+    def _view(self) -> View:
+        """The rows of the data that the loader reads."""
+        return self._table.passing if self._chosen is None else self._chosen
+
+    def _view_with_rows(self) -> View:
         table = self._checked_table()
         if not table.n_obs:
             msg = f"the data must have at least one row, got {len(table.lengths)} datasets without rows"
             raise ValueError(msg)
-        return table
+        if not self._view.n_obs:
+            msg = f"obs_filter={self._wanted.obs_filter!r}: no row of the {len(table.lengths)} datasets passes it"
+            raise ValueError(msg)
+        return self._view
+
+    def _fingerprint(self) -> dict[str, Any]:
+        facts = dict(self._checked_table().fingerprint)
+        if self._view.fingerprint is not None:
+            facts["view"] = dict(self._view.fingerprint)
+        return facts
+
+    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the obs of the rows that the loader reads.
+
+        Parameters
+        ----------
+        columns
+            Which columns, in this order. None: all that the loader has.
+
+        Returns
+        -------
+        DataFrame
+            Row ``i`` describes row ``i`` of the loader, so that samplers made from it fit. Categorical columns have the
+            categories of all datasets. It is the caller's.
+
+        Raises
+        ------
+        ValueError
+            When there is no data, or it has no obs.
+        KeyError
+            When there is no such column, or `obs_columns` left it out.
+
+        Examples
+        --------
+        >>> import anndata as ad, numpy as np, pandas as pd
+        >>> from annbatch import ClassSampler, Loader
+        >>> obs = pd.DataFrame({"cell_type": pd.Categorical(list("BTBTBTBT"))}, index=[f"c{i}" for i in range(8)])
+        >>> loader = Loader(batch_size=2, obs_filter={"cell_type": "B"})
+        >>> loader = loader.add_adata(ad.AnnData(np.ones((8, 3), dtype="float32"), obs=obs))
+        >>> loader.obs(["cell_type"])["cell_type"].tolist()
+        ['B', 'B', 'B', 'B']
+        """
+        table = self._obs_table(None if columns is None else as_names("columns", columns), "columns")
+        return table.take(self._view.take(np.arange(self.n_obs)))
+
+    def _obs_table(self, columns: Sequence[str] | None, parameter: str) -> ObsTable:
+        obs = self._checked_table().obs
+        if obs is None:
+            msg = "the data has no obs: it was added without"
+            raise ValueError(msg)
+        if columns is None:
+            return obs
+        unknown = [column for column in columns if column not in obs.columns]
+        if unknown:
+            left_out = (
+                ""
+                if self._wanted.obs_columns is None
+                else f", and obs_columns={list(self._wanted.obs_columns)!r} leaves out others"
+            )
+            msg = f"{parameter} must be columns of obs, got {unknown}; there is {obs.columns}{left_out}"
+            raise KeyError(msg)
+        return obs.only(columns)
+
+    # -- choosing rows
+
+    def subset(self, rows: Any, batch_sampler: Sampler | None = None) -> Self:
+        """Return a loader of some of the rows: a view.
+
+        It shares the data (opened files, annotations, row pointers) with this loader, and has its own sampler, buffers and
+        read-ahead. A view of a view is one, too.
+
+        Parameters
+        ----------
+        rows
+            With the meaning that numpy gives it: a boolean array with one entry for each of the `n_obs` rows of this loader, row
+            numbers of this loader in any order, also repeated or negative, or a slice. An index of a pandas Series is not
+            looked at. Batches of a sequential pass come in this order; neighbours that are neighbours in the data, too, are read
+            faster.
+        batch_sampler
+            Sampler over the rows of the view, numbered from 0. None: a copy of the sampler of this loader, with the same
+            arguments, but over all rows of the view (a mask is not taken over), at its first pass, and with a generator of its
+            own, derived from that of this loader, which is not moved. A class-based sampler does not fit other rows: pass one
+            that was made of :meth:`obs` of the view (``loader.subset(rows).subset(slice(None), batch_sampler=...)``).
+
+        Returns
+        -------
+        The view. Data cannot be added to it.
+
+        Raises
+        ------
+        TypeError
+            When `rows` are neither booleans nor integers, or `batch_sampler` is no Sampler.
+        ValueError
+            When `rows` choose no row, or are booleans of another number; or there is no data.
+        IndexError
+            When a row number is out of range.
+
+        Notes
+        -----
+        A view holds four bytes a row (eight from 2**32 rows of data on), and next to nothing where the rows are long stretches.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from annbatch import Loader
+        >>> loader = Loader(batch_size=2, return_index=True).add_dataset(np.ones((6, 3)))
+        >>> [batch["index"].tolist() for batch in loader.subset([5, 0, 3])]
+        [[5, 0], [3]]
+        """
+        if not (batch_sampler is None or isinstance(batch_sampler, Sampler)):
+            as_sampler(batch_sampler)
+        chosen = self._view_with_rows().subset(rows)
+        if batch_sampler is None:
+            batch_sampler = self._batch_sampler._unstarted_copy(self._n_subsets)  # noqa: SLF001 (a hook for loaders)
+            self._n_subsets += 1
+        own = {"_chosen": chosen, "_batch_sampler": batch_sampler, "_pool": storage.BufferPool()}
+        begun = {"_position": None, "_resume": None, "_n_passes": 0, "_n_subsets": 0}
+        view = copy.copy(self)
+        view.__dict__.update(own | begun)
+        return view
+
+    def split(
+        self,
+        sides: Mapping[str, Any] | None = None,
+        by: str | Sequence[str] | None = None,
+        stratify: str | Sequence[str] | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> Split:
+        """Divide the rows into views: disjoint, and together everything.
+
+        Parameters
+        ----------
+        sides
+            What each side gets, by name. A fraction; fractions add up to 1. Or ``{column: value or values}``: the rows for
+            which all conditions hold, as in `obs_filter`; fractions are then of the rows that no condition takes. Or ``...``
+            for one side that takes the rest. None: ``{"train": 0.8, "validation": 0.1, "test": 0.1}``.
+        by
+            Column of obs, or several that count together, whose groups stay whole: no donor is on two sides. Rows whose value is
+            missing form a group of their own.
+        stratify
+            Column of obs, or several that count together, whose shares all sides keep.
+        rng
+            Which rows or groups go where. None: the same split every time, so that restarts and ranks agree.
+
+        Returns
+        -------
+        Split
+            A dict of one loader per side, as :meth:`subset` makes them; rows of a side are in the order in which they are here.
+            Its ``fractions`` says what share of the rows each side has, its ``groups`` which groups.
+
+        Raises
+        ------
+        TypeError
+            When an argument is of the wrong kind, or a column holds text here and numbers there.
+        ValueError
+            When a side would be empty, fractions do not add up to 1, two sides take the same row, rows are in no side, a value that
+            is asked for does not occur, or conditions put rows of one group on two sides.
+        KeyError
+            When there is no such column.
+
+        Notes
+        -----
+        Without `by`, numbers of rows are exact: the nearest whole ones. With `stratify` that holds for every label, too: each
+        number, and each sum, is less than one row away from its exact share. With `by`, groups are divided so that the fractions
+        (and shares) come as near as whole groups allow: the sum of squared differences is as small as can be for few
+        groups, and nearly so for many. See `Split.fractions` for what became of them.
+
+        Where a view holds a row more than once, all its copies go to the same side.
+
+        The same seed gives the same split of the same data. Which row goes where depends on row numbers, and so on the
+        order in which files were added; which group goes where depends only on the labels and sizes of groups.
+
+        Examples
+        --------
+        >>> import anndata as ad, numpy as np, pandas as pd
+        >>> from annbatch import Loader
+        >>> obs = pd.DataFrame({"donor": ["D1", "D2", "D3", "D4", "D5"] * 20}, index=[f"c{i}" for i in range(100)])
+        >>> loader = Loader(batch_size=10).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
+        >>> split = loader.split({"train": 0.6, "test": 0.4}, by="donor")
+        >>> split
+        Split(train: 60 rows (0.6) in 3 groups, test: 40 rows (0.4) in 2 groups)
+        >>> loader.split({"test": {"donor": ["D3"]}, "train": ...})["train"].n_obs
+        80
+        """
+        asked = as_sides({"train": 0.8, "validation": 0.1, "test": 0.1} if sides is None else sides)
+        rng = np.random.default_rng(0) if rng is None else as_generator(rng)
+        view = self._view_with_rows()
+        groups = named = self._groups("by", by)
+        if groups is None and view.repeats:
+            rows, codes = np.unique(view.take(np.arange(view.n_obs)), return_inverse=True)
+            groups = Groups(codes.reshape(-1), rows.tolist())
+        taken = {name: self._taken(name, conditions) for name, conditions in asked.conditions.items()}
+        side = side_of_rows(asked, view.n_obs, taken, rng, groups, self._groups("stratify", stratify))
+        loaders = {name: self.subset(side == number) for number, name in enumerate(asked.names)}
+        of_group = None
+        if named is not None:
+            side_of_group = np.empty(len(named.labels), dtype=np.intp)
+            side_of_group[named.codes] = side
+            of_group = {
+                name: [named.labels[group] for group in np.flatnonzero(side_of_group == number).tolist()]
+                for number, name in enumerate(asked.names)
+            }
+        return Split(loaders, {name: loader.n_obs / view.n_obs for name, loader in loaders.items()}, of_group)
+
+    def _groups(self, parameter: str, columns: str | Sequence[str] | None) -> Groups | None:
+        if columns is None:
+            return None
+        names = (columns,) if isinstance(columns, str) else as_names(parameter, columns)
+        if not names:
+            msg = f"{parameter} must name at least one column, got none; pass None"
+            raise ValueError(msg)
+        return group_rows([self._labels(name, parameter) for name in names])
+
+    def _labels(self, column: str, parameter: str) -> tuple[np.ndarray, Any]:
+        """Codes of the rows of the view, and the sorted labels that they number."""
+        codes, labels = self._obs_table((column,), parameter).labels(column)
+        return self._view.of(codes), labels
+
+    def _taken(self, side: str, conditions: Mapping[str, Sequence[Any]]) -> np.ndarray:
+        """Where all conditions hold."""
+        taken = np.ones(self.n_obs, dtype=bool)
+        for column, values in conditions.items():
+            parameter = f"sides[{side!r}]"
+            codes, labels = self._labels(column, parameter)
+            occurring = np.flatnonzero(np.bincount(codes.astype(np.intp) + 1)) - 1
+            absent = [value for value in values if not passing(occurring, labels, [value]).any()]
+            if absent:
+                msg = (
+                    f"{parameter}[{column!r}] must name values that occur, got {label_names(absent)}, which no row has"
+                )
+                raise ValueError(msg)
+            taken &= passing(codes, labels, values)
+        return taken
 
     # -- passes
 
@@ -429,9 +699,9 @@ class Loader:
         ValueError
             When there is no data, or the sampler does not fit it.
         """
-        table, sampler = self._table_with_rows(), self._batch_sampler
-        reader = self._reader(table)
-        requests = sampler.sample(table.n_obs)
+        n_obs, sampler = self._view_with_rows().n_obs, self._batch_sampler
+        reader = self._reader(self._table)
+        requests = sampler.sample(n_obs)
         resume, self._resume = self._resume, None
         n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
         start = LoaderPosition(sampler, sampler.state_dict(), n_done)
@@ -463,6 +733,7 @@ class Loader:
         made = makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False])
         return BatchReader(
             table,
+            self._view,
             dense=self._dense,
             dtype=self._dtype,
             return_index=self._return_index,
@@ -486,7 +757,7 @@ class Loader:
         position = self._position
         if position is None or position.sampler is not self._batch_sampler:
             position = LoaderPosition(self._batch_sampler, self._batch_sampler.state_dict())
-        return position.as_dict(self._checked_table())
+        return position.as_dict(self._fingerprint())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where `state` was taken: the next pass begins with the very batch that came next there.
@@ -503,7 +774,7 @@ class Loader:
             When a pass is open.
         """
         self._check_no_pass("a state must not be loaded")
-        position = LoaderPosition.from_dict(state, self._checked_table(), self._batch_sampler)
+        position = LoaderPosition.from_dict(state, self._fingerprint(), self._batch_sampler)
         self._batch_sampler.load_state_dict(position.state)
         self._position = self._resume = position
 

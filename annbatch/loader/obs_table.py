@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from annbatch._shared.labels import recode, unite_dtypes
+from annbatch._shared.labels import encode_together, recode, unite_dtypes
 
 from .sealing import own_rows, sealed_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ObsTable", "concat_obs"]
+    from annbatch.storage.frames import FrameReader
+
+__all__ = ["ObsTable", "concat_obs", "labels_of"]
 
 
 def concat_obs(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -74,11 +76,45 @@ class ObsTable:
         back[order] = np.arange(len(order))
         return _stack(pieces).take(back)
 
+    @property
+    def columns(self) -> list[Any]:
+        """Names of the columns."""
+        return list(dict.fromkeys(name for frame in self.frames for name in frame.columns))
+
+    def only(self, columns: Sequence[str]) -> ObsTable:
+        """Return a table of some columns, in this order."""
+        return ObsTable(tuple(frame[list(columns)] for frame in self.frames), self.lengths)
+
+    def labels(self, name: str) -> tuple[np.ndarray, pd.Index[Any]]:
+        """Codes (-1: missing) of all rows of a column, and the labels that they number, sorted.
+
+        Raises
+        ------
+        TypeError
+            When the column holds text here and numbers there.
+        """
+        stops = np.cumsum([len(frame) for frame in self.frames]).tolist()
+        where = [f"rows {stop - len(frame)} to {stop}" for frame, stop in zip(self.frames, stops, strict=True)]
+        columns = [labels_of(frame, name) for frame in self.frames]
+        return encode_together(name, columns, [len(frame) for frame in self.frames], where)
+
     def datasets(self) -> list[pd.DataFrame]:
         """Cut the table into one frame per dataset."""
         table = _stack(self.frames)
         stops = np.cumsum(self.lengths)
         return [table.iloc[stop - length : stop] for stop, length in zip(stops, self.lengths, strict=True)]
+
+
+def labels_of(obs: FrameReader | pd.DataFrame, name: str) -> tuple[np.ndarray, Any]:
+    """Codes (-1: missing) of a column, and the labels that they number."""
+    if not isinstance(obs, pd.DataFrame):
+        found = obs.labels(name)
+        return found.codes, found.categories
+    values: Any = obs[name].array
+    if isinstance(values, pd.Categorical):
+        return np.asarray(values.codes), values.categories
+    codes, labels = pd.factorize(values)
+    return codes, pd.Index(labels)
 
 
 def _layout(frame: pd.DataFrame) -> tuple[object, ...]:

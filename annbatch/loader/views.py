@@ -71,12 +71,12 @@ class View:
             return cls.of_all(n_data)
         first_rows = np.cumsum([0, *(part.n_data for part in parts)]).tolist()
 
-        def blocks() -> Iterator[np.ndarray]:
+        def all_blocks() -> Iterator[np.ndarray]:
             for part, first_row in zip(parts, first_rows, strict=False):
-                for block in part._blocks():
+                for block in part.blocks():
                     yield block + first_row
 
-        return _view_of(blocks, n_data, None)
+        return _view_of(all_blocks, n_data, None)
 
     @property
     def is_all(self) -> bool:
@@ -133,6 +133,17 @@ class View:
                 return _stretch(self._first + kept.start, len(kept), self.n_data)
         return _view_of(lambda: map(self.take, numbers()), self.n_data, name)
 
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Entries of an array with one entry per row of the data, for the rows of the view."""
+        if self.is_all:
+            return array
+        found = np.empty(self.n_obs, dtype=array.dtype)
+        stop = 0
+        for block in self.blocks():
+            start, stop = stop, stop + len(block)
+            np.take(array, block, out=found[start:stop])
+        return found
+
     @cached_property
     def fingerprint(self) -> dict[str, Any] | None:
         """What tells these rows, in this order, from others: plain data. None for the view of all rows."""
@@ -148,14 +159,14 @@ class View:
     def repeats(self) -> bool:
         """Whether a row of the data comes more than once."""
         last = -1
-        for block in self._blocks():
+        for block in self.blocks():
             if block[0] <= last or (np.diff(block) <= 0).any():
                 break
             last = int(block[-1])
         else:
             return False
         seen = np.zeros(self.n_data, dtype=bool)
-        for block in self._blocks():
+        for block in self.blocks():
             seen[block] = True
         return int(np.count_nonzero(seen)) < self.n_obs
 
@@ -164,7 +175,8 @@ class View:
         """First row of a view that is a single stretch."""
         return int(self.starts[0]) if self.starts is not None and len(self.starts) == 1 else None
 
-    def _blocks(self) -> Iterator[np.ndarray]:
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Rows of the data (int64), block after block."""
         for start in range(0, self.n_obs, _BLOCK):
             yield self.take(np.arange(start, min(start + _BLOCK, self.n_obs)))
 

@@ -34,7 +34,7 @@ from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, make
 from .genes import Genes
 from .passes import LoaderPass, LoaderPosition, loads
 from .sealing import own_copy
-from .split import Groups, Split, as_sides, group_rows, label_names, side_of_rows
+from .sides import Groups, Sides, as_wanted_sides, group_rows, label_names, side_of_rows
 
 if TYPE_CHECKING:
     import os
@@ -548,7 +548,7 @@ class Loader:
 
         Notes
         -----
-        A view holds four bytes a row (eight from 2**32 rows of data on), and next to nothing where the rows are long stretches.
+        A view holds four bytes a row (eight from 2**32 rows of data on), and next to nothing where the rows are long ranges.
 
         Examples
         --------
@@ -577,7 +577,7 @@ class Loader:
         stratify: str | Sequence[str] | None = None,
         *,
         rng: np.random.Generator | None = None,
-    ) -> Split:
+    ) -> Sides:
         """Divide the rows into views: disjoint, and together everything.
 
         Parameters
@@ -596,7 +596,7 @@ class Loader:
 
         Returns
         -------
-        Split
+        Sides
             A dict of one loader per side, as :meth:`subset` makes them; rows of a side are in the order in which they are here.
             Its ``fractions`` says what share of the rows each side has, its ``groups`` which groups.
 
@@ -615,7 +615,7 @@ class Loader:
         Without `by`, numbers of rows are exact: the nearest whole ones. With `stratify` that holds for every label, too: each
         number, and each sum, is less than one row away from its exact share. With `by`, groups are divided so that the fractions
         (and shares) come as near as whole groups allow: the sum of squared differences is as small as can be for few
-        groups, and nearly so for many. See `Split.fractions` for what became of them.
+        groups, and nearly so for many. See `Sides.fractions` for what became of them.
 
         Where a view holds a row more than once, all its copies go to the same side.
 
@@ -630,11 +630,11 @@ class Loader:
         >>> loader = Loader(batch_size=10).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
         >>> split = loader.split({"train": 0.6, "test": 0.4}, by="donor")
         >>> split
-        Split(train: 60 rows (0.6) in 3 groups, test: 40 rows (0.4) in 2 groups)
+        Sides(train: 60 rows (0.6) in 3 groups, test: 40 rows (0.4) in 2 groups)
         >>> loader.split({"test": {"donor": ["D3"]}, "train": ...})["train"].n_obs
         80
         """
-        asked = as_sides({"train": 0.8, "validation": 0.1, "test": 0.1} if sides is None else sides)
+        asked = as_wanted_sides({"train": 0.8, "validation": 0.1, "test": 0.1} if sides is None else sides)
         rng = np.random.default_rng(0) if rng is None else as_generator(rng)
         view = self._view_with_rows()
         groups = named = self._groups("by", by)
@@ -652,7 +652,7 @@ class Loader:
                 name: [named.labels[group] for group in np.flatnonzero(side_of_group == number).tolist()]
                 for number, name in enumerate(asked.names)
             }
-        return Split(loaders, {name: loader.n_obs / view.n_obs for name, loader in loaders.items()}, of_group)
+        return Sides(loaders, {name: loader.n_obs / view.n_obs for name, loader in loaders.items()}, of_group)
 
     def _groups(self, parameter: str, columns: str | Sequence[str] | None) -> Groups | None:
         if columns is None:

@@ -113,7 +113,7 @@ def labels_of(obs: FrameReader | pd.DataFrame, name: str) -> tuple[np.ndarray, A
     values: Any = obs[name].array
     if isinstance(values, pd.Categorical):
         return np.asarray(values.codes), values.categories
-    codes, labels = pd.factorize(values)
+    codes, labels = pd.factorize(obs[name])
     return codes, pd.Index(labels)
 
 

@@ -1,7 +1,7 @@
 """Which rows of the data a loader reads, and in which order it counts them.
 
 Samplers see the rows of a view, numbered from 0; everything below the loader sees rows of the data. A `View` translates. It
-costs nothing per row where the rows are long stretches of the data (all of it, to begin with), else four bytes a row.
+costs nothing per row where the rows are long ranges of the data (all of it, to begin with), else four bytes a row.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["View"]
 # Rows are worked on in blocks that stay in the cache: making a view needs little memory beside the view itself.
 _BLOCK = 1 << 16
 
-# Rows that a stretch must hold on average for stretches to be kept instead of rows: a row is then looked up by a binary
+# Rows that a range must hold on average for ranges to be kept instead of rows: a row is then looked up by a binary
 # search, which costs more than a look into a list, but saves at least 15 of 16 bytes.
-_ROWS_PER_STRETCH = 32
+_ROWS_PER_RANGE = 32
 
 # Makes the rows of the data (int64), block after block; called as often as they are needed.
 _Blocks: TypeAlias = Callable[[], Iterator[np.ndarray]]
@@ -33,7 +33,7 @@ _Blocks: TypeAlias = Callable[[], Iterator[np.ndarray]]
 class View:
     """Rows of the data, in the order in which a loader counts them. Immutable.
 
-    Held as the row numbers themselves, or as stretches of consecutive rows; the same rows are always held in the same way.
+    Held as the row numbers themselves, or as ranges of consecutive rows; the same rows are always held in the same way.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class View:
     rows
         Per row of the view its number in the data (uint32, or int64 from 2**32 rows on), or None where `starts` says it.
     starts, edges
-        Per stretch the number in the data, and in the view, of its first row; None where `rows` says it.
+        Per range the number in the data, and in the view, of its first row; None where `rows` says it.
     """
 
     n_obs: int
@@ -56,7 +56,7 @@ class View:
     @classmethod
     def of_all(cls, n_data: int) -> View:
         """Return the view of all rows."""
-        return _stretch(0, n_data, n_data)
+        return _one_range(0, n_data, n_data)
 
     @classmethod
     def of_mask(cls, mask: np.ndarray) -> View:
@@ -85,7 +85,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory for rows or stretches."""
+        """Bytes of memory for rows or ranges."""
         return sum(array.nbytes for array in (self.rows, self.starts, self.edges) if array is not None)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
@@ -103,8 +103,8 @@ class View:
         assert self.starts is not None
         assert self.edges is not None
         # The numbers are brought to the type of the edges, because NumPy would convert all the edges instead.
-        stretch = np.searchsorted(self.edges, numbers.astype(self.edges.dtype), side="right") - 1
-        taken: np.ndarray = self.starts[stretch] + (numbers - self.edges[stretch].astype(np.int64))
+        of = np.searchsorted(self.edges, numbers.astype(self.edges.dtype), side="right") - 1
+        taken: np.ndarray = self.starts[of] + (numbers - self.edges[of].astype(np.int64))
         return taken
 
     def subset(self, rows: Any, name: str = "rows") -> View:
@@ -130,7 +130,7 @@ class View:
         if isinstance(rows, slice) and self._first is not None:
             kept = range(self.n_obs)[rows]
             if len(kept) and kept.step == 1:
-                return _stretch(self._first + kept.start, len(kept), self.n_data)
+                return _one_range(self._first + kept.start, len(kept), self.n_data)
         return _view_of(lambda: map(self.take, numbers()), self.n_data, name)
 
     def of(self, array: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ class View:
 
     @property
     def _first(self) -> int | None:
-        """First row of a view that is a single stretch."""
+        """First row of a view that is a single range."""
         return int(self.starts[0]) if self.starts is not None and len(self.starts) == 1 else None
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -181,7 +181,7 @@ class View:
             yield self.take(np.arange(start, min(start + _BLOCK, self.n_obs)))
 
 
-def _stretch(start: int, n_obs: int, n_data: int) -> View:
+def _one_range(start: int, n_obs: int, n_data: int) -> View:
     dtype = _dtype(max(n_data, n_obs))
     return View(n_obs, n_data, starts=np.array([start], dtype=dtype), edges=np.array([0], dtype=dtype))
 
@@ -193,23 +193,23 @@ def _dtype(n: int) -> np.dtype[Any]:
 
 def _view_of(blocks: _Blocks, n_data: int, name: str | None) -> View:
     """Make a view of rows; `name`, where a parameter chose them, means that there must be some."""
-    n_obs = n_stretches = 0
+    n_obs = n_ranges = 0
     for block, breaks in _with_breaks(blocks()):
         n_obs += len(block)
-        n_stretches += len(breaks)
+        n_ranges += len(breaks)
     if n_obs == 0:
         if name is None:
-            return _stretch(0, 0, n_data)
+            return _one_range(0, 0, n_data)
         msg = f"{name} must choose at least one row, got none"
         raise ValueError(msg)
-    if n_stretches * _ROWS_PER_STRETCH > n_obs and n_stretches > 1:
+    if n_ranges * _ROWS_PER_RANGE > n_obs and n_ranges > 1:
         rows = np.empty(n_obs, dtype=_dtype(n_data))
         stop = 0
         for block in blocks():
             start, stop = stop, stop + len(block)
             rows[start:stop] = block
         return View(n_obs, n_data, rows=rows)
-    starts, edges = (np.empty(n_stretches, dtype=_dtype(max(n_data, n_obs))) for _ in range(2))
+    starts, edges = (np.empty(n_ranges, dtype=_dtype(max(n_data, n_obs))) for _ in range(2))
     n_done = stop = 0
     for block, breaks in _with_breaks(blocks()):
         start, stop = stop, stop + len(breaks)
@@ -220,7 +220,7 @@ def _view_of(blocks: _Blocks, n_data: int, name: str | None) -> View:
 
 
 def _with_breaks(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks that hold rows, each with the places in it where a stretch of consecutive rows begins."""
+    """Blocks that hold rows, each with the places in it where a range of consecutive rows begins."""
     following = -1
     for block in blocks:
         if len(block):

@@ -16,10 +16,10 @@ from annbatch.loader.views import View
 
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
-    """So that a few rows are several blocks, and stretches are kept where they pay, too."""
+    """So that a few rows are several blocks, and ranges are kept where they pay, too."""
     patch = pytest.MonkeyPatch()
     patch.setattr(views, "_BLOCK", 7)
-    patch.setattr(views, "_ROWS_PER_STRETCH", 3)
+    patch.setattr(views, "_ROWS_PER_RANGE", 3)
     yield
     patch.undo()
 

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from annbatch.loader import split
-from annbatch.loader.split import (
+from annbatch.loader import sides as sides_module
+from annbatch.loader.sides import (
     Groups,
     allot_groups,
     allot_rows,
     apportion,
     apportion_strata,
-    as_sides,
+    as_wanted_sides,
     group_rows,
     side_of_rows,
 )
@@ -55,7 +55,7 @@ def groups_of(sizes, rng=None):
     ],
 )
 def test_numbers_worked_by_hand(n, shares, expected):
-    sides = as_sides({str(number): share for number, share in enumerate(shares)})
+    sides = as_wanted_sides({str(number): share for number, share in enumerate(shares)})
     assert apportion(n, list(sides.fractions.values())).tolist() == expected
 
 
@@ -105,7 +105,7 @@ def test_rows_of_each_side_are_counted_exactly(n, shares, seed, n_strata):
 
 @pytest.mark.parametrize("stratified", [False, True])
 def test_every_row_has_the_same_chance_of_every_side(monkeypatch, stratified):
-    monkeypatch.setattr(split, "_BLOCK", 16)  # several blocks
+    monkeypatch.setattr(sides_module, "_BLOCK", 16)  # several blocks
     n, n_draws = 50, 2000
     strata = Groups(np.arange(n) % 5, list(range(5))) if stratified else None
     chosen = np.zeros(n)
@@ -148,7 +148,7 @@ def test_the_search_comes_near_the_best(sizes, seed):
 
     with pytest.MonkeyPatch.context() as patch:
         best = allot_groups(groups_of(sizes), USUAL, np.random.default_rng(seed))
-        patch.setattr(split, "_MOST_WAYS", 1)
+        patch.setattr(sides_module, "_MOST_WAYS", 1)
         found = allot_groups(groups_of(sizes), USUAL, np.random.default_rng(seed))
     assert set(found.tolist()) == {0, 1, 2}
     assert error(found) <= error(best) + 0.02
@@ -178,7 +178,9 @@ def test_strata_matter_where_groups_differ():
 
 def test_seeds_choose_among_groups_of_one_size():
     sides = {
-        tuple(allot_groups(groups_of([10] * n), USUAL, np.random.default_rng(seed))) for n in (10, 20) for seed in range(9)
+        tuple(allot_groups(groups_of([10] * n), USUAL, np.random.default_rng(seed)))
+        for n in (10, 20)
+        for seed in range(9)
     }
     assert len(sides) > 12
     again = [allot_groups(groups_of([10] * 20), USUAL, np.random.default_rng(3)).tolist() for _ in range(2)]
@@ -221,26 +223,30 @@ def test_groups_of_columns_do_not_depend_on_the_order_of_rows():
         ({"a": ..., "b": ...}, ValueError, r"the rest \(...\) to one side, got \['a', 'b'\]"),
         ({"a": 1.0, "b": ...}, ValueError, "leave something to 'b', got fractions that add up to 1"),
         ({"a": {}, "b": ...}, ValueError, r"sides\['a'\] must name at least one column"),
-        ({"a": {"donor": [["D1"]]}, "b": ...}, TypeError, r"sides\['a'\]\['donor'\] must be a value or a list of values"),
+        (
+            {"a": {"donor": [["D1"]]}, "b": ...},
+            TypeError,
+            r"sides\['a'\]\['donor'\] must be a value or a list of values",
+        ),
     ],
 )
 def test_sides_that_cannot_be_meant(sides, error, message):
     with pytest.raises(error, match=message):
-        as_sides(sides)
+        as_wanted_sides(sides)
 
 
 def test_the_rest_is_what_fractions_leave():
-    sides = as_sides({"test": {"donor": "D1"}, "train": ..., "validation": 0.1})
+    sides = as_wanted_sides({"test": {"donor": "D1"}, "train": ..., "validation": 0.1})
     assert sides.names == ("test", "train", "validation")
     assert sides.conditions == {"test": {"donor": ["D1"]}}
     assert sides.fractions == {"train": Fraction(9, 10), "validation": Fraction(1, 10)}
     assert list(sides.fractions) == ["train", "validation"]
-    thirds = as_sides(dict.fromkeys("abc", 1 / 3)).fractions
+    thirds = as_wanted_sides(dict.fromkeys("abc", 1 / 3)).fractions
     assert set(thirds.values()) == {Fraction(1, 3)}
 
 
 def test_rows_that_conditions_take_are_not_dealt_out():
-    sides = as_sides({"test": {"donor": "D1"}, "train": 0.8, "validation": 0.2})
+    sides = as_wanted_sides({"test": {"donor": "D1"}, "train": 0.8, "validation": 0.2})
     taken = np.arange(100) < 40
     side = side_of_rows(sides, 100, {"test": taken}, np.random.default_rng(0))
     assert (side[taken] == 0).all()
@@ -262,12 +268,14 @@ MASK = np.arange(10) < 5
 )
 def test_sides_that_no_rows_fit(sides, taken, message):
     with pytest.raises(ValueError, match=message):
-        side_of_rows(as_sides(sides), 10, taken, np.random.default_rng(0))
+        side_of_rows(as_wanted_sides(sides), 10, taken, np.random.default_rng(0))
 
 
 def test_conditions_must_not_cut_groups_and_there_must_be_enough():
     groups = Groups(np.arange(10) // 4, ["D1", "D2", np.nan])
     with pytest.raises(ValueError, match="must not cut the groups of `by`, .* some rows of 'D2' on one side"):
-        side_of_rows(as_sides({"a": {"x": 1}, "b": ...}), 10, {"a": MASK}, np.random.default_rng(0), groups)
-    with pytest.raises(ValueError, match=r"at least as many groups as there are sides, got 3 groups for \['a', 'b', 'c', 'd'\]"):
-        side_of_rows(as_sides(dict.fromkeys("abcd", 0.25)), 10, {}, np.random.default_rng(0), groups)
+        side_of_rows(as_wanted_sides({"a": {"x": 1}, "b": ...}), 10, {"a": MASK}, np.random.default_rng(0), groups)
+    with pytest.raises(
+        ValueError, match=r"at least as many groups as there are sides, got 3 groups for \['a', 'b', 'c', 'd'\]"
+    ):
+        side_of_rows(as_wanted_sides(dict.fromkeys("abcd", 0.25)), 10, {}, np.random.default_rng(0), groups)

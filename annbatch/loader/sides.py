@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Groups",
+    "WantedSides",
     "Sides",
-    "Split",
     "allot_groups",
     "allot_rows",
     "apportion",
     "apportion_strata",
-    "as_sides",
+    "as_wanted_sides",
     "group_rows",
     "label_names",
     "side_of_rows",
@@ -55,7 +55,7 @@ _MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Sides:
+class WantedSides:
     """The sides of a split as they were asked for.
 
     Attributes
@@ -73,7 +73,7 @@ class Sides:
     fractions: Mapping[str, Fraction]
 
 
-def as_sides(sides: Any) -> Sides:
+def as_wanted_sides(sides: Any) -> WantedSides:
     """Check what was passed to :meth:`annbatch.Loader.split`.
 
     Raises
@@ -119,7 +119,7 @@ def as_sides(sides: Any) -> Sides:
             raise ValueError(msg)
         fractions = {name: fraction / total for name, fraction in fractions.items()}
     # In the order in which they were given.
-    return Sides(tuple(sides), conditions, {name: fractions[name] for name in sides if name in fractions})
+    return WantedSides(tuple(sides), conditions, {name: fractions[name] for name in sides if name in fractions})
 
 
 def _as_fraction(name: str, value: Any) -> Fraction:
@@ -133,7 +133,7 @@ def _as_fraction(name: str, value: Any) -> Fraction:
     return Fraction(float(value)).limit_denominator(10**9) if value >= 10**-6 else Fraction(float(value))
 
 
-class Split(dict[str, Any]):
+class Sides(dict[str, Any]):
     """What :meth:`annbatch.Loader.split` returns: a dict of its loaders by side, and what became of the fractions.
 
     Attributes
@@ -153,14 +153,14 @@ class Split(dict[str, Any]):
         self.groups = None if groups is None else dict(groups)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Split, (dict(self), self.fractions, self.groups)
+        return Sides, (dict(self), self.fractions, self.groups)
 
     def __repr__(self) -> str:
         sides = []
         for name, loader in self.items():
             of_groups = "" if self.groups is None else f" in {len(self.groups[name])} groups"
             sides.append(f"{name}: {loader.n_obs} rows ({self.fractions[name]:.4g}){of_groups}")
-        return f"Split({', '.join(sides)})"
+        return f"Sides({', '.join(sides)})"
 
 
 # -- groups of rows
@@ -334,7 +334,7 @@ def _other_row(row: int, column: int, in_row: list[set[int]], rows: list[int]) -
 
 
 def side_of_rows(
-    sides: Sides,
+    sides: WantedSides,
     n_rows: int,
     taken: Mapping[str, np.ndarray],
     rng: np.random.Generator,

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Groups",
-    "WantedSides",
     "Sides",
+    "WantedSides",
     "allot_groups",
     "allot_rows",
     "apportion",

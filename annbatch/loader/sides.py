@@ -126,11 +126,12 @@ def _as_fraction(name: str, value: Any) -> Fraction:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         msg = f"sides[{name!r}] must be a fraction, {{column: values}}, or ... for the rest, got {value!r} ({type(value).__name__})"
         raise TypeError(msg)
-    if not (math.isfinite(value) and 0 < value <= 1):
+    number = float(value)
+    if not 0 < number <= 1:
         msg = f"sides[{name!r}] must be a fraction > 0 and <= 1, got {value}"
         raise ValueError(msg)
     # 0.1 means one tenth, not the binary number next to it.
-    return Fraction(float(value)).limit_denominator(10**9) if value >= 10**-6 else Fraction(float(value))
+    return Fraction(number).limit_denominator(10**9) if number >= 10**-6 else Fraction(number)
 
 
 class Sides(dict[str, Any]):
@@ -209,9 +210,9 @@ def group_rows(columns: Sequence[tuple[np.ndarray, Sequence[Any]]]) -> Groups:
     labels: list[tuple[Any, ...]] = [()]
     for column, its_labels in columns:
         # Renumbered after each column: the product of many columns would outgrow int64.
-        joint = column.astype(np.int64 if codes is not None else np.int32) + 1
+        joint: np.ndarray = column.astype(np.int64 if codes is not None else np.int32) + 1
         if codes is not None:
-            joint += codes.astype(np.int64) * (len(its_labels) + 1)
+            joint = joint + codes.astype(np.int64) * (len(its_labels) + 1)
         codes, occurring = _renumbered(joint, len(labels) * (len(its_labels) + 1))
         before = labels
         named = [np.nan, *its_labels]
@@ -498,7 +499,7 @@ def allot_groups(
 def _weights(groups: Groups, strata: Groups | None) -> np.ndarray:
     """Per group what it adds to a side, in every direction that counts; the sum of each column is that of all rows."""
     sizes = groups.sizes.astype(np.float64)
-    total = sizes[:, None] / sizes.sum()
+    total: np.ndarray = sizes[:, None] / sizes.sum()
     if strata is None:
         return total
     n_strata = len(strata.labels)
@@ -511,7 +512,8 @@ def _excess(side: np.ndarray, weights: np.ndarray, share: np.ndarray) -> np.ndar
     """Per side and direction how much too much it has."""
     held = np.zeros((len(share), weights.shape[1]))
     np.add.at(held, side, weights)
-    return held - share[:, None] * weights.sum(axis=0)
+    held -= share[:, None] * weights.sum(axis=0)
+    return held
 
 
 def _cost(side: np.ndarray, weights: np.ndarray, share: np.ndarray) -> float:

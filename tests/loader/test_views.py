@@ -183,7 +183,7 @@ def test_filters_that_are_wrong():
         Loader(obs_filter=["B"])
     with pytest.raises(TypeError, match=r"obs_filter\['label'\] must be a value or a list of values"):
         Loader(obs_filter={"label": [["B"]]})
-    for conditions in ({"label": "C"}, {"lable": "B"}, {"label": "B", "batch": 7}):
+    for conditions in ({"label": "C"}, {"celltype": "B"}, {"label": "B", "batch": 7}):
         loader = small_loader(obs_filter=conditions).add_adatas(PARTS)
         assert loader.n_obs == 0
         assert len(loader.obs()) == 0
@@ -325,9 +325,9 @@ def test_obs_of_a_view():
     with pytest.raises(TypeError, match=r"columns must be a list of names, got the string 'label': pass \['label'\]"):
         loader.obs("label")
     with pytest.raises(
-        KeyError, match=r"columns must be columns of obs, got \['lable'\]; there is \['label', 'n_counts'"
+        KeyError, match=r"columns must be columns of obs, got \['celltype'\]; there is \['label', 'n_counts'"
     ):
-        loader.obs(["lable"])
+        loader.obs(["celltype"])
     few = small_loader(obs_columns=["label"]).add_adatas(PARTS)
     with pytest.raises(KeyError, match=r"obs_columns=\['label'\] leaves out others"):
         few.obs(["batch"])

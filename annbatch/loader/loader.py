@@ -27,27 +27,27 @@ from annbatch._shared.row_filter import as_conditions, passing
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
 
+from .annotations import Covariates, LabelTables, as_wanted_labels
 from .arguments import as_sampler
 from .batches import BatchReader
 from .datasets import Dataset, Table, Wanted, collection_groups
 from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from .genes import Genes
 from .passes import LoaderPass, LoaderPosition, loads
+from .scaling import KeptMedian, as_scaling
 from .sealing import own_copy
 from .sides import Groups, Sides, as_wanted_sides, group_rows, label_names, side_of_rows
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
     import zarr
 
-    from annbatch.collection import DatasetCollection
     from annbatch.types import LoaderOutput
 
-    from .obs_table import ObsTable
     from .views import View
 
 __all__ = ["Loader"]
@@ -89,9 +89,11 @@ class Loader:
         None: ``scipy.sparse.csr_matrix`` and ``numpy.ndarray``. ``"torch"``: tensors, sparse CSR or dense. ``"jax"``: jax
         arrays or ``jax.experimental.sparse.CSR``.
     layers, obsm
-        Names of layers and obsm entries to yield besides X. Only these are read.
+        Names of layers and obsm entries to yield besides X. Only these are read. The layer ``"raw.X"`` is ``.raw.X``, which is
+        never aligned by name.
     obs_columns
-        obs columns to yield, in this order. None: all.
+        obs columns to yield, in this order. None: all. An empty list: batches have neither obs nor var, hence no pandas, and
+        row names are not kept in memory.
     obs_filter
         ``{column: value}`` or ``{column: [values]}``. Only rows for which all conditions hold are read: the loader is a view of
         them. NaN (or None) among the values selects rows whose value is missing. A dataset without the column has no such
@@ -114,6 +116,28 @@ class Loader:
         Called with each batch, a dict; what it returns is handed out. Runs in the background thread.
     to_torch
         Deprecated: ``to_torch=True`` means ``to="torch"``.
+    x
+        Whether X is read. False: batches have None for it.
+    labels
+        obs columns to yield as integer codes, ``batch["labels"][name]`` (int64, of the kind that `to` names; int32 in jax without
+        64 bit): the place of the label in ``loader.encoders[name]``, all labels of the data, sorted; -1 where it is missing. A
+        dict ``{name: [labels]}`` fixes labels and their order, ``{name: None}`` does not.
+    unknown
+        What becomes of a label that is not among fixed ones: ``"error"``, when data is added, or the code ``"-1"``.
+    covariates
+        obs columns of numbers to yield as ``batch["covariates"]`` (float32, one column each, NaN where a value is missing).
+    normalize_total
+        Scale the values of each row of X so that they add up to this, as ``scanpy.pp.normalize_total(target_sum=...)`` does. The
+        total of a row is over **all** its stored genes, also where `var_names` or `join` keep only some. Rows without counts
+        stay zero. ``"median"``: the median of the totals of all rows that were added; it takes one pass over them, when they are
+        added, and is kept in a file beside a collection (``<collection>.totals.json``), for as long as that does not change.
+    log1p
+        Take ``log(1 + value)`` of X, after `normalize_total`.
+    library_size
+        Whether batches carry the total of each row before scaling, ``batch["library_size"]`` (float32).
+    normalize_layers
+        Layers that `normalize_total`, `log1p` and `library_size` are about instead of X; the library size is that of the first.
+        Scaled values are float32, or `dtype`.
 
     Raises
     ------
@@ -163,6 +187,14 @@ class Loader:
         num_threads: int | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         to_torch: bool | None = None,
+        x: bool = True,
+        labels: Sequence[str] | Mapping[str, Sequence[Any] | None] = (),
+        unknown: Literal["error", "-1"] = "error",
+        covariates: Sequence[str] = (),
+        normalize_total: float | Literal["median"] | None = None,
+        log1p: bool = False,
+        library_size: bool = False,
+        normalize_layers: Sequence[str] | None = None,
     ) -> None:
         self._batch_sampler = as_sampler(
             batch_sampler,
@@ -182,21 +214,36 @@ class Loader:
         self._preload_to_gpu = None if preload_to_gpu is None else as_bool("preload_to_gpu", preload_to_gpu)
         if self._preload_to_gpu and self._to is None:
             check_installed("cupy", "preload_to_gpu=True")
+        join = as_choice("join", join, (None, "inner", "outer"))
+        wanted_labels = as_wanted_labels(labels, unknown)
         self._wanted = Wanted(
+            x=as_bool("x", x),
             layers=as_names("layers", layers),
             obsm=as_names("obsm", obsm),
             obs_columns=None if obs_columns is None else as_names("obs_columns", obs_columns),
             obs_filter=as_conditions("obs_filter", obs_filter),
+            labels=tuple(wanted_labels.fixed),
+            covariates=as_names("covariates", covariates),
+            may_lack=join == "outer",
         )
+        if not self._wanted.keys:
+            msg = "x=False reads no X, so layers or obsm must name something to read"
+            raise ValueError(msg)
         names = None if var_names is None else as_names("var_names", var_names)
         if names == ():
             msg = "var_names must name at least one variable, got none; pass None for all"
             raise ValueError(msg)
-        join = as_choice("join", join, (None, "inner", "outer"))
-        self._table = Table(genes=Genes(join=join, wanted=None if names is None else pd.Index(names)))
+        self._table = Table(
+            genes=Genes(join=join, wanted=None if names is None else pd.Index(names)),
+            labels=LabelTables(wanted_labels) if self._wanted.labels else None,
+            covariates=Covariates(self._wanted.covariates) if self._wanted.covariates else None,
+        )
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
         self._dtype = None if dtype is None else as_numeric(dtype)
+        self._scaling = as_scaling(
+            normalize_total, log1p, library_size, normalize_layers, self._wanted.keys, self._dtype
+        )
         self._prefetch = as_count("prefetch", prefetch, minimum=0)
         self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self._transform = as_function("transform", transform, "of a batch")
@@ -215,7 +262,7 @@ class Loader:
 
     def use_collection(
         self,
-        collection: DatasetCollection | zarr.Group | str | os.PathLike[str],
+        collection: Iterable[Any] | zarr.Group | str | os.PathLike[str],
         *,
         load_adata: Callable[[zarr.Group], ad.AnnData] | None = None,
     ) -> Self:
@@ -256,7 +303,7 @@ class Loader:
                 dataset.close()
         else:
             added = [Dataset.from_adata(load_adata(group), self._wanted, _name_of(group)) for group in groups]
-        self._add(added)
+        self._add(added, KeptMedian.beside(groups) if load_adata is None else None)
         self._has_collection = True
         return self
 
@@ -369,8 +416,11 @@ class Loader:
                 group.close()
         return dataset
 
-    def _add(self, datasets: Sequence[Dataset]) -> None:
-        self._table = self._table.added(datasets)
+    def _add(self, datasets: Sequence[Dataset], kept: KeptMedian | None = None) -> None:
+        table = self._table.added(datasets)
+        # Medians of totals are known before a pass begins: of several DataLoader workers each would go through all rows.
+        self._scaling = self._scaling.added(table, None if self._table.lengths else kept, self._num_threads)
+        self._table = table
 
     def _check_may_add(self) -> None:
         if self._chosen is not None:
@@ -414,6 +464,15 @@ class Loader:
         kind = self._checked_table().kind
         assert kind is not None
         return kind
+
+    @property
+    def encoders(self) -> dict[str, pd.Index]:
+        """Per column of `labels` its labels, in the order of their codes.
+
+        ``loader.encoders["cell_type"][code]`` is the label that ``batch["labels"]["cell_type"]`` means by ``code``. The labels of all
+        datasets, sorted, so that they may change when data is added; fixed ones stay as they were given.
+        """
+        return {} if self._table.labels is None else self._table.labels.encoders
 
     @property
     def _obs(self) -> list[pd.DataFrame] | None:
@@ -466,20 +525,21 @@ class Loader:
         Parameters
         ----------
         columns
-            Which columns, in this order. None: all that the loader has.
+            Which columns, in this order; they need not be among `obs_columns`. None: those that batches have, or all where
+            batches have none.
 
         Returns
         -------
         DataFrame
             Row ``i`` describes row ``i`` of the loader, so that samplers made from it fit. Categorical columns have the
-            categories of all datasets. It is the caller's.
+            categories of batches. It is the caller's.
 
         Raises
         ------
         ValueError
             When there is no data, or it has no obs.
         KeyError
-            When there is no such column, or `obs_columns` left it out.
+            When no dataset has a column.
 
         Examples
         --------
@@ -491,26 +551,8 @@ class Loader:
         >>> loader.obs(["cell_type"])["cell_type"].tolist()
         ['B', 'B', 'B', 'B']
         """
-        table = self._obs_table(None if columns is None else as_names("columns", columns), "columns")
-        return table.take(self._view.take(np.arange(self.n_obs)))
-
-    def _obs_table(self, columns: Sequence[str] | None, parameter: str) -> ObsTable:
-        obs = self._checked_table().obs
-        if obs is None:
-            msg = "the data has no obs: it was added without"
-            raise ValueError(msg)
-        if columns is None:
-            return obs
-        unknown = [column for column in columns if column not in obs.columns]
-        if unknown:
-            left_out = (
-                ""
-                if self._wanted.obs_columns is None
-                else f", and obs_columns={list(self._wanted.obs_columns)!r} leaves out others"
-            )
-            msg = f"{parameter} must be columns of obs, got {unknown}; there is {obs.columns}{left_out}"
-            raise KeyError(msg)
-        return obs.only(columns)
+        table = self._checked_table()
+        return table.obs_frame(None if columns is None else as_names("columns", columns), self._view)
 
     # -- choosing rows
 
@@ -665,7 +707,7 @@ class Loader:
 
     def _labels(self, column: str, parameter: str) -> tuple[np.ndarray, Any]:
         """Codes of the rows of the view, and the sorted labels that they number."""
-        codes, labels = self._obs_table((column,), parameter).labels(column)
+        codes, labels = self._table.labels_of_rows(column, parameter)
         return self._view.of(codes), labels
 
     def _taken(self, side: str, conditions: Mapping[str, Sequence[Any]]) -> np.ndarray:
@@ -729,8 +771,9 @@ class Loader:
             gpu = worker is None and gpu_is_there(self._to)
         dtypes: dict[bool, set[np.dtype[Any]]] = {True: set(), False: set()}
         for matrix in table.matrices.values():
-            dtypes[matrix.is_sparse and not self._dense].add((matrix.has_genes and self._dtype) or matrix.dtype)
-        made = makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False])
+            dtypes[matrix.is_sparse and not self._dense].add(self._scaling.handed_out(matrix, self._dtype))
+        if table.covariates is not None or self._scaling.library_size:
+            dtypes[False].add(np.dtype(np.float32))
         return BatchReader(
             table,
             self._view,
@@ -739,8 +782,10 @@ class Loader:
             return_index=self._return_index,
             num_threads=num_threads,
             pool=self._pool,
-            export_sparse=made.sparse,
-            export_dense=made.dense,
+            scaling=self._scaling,
+            make=makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False]),
+            # Who wants no obs wants no pandas in a batch; loader.var has the variables.
+            var=None if self._wanted.obs_columns == () else table.var,
         )
 
     # -- resuming

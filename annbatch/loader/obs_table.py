@@ -14,14 +14,13 @@ import pandas as pd
 
 from annbatch._shared.labels import encode_together, recode, unite_dtypes
 
+from .annotations import labels_of
 from .sealing import own_rows, sealed_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from annbatch.storage.frames import FrameReader
-
-__all__ = ["ObsTable", "concat_obs", "labels_of"]
+__all__ = ["ObsTable", "concat_obs"]
 
 
 def concat_obs(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -103,18 +102,6 @@ class ObsTable:
         table = _stack(self.frames)
         stops = np.cumsum(self.lengths)
         return [table.iloc[stop - length : stop] for stop, length in zip(stops, self.lengths, strict=True)]
-
-
-def labels_of(obs: FrameReader | pd.DataFrame, name: str) -> tuple[np.ndarray, Any]:
-    """Codes (-1: missing) of a column, and the labels that they number."""
-    if not isinstance(obs, pd.DataFrame):
-        found = obs.labels(name)
-        return found.codes, found.categories
-    values: Any = obs[name].array
-    if isinstance(values, pd.Categorical):
-        return np.asarray(values.codes), values.categories
-    codes, labels = pd.factorize(obs[name])
-    return codes, pd.Index(labels)
 
 
 def _layout(frame: pd.DataFrame) -> tuple[object, ...]:

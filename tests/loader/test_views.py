@@ -325,12 +325,13 @@ def test_obs_of_a_view():
     with pytest.raises(TypeError, match=r"columns must be a list of names, got the string 'label': pass \['label'\]"):
         loader.obs("label")
     with pytest.raises(
-        KeyError, match=r"columns must be columns of obs, got \['celltype'\]; there is \['label', 'n_counts'"
+        KeyError, match=r"columns must be columns of obs, got \['celltype'\], which no dataset has; there is \['label', 'n_counts'"
     ):
         loader.obs(["celltype"])
-    few = small_loader(obs_columns=["label"]).add_adatas(PARTS)
-    with pytest.raises(KeyError, match=r"obs_columns=\['label'\] leaves out others"):
-        few.obs(["batch"])
+    # Columns that batches do not have are read when they are asked for.
+    few = small_loader(obs_columns=["label"]).add_adatas(PARTS).subset([50, 3, 3])
+    pd.testing.assert_frame_equal(few.obs(["batch"]), DATA.obs[["batch"]].iloc[[50, 3, 3]])
+    assert few.obs().columns.tolist() == ["label"]
     with pytest.raises(ValueError, match="the loader has no data"):
         small_loader().obs()
     with pytest.raises(ValueError, match="the data has no obs"):

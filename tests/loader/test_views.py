@@ -325,7 +325,8 @@ def test_obs_of_a_view():
     with pytest.raises(TypeError, match=r"columns must be a list of names, got the string 'label': pass \['label'\]"):
         loader.obs("label")
     with pytest.raises(
-        KeyError, match=r"columns must be columns of obs, got \['celltype'\], which no dataset has; there is \['label', 'n_counts'"
+        KeyError,
+        match=r"columns must be columns of obs, got \['celltype'\], which no dataset has; there is \['label', 'n_counts'",
     ):
         loader.obs(["celltype"])
     # Columns that batches do not have are read when they are asked for.

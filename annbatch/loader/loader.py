@@ -23,7 +23,7 @@ from annbatch._shared.args import (
     as_numeric,
     as_paths,
 )
-from annbatch._shared.row_filter import as_conditions, passing
+from annbatch._shared.row_filter import as_conditions
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
 
@@ -37,7 +37,7 @@ from .genes import Genes
 from .passes import LoaderPass, LoaderPosition, loads
 from .scaling import KeptMedian, as_scaling
 from .sealing import own_copy
-from .sides import Groups, Sides, as_wanted_sides, group_rows, label_names, side_of_rows
+from .sides import Sides, as_wanted_sides, divide
 
 if TYPE_CHECKING:
     import os
@@ -702,52 +702,14 @@ class Loader:
         asked = as_wanted_sides({"train": 0.8, "validation": 0.1, "test": 0.1} if sides is None else sides)
         rng = np.random.default_rng(0) if rng is None else as_generator(rng)
         view = self._view_with_rows()
-        groups = named = self._groups("by", by)
-        if groups is None and view.repeats:
-            rows, codes = np.unique(view.take(np.arange(view.n_obs)), return_inverse=True)
-            groups = Groups(codes.reshape(-1), rows.tolist())
-        taken = {name: self._taken(name, conditions) for name, conditions in asked.conditions.items()}
-        side = side_of_rows(asked, view.n_obs, taken, rng, groups, self._groups("stratify", stratify))
-        loaders = {name: self.subset(side == number) for number, name in enumerate(asked.names)}
-        of_group = None
-        if named is not None:
-            side_of_group = np.empty(len(named.labels), dtype=np.intp)
-            side_of_group[named.codes] = side
-            of_group = {
-                name: [named.labels[group] for group in np.flatnonzero(side_of_group == number).tolist()]
-                for number, name in enumerate(asked.names)
-            }
-        return Sides(loaders, {name: loader.n_obs / view.n_obs for name, loader in loaders.items()}, of_group)
 
-    def _groups(self, parameter: str, columns: str | Sequence[str] | None) -> Groups | None:
-        if columns is None:
-            return None
-        names = (columns,) if isinstance(columns, str) else as_names(parameter, columns)
-        if not names:
-            msg = f"{parameter} must name at least one column, got none; pass None"
-            raise ValueError(msg)
-        return group_rows([self._labels(name, parameter) for name in names])
+        def labels_of(column: str, parameter: str) -> tuple[np.ndarray, pd.Index]:
+            codes, labels = self._table.labels_of_rows(column, parameter)
+            return view.of(codes), labels
 
-    def _labels(self, column: str, parameter: str) -> tuple[np.ndarray, Any]:
-        """Codes of the rows of the view, and the sorted labels that they number."""
-        codes, labels = self._table.labels_of_rows(column, parameter)
-        return self._view.of(codes), labels
-
-    def _taken(self, side: str, conditions: Mapping[str, Sequence[Any]]) -> np.ndarray:
-        """Where all conditions hold."""
-        taken = np.ones(self.n_obs, dtype=bool)
-        for column, values in conditions.items():
-            parameter = f"sides[{side!r}]"
-            codes, labels = self._labels(column, parameter)
-            occurring = np.flatnonzero(np.bincount(codes.astype(np.intp) + 1)) - 1
-            absent = [value for value in values if not passing(occurring, labels, [value]).any()]
-            if absent:
-                msg = (
-                    f"{parameter}[{column!r}] must name values that occur, got {label_names(absent)}, which no row has"
-                )
-                raise ValueError(msg)
-            taken &= passing(codes, labels, values)
-        return taken
+        division = divide(asked, view, labels_of, by, stratify, rng)
+        loaders = {name: self.subset(division.side == number) for number, name in enumerate(asked.names)}
+        return Sides(loaders, {name: loader.n_obs / view.n_obs for name, loader in loaders.items()}, division.groups)
 
     # -- passes
 

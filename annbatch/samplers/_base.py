@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
-import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -302,21 +300,12 @@ class Sampler(ABC):
             Of the copy: copies with different numbers draw from different streams. The generator of this sampler is not moved.
         """
         copied = copy.copy(self) if getattr(self, "can_seek", False) else copy.deepcopy(self)
-        inner = dataclasses.replace(
-            self._inner,
-            n_passes=0,
-            position=None,
-            resume=None,
-            own_rng=None,
-            worker=None,
-            open_passes=weakref.WeakSet(),
-        )
-        object.__setattr__(copied, "_annbatch_inner", inner)
+        object.__setattr__(copied, "_annbatch_inner", Inner(rank_key=self._inner.rank_key))
         if copied.mask != slice(0, None):
             copied.mask = slice(0, None)
         if self.rng is not None:
             entropy = copy.deepcopy(self.rng).integers(0, 2**32, size=8).tolist()
-            copied.rng = np.random.default_rng([number, *entropy])
+            copied._restore_rng(np.random.default_rng([number, *entropy]))
         return copied
 
     def _restore_rng(self, rng: np.random.Generator) -> None:

@@ -11,17 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from annbatch.loader import sides as sides_module
-from annbatch.loader.sides import (
-    Groups,
-    allot_groups,
-    allot_rows,
-    apportion,
-    apportion_strata,
-    as_wanted_sides,
-    group_rows,
-    side_of_rows,
-)
+from annbatch.loader import allot
+from annbatch.loader.allot import Groups, allot_groups, allot_rows, apportion, apportion_strata, group_rows
+from annbatch.loader.sides import as_wanted_sides, side_of_rows
 
 USUAL = (Fraction(8, 10), Fraction(1, 10), Fraction(1, 10))
 
@@ -105,7 +97,7 @@ def test_rows_of_each_side_are_counted_exactly(n, shares, seed, n_strata):
 
 @pytest.mark.parametrize("stratified", [False, True])
 def test_every_row_has_the_same_chance_of_every_side(monkeypatch, stratified):
-    monkeypatch.setattr(sides_module, "_BLOCK", 16)  # several blocks
+    monkeypatch.setattr(allot, "_BLOCK", 16)  # several blocks
     n, n_draws = 50, 2000
     strata = Groups(np.arange(n) % 5, list(range(5))) if stratified else None
     chosen = np.zeros(n)
@@ -148,7 +140,7 @@ def test_the_search_comes_near_the_best(sizes, seed):
 
     with pytest.MonkeyPatch.context() as patch:
         best = allot_groups(groups_of(sizes), USUAL, np.random.default_rng(seed))
-        patch.setattr(sides_module, "_MOST_WAYS", 1)
+        patch.setattr(allot, "_MOST_WAYS", 1)
         found = allot_groups(groups_of(sizes), USUAL, np.random.default_rng(seed))
     assert set(found.tolist()) == {0, 1, 2}
     assert error(found) <= error(best) + 0.02

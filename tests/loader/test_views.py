@@ -23,6 +23,7 @@ from annbatch import (
     SequentialSampler,
     storage,
 )
+from annbatch.abc import Sampler
 from tests.cells import as_array, full_cells, open_cells, write
 
 from .loaders import contents, small_loader, with_sorted_labels
@@ -131,6 +132,31 @@ def test_views_of_views_are_numpy_indexing(data):
     DATA.check(loader, rows)
     DATA.check(pickle.loads(pickle.dumps(loader)), rows)
     DATA.check(copy.copy(loader), rows)
+
+
+def test_labels_and_covariates_of_a_view_are_of_its_rows():
+    loader = small_loader(labels=["label"], covariates=["n_counts"], obs_columns=[], obs_filter={"label": ["T", "B"]})
+    view = loader.add_adatas(PARTS).subset(slice(None, None, -2))
+    names = view.encoders["label"]
+    for batch in view:
+        expected = DATA.obs.iloc[batch["index"]]
+        assert names[batch["labels"]["label"]].tolist() == expected["label"].tolist()
+        assert batch["covariates"].ravel().tolist() == expected["n_counts"].tolist()
+
+
+def test_a_sampler_cannot_reach_beyond_the_view():
+    class Beyond(Sampler):
+        batch_size, shuffle = 5, False
+
+        def n_batches(self, n_obs):
+            return 1
+
+        def _sample(self, n_obs):
+            yield {"requests": np.array([0, 30])}
+
+    view = small_loader(batch_sampler=Beyond()).add_adatas(PARTS).subset(np.arange(0, 54, 2))
+    with pytest.raises(IndexError, match=r"requests must be in \[0, 27\), got numbers from 0 to 30"):
+        list(view)
 
 
 # -- filters

@@ -166,4 +166,7 @@ def _load(
         raise ValueError(msg)
     for n_done, batch in enumerate(reader.batches(request, skip), skip + 1):
         made = batch if transform is None else transform(batch)
+        if made is None:
+            msg = "transform must return what is to be handed out, got None; does it end with `return batch`?"
+            raise TypeError(msg)
         yield made, following if n_done == n_batches else replace(position, n_done=n_done)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import zarr
 
     from .building.output.sink import Layout
+    from .verify import Report
 
 __all__ = ["DatasetCollection", "write_sharded"]
 
@@ -128,7 +129,7 @@ class DatasetCollection:
         """
         import pandas as pd
 
-        from annbatch._shared.options import as_names
+        from annbatch._shared.args import as_names
         from annbatch.storage import read_frame
 
         from .frames import concat_frames
@@ -151,6 +152,32 @@ class DatasetCollection:
             return pd.DataFrame()
         frame = concat_frames(frames)
         return frame if columns is None else frame[columns]
+
+    def verify(self, *, progress: bool = True) -> Report:
+        """Read everything once and say what is damaged, see docs/trust.md.
+
+        Parameters
+        ----------
+        progress
+            Show a progress bar.
+
+        Returns
+        -------
+        Report
+            ``is_sound``, and in ``damage`` the file, array, chunks and rows of all that is not as it was written.
+
+        Raises
+        ------
+        ValueError
+            The collection is in a store that is no local folder.
+        """
+        from .verify import verify
+
+        root = getattr(self._place, "root", None)
+        if root is None:
+            msg = f"verify reads collections in local folders, got {self._place}; copy it first"
+            raise ValueError(msg)
+        return verify(root, progress=progress)
 
     def add_adatas(
         self,
@@ -263,8 +290,9 @@ class DatasetCollection:
         >>> DatasetCollection("both.zarr").add_adatas(["first.h5ad", "second.h5ad"], rng=rng, progress=False)
         <DatasetCollection both.zarr: 1 dataset>
         """
-        from .building.build import Options, build
+        from .building.build import build
         from .building.inputs.inputs import InputSpec
+        from .building.options import Options
 
         if self._mode == "r":
             msg = f'{self._place} was opened with mode="r"; open it with mode="a" to add to it'
@@ -369,15 +397,12 @@ def write_sharded(
         raise ValueError(msg)
     layout = _layout(n_obs_per_chunk, shard_size, compressors, None)
     with tempfile.TemporaryDirectory(dir=place.scratch_parent(), prefix=".annbatch-") as scratch:
-        path = Path(scratch) / "dataset"
-        write_adata(path, adata, layout)
-        place.take_in(path, key)
+        # Attributes that the caller had set stay.
+        attributes = dict(group.attrs) if key is None else {}
+        place.take_in(write_adata(Path(scratch), adata, layout, attributes), key)
     if key is None:
-        # The caller's handle holds the attributes as they were; those that the caller had set stay.
-        written = zarr.open_group(group.store, path=group.path, mode="r+", use_consolidated=False)
-        own = {name: value for name, value in group.attrs.items() if name not in written.attrs}
-        if own:
-            written.attrs.update(own)
+        # The caller's handle holds the attributes as they were.
+        written = zarr.open_group(group.store, path=group.path, mode="r", use_consolidated=False)
         group.metadata.attributes.update(written.attrs)
 
 

@@ -8,14 +8,13 @@ import scipy.sparse as sp
 import zarr
 
 from annbatch import Loader, storage
-
-from .stores import csr_attrs, csr_parts, random_csr
+from tests.cells import csr_attrs, csr_parts, random_csr
 
 pytest.importorskip("s3fs", reason="s3fs, the S3 client of fsspec, is not installed")
 server = pytest.importorskip("moto.server", reason="moto[server], a local S3 server, is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # moto's and botocore's own
 
-MATRIX = random_csr(np.random.default_rng(0), 400, 40)
+MATRIX = random_csr(400, 40, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_damage_is_an_error_and_not_zeros(group, options, damage):
     import s3fs
 
     source = storage.open_matrix(group)
-    source.indptr  # noqa: B018
+    source.row_pointers  # noqa: B018
     files, root = s3fs.S3FileSystem(**options), "bucket/a.zarr/X/data"
     if damage == "empty":
         files.pipe_file(f"{root}/c/0", b"")

@@ -1,10 +1,10 @@
-"""The first task: read a block of input rows once, in order, and write it sorted by destination."""
+"""The third step: read blocks of input rows, each once and in order, and write them sorted by destination."""
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,16 +13,23 @@ import scipy.sparse as sp
 
 from .columns import Column, encode
 from .fields import Array, Field, Ragged, WholeRange, check_exact, size_of
-from .files import remove
+from .inputs.held import close_inputs, held_input
 from .output.write import INDEX, index_dtype
-from .schema import SRC_PATH, MatrixType, Schema, load_schema
-from .spill import is_complete, write_spill
+from .schema import SRC_PATH, MatrixType, Schema
+from .spill import write_spill
+from .tasks import bar_of, run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
+    from .generation import Generation
     from .inputs.inputs import Input, InputSpec
+    from .look import Survey
+    from .options import Options
+    from .plan import Budget
+    from .schema_file import SchemaFile
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class DealTask:
 
     Attributes
     ----------
+    name
+        Of the block in its generation.
     src_path
         What ``obs["src_path"]`` is to say; None: what it says in the input.
     window_bytes
@@ -39,11 +48,12 @@ class DealTask:
 
     number: int
     spec: InputSpec
-    schema_path: Path
+    schema: SchemaFile
+    generation: Generation
+    name: str
     start: int
     stop: int
     places: Array
-    path: Path
     compact: bool
     num_threads: int
     window_bytes: int
@@ -52,30 +62,32 @@ class DealTask:
 
 def deal(task: DealTask) -> Path:
     """Write the block of a task, unless it is there already."""
-    if not is_complete(task.path):
-        schema = load_schema(task.schema_path)
-        order = np.argsort(task.places, kind="stable")
-        fields: dict[str, Field] = {}
-        ranges: dict[str, WholeRange] = {}
-        with _opened(task) as source:
-            for name, matrix in schema.matrices.items():
-                fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
-            obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
-        if task.src_path is not None:
-            labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
-            obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
-        obs_fields = _encode_obs(obs, schema, task.spec.label)
-        with_missing = [
-            name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()
-        ]
-        notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
-        places = np.ascontiguousarray(task.places[order], np.int64)
-        try:
-            write_spill(task.path, places, fields | obs_fields, ranges, notes)
-        except BaseException:
-            remove(task.path)  # a disk that is full should not stay so because of half a file
-            raise
-    return task.path
+    path = task.generation.blocks / task.name
+    if path.exists():
+        return path
+    part = task.generation.part()
+    schema = task.schema.read()
+    order = np.argsort(task.places, kind="stable")
+    fields: dict[str, Field] = {}
+    ranges: dict[str, WholeRange] = {}
+    with held_input((task.generation.path, task.number), task.spec, task.generation.parts) as source:
+        for name, matrix in schema.matrices.items():
+            fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
+        obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
+    if task.src_path is not None:
+        labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
+        obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
+    obs_fields = _encode_obs(obs, schema, task.spec.label)
+    with_missing = [name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()]
+    notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
+    places = np.ascontiguousarray(task.places[order], np.int64)
+    try:
+        write_spill(part, places, fields | obs_fields, ranges, notes)
+        task.generation.keep_block(part, task.name)
+    except BaseException:
+        task.generation.drop(part)  # a disk that is full should not stay so because of half a file
+        raise
+    return path
 
 
 def _read_matrix(
@@ -127,45 +139,46 @@ def _encode_obs(obs: pd.DataFrame, schema: Schema, label: str) -> dict[str, Fiel
     return fields
 
 
-class _Held:
-    """An input that tasks of this process have open."""
-
-    def __init__(self) -> None:
-        self.users = 0
-        self.source: Input | None = None
-        self.opening = threading.Lock()
-
-
-# Blocks of one input follow each other, and its row pointers are in memory once, however many threads read from it.
-_held: dict[tuple[Path, int], _Held] = {}
-_held_lock = threading.Lock()
-
-
-@contextmanager
-def _opened(task: DealTask) -> Iterator[Input]:
-    """Open the input of a task, or take the one that is open; inputs that nobody uses are closed."""
-    key = task.schema_path, task.number
-    with _held_lock:
-        idle = [_held.pop(other) for other, held in list(_held.items()) if other != key and not held.users]
-        held = _held.setdefault(key, _Held())
-        held.users += 1
-    try:
-        for other in idle:
-            if other.source is not None:
-                other.source.close()
-        with held.opening:
-            if held.source is None:
-                held.source = task.spec.open(task.path.parent)
-        yield held.source
-    finally:
-        with _held_lock:
-            held.users -= 1
-
-
-def close_inputs() -> None:
-    """Close the inputs that this process holds open and no task uses."""
-    with _held_lock:
-        idle = [_held.pop(key) for key, held in list(_held.items()) if not held.users]
-    for held in idle:
-        if held.source is not None:
-            held.source.close()
+def deal_inputs(
+    generation: Generation,
+    schema: SchemaFile,
+    specs: Sequence[InputSpec],
+    survey: Survey,
+    places: Array,
+    budget: Budget,
+    options: Options,
+    executor: Executor | None,
+) -> list[Path]:
+    """Read all inputs, whose rows go to ``places``. Returns the blocks."""
+    tasks = []
+    offset = 0
+    for number, (spec, seen) in enumerate(zip(specs, survey.inputs, strict=True)):
+        cuts = seen.block_edges(budget.block_bytes)
+        tasks += [
+            DealTask(
+                number=number,
+                spec=spec,
+                schema=schema,
+                generation=generation,
+                name=f"{number}-{start}-{stop}",
+                start=start,
+                stop=stop,
+                places=places[offset + start : offset + stop],
+                compact=options.compact,
+                num_threads=1,
+                window_bytes=budget.block_bytes,
+                src_path=spec.label,
+            )
+            for start, stop in pairwise(cuts.tolist())
+        ]
+        offset += int(cuts[-1])
+    bar = bar_of("Reading inputs", offset, shown=options.progress)
+    if executor is not None:
+        run_all(executor, deal, tasks, bar)
+    else:
+        try:
+            with ThreadPoolExecutor(budget.n_parallel, thread_name_prefix="annbatch-deal") as threads:
+                run_all(threads, deal, tasks, bar)
+        finally:
+            close_inputs()
+    return [generation.blocks / task.name for task in tasks]

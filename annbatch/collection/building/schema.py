@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from .columns import Column, describe, unify
+from .warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from .inputs.inputs import Input
 
 SRC_PATH = "src_path"
 # In bytes; what is stored in Zarr becomes a folder.
 _LONGEST_FILE_NAME = 255
+_LONGEST_PATH = 1000
+_NO_NAMES = {"", ".", "..", "zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
 
 @dataclass(frozen=True)
@@ -63,18 +62,6 @@ class Schema:
     def index_key(self) -> str:
         """Where the index of obs is stored: under its name, unless a column has that."""
         return "_index" if self.index_name is None or self.index_name in self.obs else self.index_name
-
-
-def save_schema(schema: Schema, path: Path) -> None:
-    """Put the schema where every task of the build finds it: a task stays small that way."""
-    path.write_bytes(pickle.dumps(schema))
-
-
-@lru_cache(maxsize=1)
-def load_schema(path: Path) -> Schema:
-    """Schema of the build that ``path`` belongs to."""
-    schema: Schema = pickle.loads(path.read_bytes())  # noqa: S301 - written by this build, in its own folder
-    return schema
 
 
 def describe_input(opened: Input) -> Description:
@@ -124,27 +111,47 @@ def describe_input(opened: Input) -> Description:
 
 def _check_names(opened: Input) -> None:
     """Refuse names under which nothing can be stored, or only in place of something else."""
-    obs = opened.obs.head
-    index = [] if obs.index.name is None else [str(obs.index.name)]
-    taken = {*obs.columns, *index}
-    names = [("obs columns", name, name == "_index" or not _is_path(name, taken)) for name in obs.columns]
-    names += [("the index of obs", name, not _is_path(name, taken)) for name in index]
-    for element in opened.matrices:
-        kind, _, name = element.partition("/")
-        names.append((kind, name, "/" in name or not _is_path(name, set())))
-    for kind, name, is_bad in names:
-        if is_bad and kind not in ("X", "raw"):
+    frames = {"obs": opened.obs.head, "var": opened.var}
+    if opened.raw_var is not None:
+        frames["raw.var"] = opened.raw_var
+    names: list[tuple[str, str, bool]] = []
+    for part, frame in frames.items():
+        index = [] if frame.index.name is None else [str(frame.index.name)]
+        columns = [str(name) for name in frame.columns]
+        taken = {*columns, *index}
+        # anndata writes all tables but obs, and takes no slashes.
+        is_good = (lambda name, taken=taken: is_path(name, taken)) if part == "obs" else is_key
+        names += [(f"{part} columns", name, name != "_index" and is_good(name)) for name in columns]
+        names += [(f"the index of {part}", name, is_good(name)) for name in index]
+    elements = [("varm", name) for name in opened.varm]
+    elements += [(kind, name) for kind, _, name in (element.partition("/") for element in opened.matrices)]
+    names += [(kind, name, is_key(name)) for kind, name in elements if kind not in ("X", "raw")]
+    for kind, name, is_good in names:
+        if not is_good:
             msg = f"{kind} of {opened.label} has the name {name!r}, under which nothing can be stored; rename it"
             raise ValueError(msg)
 
 
-def _is_path(name: str, others: set[str]) -> bool:
+def is_key(name: str) -> bool:
+    """Whether an element of an AnnData can be stored under a name."""
+    return "/" not in name and is_path(name, set())
+
+
+def is_path(name: str, others: set[str]) -> bool:
     """Whether something can be stored under a name; a slash in it makes a folder, which no other may be."""
     *folders, last = name.split("/")
-    return all(
-        part not in ("", ".", "..", "zarr.json") and len(part.encode(errors="surrogatepass")) <= _LONGEST_FILE_NAME
-        for part in (*folders, last)
-    ) and others.isdisjoint("/".join(folders[:n]) for n in range(1, len(folders) + 1))
+    try:
+        lengths = [len(part.encode()) for part in (*folders, last)]
+    except UnicodeEncodeError:  # half a character
+        return False
+    # Zarr takes a backslash for a slash, and no file system knows names with a zero byte.
+    return (
+        not {"\\", "\0"} & set(name)
+        and not _NO_NAMES & {*folders, last}
+        and max(lengths) <= _LONGEST_FILE_NAME
+        and sum(lengths) <= _LONGEST_PATH
+        and others.isdisjoint("/".join(folders[:n]) for n in range(1, len(folders) + 1))
+    )
 
 
 def _n_columns(name: str, var: pd.DataFrame, raw_var: pd.DataFrame | None) -> int | None:
@@ -255,7 +262,7 @@ def _agree_matrices(
         agreed[name] = MatrixType(sparse, dtype, types[0].row_shape)
     if left_out:
         listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(left_out.items()))
-        warnings.warn(f"left out of the collection: {listed}", UserWarning, stacklevel=5)
+        warn_user(f"left out of the collection: {listed}")
     return agreed
 
 
@@ -301,4 +308,4 @@ def _check_extra_genes(
     if extra_genes == "error":
         msg = f'{said}; pass extra_genes="ignore" to leave them out, or name the genes you want in var_subset'
         raise ValueError(msg)
-    warnings.warn(f"{said}; they are left out", UserWarning, stacklevel=5)
+    warn_user(f"{said}; they are left out")

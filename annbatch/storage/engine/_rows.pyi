@@ -3,13 +3,20 @@ import numpy as np
 from ._plan import ArrayCut, Placing, Plan, Scaling, StretchPlan
 
 def ascending(rows: np.ndarray, n_obs: int) -> np.ndarray: ...
-def row_lengths(indptr: np.ndarray, rows: np.ndarray, dest: np.ndarray, length: np.ndarray) -> None: ...
 def plan_ranges(
-    indptr: np.ndarray, rows: np.ndarray, address: np.ndarray, itemsize: int, chunk_size: int, *, by_row: bool = False
+    rows: np.ndarray,
+    first_value: np.ndarray,
+    n_values: np.ndarray,
+    address: np.ndarray,
+    itemsize: int,
+    chunk_size: int,
+    *,
+    by_row: bool = False,
 ) -> Plan: ...
 def plan_stretches(
-    indptr: np.ndarray,
     rows: np.ndarray,
+    first_value: np.ndarray,
+    n_values: np.ndarray,
     n_wanted: int,
     row_work: int,
     value_cut: ArrayCut,

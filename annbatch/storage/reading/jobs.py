@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,8 @@ class Job:
         table = self.array.table
         assert table is not None
         path = table.path(table.file_of(chunk))
+        if kind == "cannot_read" and detail == errno.EISDIR:
+            return CorruptDataError(f"{self.array.location}, chunk {chunk} in {path}: this is not a regular file")
         if kind == "cannot_read":
             return OSError(detail, os.strerror(detail), str(path))
         if kind == "python" and not isinstance(detail, Exception):

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.collection.building.fields import SOURCE_DTYPE, Array, Field, Ragged
+from annbatch._shared.collection_format import SOURCE_DTYPE
+from annbatch.collection.building.fields import Array, Field, Ragged
 from annbatch.collection.building.sizes import ROW_BYTES
 
 from .obs import FrameObs, Obs, StoredObs, in_memory
@@ -140,7 +141,7 @@ def function_fingerprint(function: Callable[..., Any] | None) -> str:
         what = marshal.dumps(code, 2), getattr(function, "__defaults__", None), closure
     try:
         return hashlib.sha256(pickle.dumps(what)).hexdigest()
-    except Exception:  # pickle raises whatever the object raises
+    except Exception:  # noqa: BLE001 - pickle raises whatever the object raises
         return secrets.token_hex()
 
 
@@ -164,7 +165,7 @@ class Matrix:
     def bytes_before(self) -> Array:
         """Bytes of the rows before row ``i`` once read (int64, n_obs + 1 entries)."""
         if self.is_sparse:
-            return np.asarray(self._source.indptr) * (self.dtype.itemsize + 4)
+            return np.asarray(self._source.row_pointers.indptr()) * (self.dtype.itemsize + 4)
         row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         return np.arange(self.shape[0] + 1, dtype=np.int64) * row
 
@@ -285,6 +286,7 @@ class Input:
 
 
 def input_of_group(label: str, group: Any, *, owned: bool, scratch: Path | None = None) -> Input:
+    """Input of an open h5py or Zarr group; ``owned``: closing the input closes its file."""
     from annbatch import storage
 
     if "obs" not in group or "var" not in group:
@@ -325,6 +327,7 @@ def _read_varm(group: Any) -> dict[str, Any]:
 
 
 def input_of_adata(label: str, adata: ad.AnnData) -> Input:
+    """Input of an AnnData in memory, backed or of dask arrays."""
     elements: dict[str, Any] = {} if adata.X is None else {"X": adata.X}
     raw_var = None
     if adata.raw is not None:

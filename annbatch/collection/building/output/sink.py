@@ -15,7 +15,7 @@ import numpy as np
 
 from annbatch.collection.building.fields import Ragged, decode_text, starts_of
 
-from .shards import ShardStream, default_compressors
+from .shards import ShardStream, default_compressors, with_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,7 +143,8 @@ class ZarrSink(Sink):
 
     def _stream(self, name: str, **options: Any) -> Stream:
         attributes = options.pop("attributes")
-        array = self.root.create_array(name, fill_value=0, **options)
+        compressors = with_checksums(options.pop("compressors"))
+        array = self.root.create_array(name, fill_value=0, compressors=compressors, **options)
         array.attrs.update(attributes)
         self._opened.append(ShardStream(array, self._path / name, self._pool))
         return self._opened[-1]
@@ -177,8 +178,15 @@ class ZarrSink(Sink):
         )
 
     def text(self, name: str, n_rows: int, attributes: Mapping[str, Any]) -> Stream:
+        from zarr.codecs import ZstdCodec
+
         array = self.root.create_array(
-            name, shape=(n_rows,), dtype=str, chunks=(self._frame_chunk(n_rows),), fill_value=""
+            name,
+            shape=(n_rows,),
+            dtype=str,
+            chunks=(self._frame_chunk(n_rows),),
+            compressors=with_checksums([ZstdCodec(level=3)]),
+            fill_value="",
         )
         array.attrs.update(attributes)
         return _Slices(array, array.chunks[0])

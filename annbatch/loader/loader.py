@@ -18,6 +18,7 @@ from .annotations import Covariates, LabelTables, as_wanted_labels
 from .arguments import as_sampler
 from .batches import BatchReader
 from .datasets import Dataset, Table, Wanted, collection_groups
+from .device import OnDevice, as_device
 from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from .genes import Genes
 from .passes import LoaderPass, LoaderPosition, loads
@@ -119,6 +120,15 @@ class Loader:
     normalize_layers
         Layers that `normalize_total`, `log1p` and `library_size` are about instead of X; the library size is that of the first.
         Scaled values are float32, or `dtype`.
+    device
+        A torch device, such as ``"cuda"``: batches arrive there as tensors (``to="torch"`` is implied), ``obs`` and ``var`` excepted. Counts
+        travel as they are stored and are widened, normalised and, with `dense`, made dense on the device, on a stream of its own
+        in the background thread; nobody waits for them but the stream that uses them. Not in DataLoader workers. `transform`
+        gets tensors on the device.
+    nse
+        With ``to="jax"``: sparse batches have this number of stored values, of which those after the last row's are zero and count
+        nowhere, so that a jitted step compiles once (with ``drop_last=True``). A batch that has more is an error; the
+        rows of a batch times the most values of a row are always enough.
 
     Raises
     ------
@@ -175,6 +185,8 @@ class Loader:
         log1p: bool = False,
         library_size: bool = False,
         normalize_layers: Sequence[str] | None = None,
+        nse: int | None = None,
+        device: Any = None,
     ) -> None:
         self._batch_sampler = as_sampler(
             batch_sampler,
@@ -188,9 +200,16 @@ class Loader:
         if to_torch is not None:
             warnings.warn('to_torch is deprecated, pass to="torch" instead', DeprecationWarning, stacklevel=2)
             to = "torch" if to_torch else to
+        if device is not None:
+            if to not in (None, "torch") or preload_to_gpu:
+                msg = f"device needs torch tensors, got to={to!r} and preload_to_gpu={preload_to_gpu!r} beside it"
+                raise ValueError(msg)
+            to, preload_to_gpu = "torch", False
         self._to = as_choice("to", to, (None, "torch", "jax"))
         if self._to is not None:
             check_installed(self._to, f"to={self._to!r}")
+        # Looked up now, so that a slip shows here; by name, so that the loader can go to another process.
+        self._device = None if device is None else str(as_device(device))
         self._preload_to_gpu = None if preload_to_gpu is None else as_bool("preload_to_gpu", preload_to_gpu)
         if self._preload_to_gpu and self._to is None:
             check_installed("cupy", "preload_to_gpu=True")
@@ -217,6 +236,10 @@ class Loader:
             labels=LabelTables(wanted_labels) if self._wanted.labels else None,
             covariates=Covariates(self._wanted.covariates) if self._wanted.covariates else None,
         )
+        self._nse = None if nse is None else as_count("nse", nse)
+        if self._nse is not None and (self._to != "jax" or dense):
+            msg = f'nse pads sparse batches of to="jax", got to={self._to!r} and dense={dense!r}'
+            raise ValueError(msg)
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
         self._dtype = None if dtype is None else as_numeric(dtype)
@@ -538,6 +561,14 @@ class Loader:
         worker = current_worker()
         # Asked once a pass: the answer comes from files.
         num_threads = self._num_threads or max(1, storage.available_cpus() // (worker.count if worker else 1))
+        if self._device is not None:
+            if worker is not None and not self._device.startswith("cpu"):
+                msg = (
+                    f"device={self._device!r} does not work in a DataLoader worker, from which tensors of a device do not travel; "
+                    "iterate the loader itself, which reads ahead in a thread"
+                )
+                raise ValueError(msg)
+            let_torch_warn_unheard()
         gpu = self._preload_to_gpu
         if gpu is None:
             gpu = worker is None and gpu_is_there(self._to)
@@ -554,7 +585,9 @@ class Loader:
             num_threads=num_threads,
             pool=self._pool,
             scaling=self._scaling,
-            make=makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False]),
+            make=OnDevice(as_device(self._device))
+            if self._device is not None
+            else makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False], nse=self._nse),
             # Who wants no obs wants no pandas in a batch; loader.var has the variables.
             var=None if self._wanted.obs_columns == () else table.var,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from .device import HandOver
 from .read_ahead import ReadAhead, in_order
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class LoaderPass(Iterator[Any]):
             self._closed = True
             self._items.close()
             raise StopIteration
-        return batch
+        return batch.take() if isinstance(batch, HandOver) else batch
 
     def close(self) -> None:
         """End the pass: stop the background thread and free what it has read."""
@@ -164,9 +165,16 @@ def _load(
     if skip > n_batches:
         msg = f"state says that {skip} batches of a load request are done, but it has {n_batches}; it belongs to other data"
         raise ValueError(msg)
-    for n_done, batch in enumerate(reader.batches(request, skip), skip + 1):
-        made = batch if transform is None else transform(batch)
-        if made is None:
-            msg = "transform must return what is to be handed out, got None; does it end with `return batch`?"
-            raise TypeError(msg)
+    batches = reader.batches(request, skip)
+    for n_done in range(skip + 1, n_batches + 1):
+        # Only while a batch is made: what the consumer does in between is on its own stream.
+        with reader.working():
+            batch = next(batches)
+            made = batch if transform is None else transform(batch)
+            if made is None:
+                msg = "transform must return what is to be handed out, got None; does it end with `return batch`?"
+                raise TypeError(msg)
+            made = reader.handed_over(made)
+        del batch
         yield made, following if n_done == n_batches else replace(position, n_done=n_done)
+        del made

@@ -210,6 +210,39 @@ def test_jax_does_not_cut_row_numbers(monkeypatch):
         small(np.array([2**31]))
 
 
+@pytest.mark.parametrize("nse", [None, 200])
+def test_a_jitted_step_compiles_once_where_batches_are_padded(nse):
+    jax = pytest.importorskip("jax")
+    adata = full_cells(64, 7)
+    loader = Loader(batch_size=8, chunk_size=8, preload_nchunks=8, to="jax", nse=nse, return_index=True).add_adata(
+        adata
+    )
+    compiled = []
+
+    @jax.jit
+    def step(X, weights):
+        compiled.append(X.nse)
+        return X @ weights
+
+    weights = np.arange(7, dtype="float32")
+    for batch in loader:
+        expected = adata.X[np.asarray(batch["index"])] @ weights
+        np.testing.assert_allclose(step(batch["X"], weights), expected, rtol=1e-6)
+        np.testing.assert_array_equal(batch["X"].todense(), adata.X[np.asarray(batch["index"])].toarray())
+    assert (len(compiled) == 1) is (nse is not None)
+
+
+def test_padding_to_fewer_values_than_there_are_is_an_error():
+    pytest.importorskip("jax")
+    with pytest.raises(
+        ValueError, match="nse must be at least the stored values of every batch, got 1, and a batch of"
+    ):
+        list(Loader(batch_size=8, to="jax", nse=1).add_adata(full_cells()))
+    for wrong in ({"to": "torch"}, {}, {"to": "jax", "dense": True}):
+        with pytest.raises(ValueError, match='nse pads sparse batches of to="jax", got to='):
+            Loader(nse=5, **wrong)
+
+
 def test_labels_survive_pickling_and_are_small():
     loader = small_loader(labels=["label"]).add_adata(full_cells())
     again = pickle.loads(pickle.dumps(loader))

@@ -43,7 +43,7 @@ def check_scaled(sources, matrices, request, scale, dtype=None, **options):
                     whole[new[new >= 0]] = scaled[source][row][new >= 0]
                     np.testing.assert_allclose(dense[k], whole, **CLOSE)
             if own_totals is not None:
-                np.testing.assert_allclose(own_totals, expected_totals, **CLOSE)
+                np.testing.assert_allclose(own_totals, expected_totals, rtol=2e-7)
 
 
 @pytest.mark.parametrize("scale", SCALES)

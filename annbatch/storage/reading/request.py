@@ -342,9 +342,7 @@ class _Request:
                 table = row_table(value_address[dest], extents[1])
                 added_up.append((dest, table))
             value_plan, column_plan = (
-                _rows.plan_ranges(
-                    rows, *extents, address[dest], target.itemsize, array.chunk_shape[0], by_row=by_row
-                )
+                _rows.plan_ranges(rows, *extents, address[dest], target.itemsize, array.chunk_shape[0], by_row=by_row)
                 for array, address, target, by_row in (
                     (source.data, value_address, self.dtype, table is not None),
                     (source.indices, index_address, index_dtype, False),

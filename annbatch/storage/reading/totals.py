@@ -100,18 +100,18 @@ def _sparse_totals(
 ) -> np.ndarray:
     """Add up the rows start <= row < stop without reading their column numbers; return the memory that was used for it."""
     dtype = source.dtype if type_code(source.dtype) >= 0 else np.dtype(np.float64)
-    wanted = np.arange(start, stop)
-    first_value, n_values = source.row_pointers.extents(wanted)
+    rows = np.arange(start, stop)
+    first_value, n_values = source.row_pointers.extents(rows)
     n_bytes = int(n_values.sum()) * dtype.itemsize
     if n_bytes > len(memory):
         memory = np.empty(n_bytes, np.uint8)
     address = memory.ctypes.data + (first_value - first_value[0]) * dtype.itemsize
-    rows = row_table(address, n_values)
+    table = row_table(address, n_values)
     chunk_size = source.data.chunk_shape[0]
-    plan = _rows.plan_ranges(wanted, first_value, n_values, address, dtype.itemsize, chunk_size, by_row=True)
-    run([Job(source.data, plan, chunk_size, dtype, rows=rows, scaling=Scaling())], num_threads)
+    plan = _rows.plan_ranges(rows, first_value, n_values, address, dtype.itemsize, chunk_size, by_row=True)
+    run([Job(source.data, plan, chunk_size, dtype, rows=table, scaling=Scaling())], num_threads)
     with np.errstate(over="ignore"):  # infinite is what such a total is as float32
-        totals[...] = rows["total"]
+        totals[...] = table["total"]
     return memory
 
 

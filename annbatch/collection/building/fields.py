@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+# What a row counts besides its matrices and obs, so that rows without either have a size.
+ROW_BYTES = 64
+
 
 @dataclass(frozen=True)
 class Ragged:

@@ -77,13 +77,13 @@ class AnnDataModule(LightningDataModule):
                 raise TypeError(msg)
         if validation is None:
             # Lightning takes a method that is there for a loader that is there.
-            self.val_dataloader = None
+            self.__dict__["val_dataloader"] = None
 
     def train_dataloader(self) -> Any:
         """Return the training loader, of this rank."""
         return self._share("train")
 
-    def val_dataloader(self) -> Any:  # type: ignore[no-redef]
+    def val_dataloader(self) -> Any:
         """Return the validation loader, of this rank."""
         return self._share("validation")
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.args import as_bool, as_choice, as_count, as_function, as_list, as_names, as_numeric, as_paths
+from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
 
 from .annotations import Covariates, LabelTables, as_wanted_labels
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 
-class Loader:
+class Loader(IterableStyle):
     """Mini-batches of the rows of AnnData objects that are on disk or in memory.
 
     Rows are chosen and cut into batches by a sampler, and copied straight from where they lie to their place in the batch. A

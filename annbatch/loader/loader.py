@@ -12,10 +12,6 @@ import numpy as np
 import pandas as pd
 
 from annbatch import storage
-<<<<<<< HEAD
-from annbatch._shared.args import as_bool, as_choice, as_count, as_function, as_list, as_names, as_numeric, as_paths
-from annbatch._shared.torch_types import IterableStyle
-=======
 from annbatch._shared.args import (
     as_bool,
     as_choice,
@@ -28,7 +24,7 @@ from annbatch._shared.args import (
     as_paths,
 )
 from annbatch._shared.row_filter import as_conditions
->>>>>>> main
+from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
 

@@ -24,6 +24,7 @@ from annbatch._shared.args import (
     as_paths,
 )
 from annbatch._shared.row_filter import as_conditions
+from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 
-class Loader:
+class Loader(IterableStyle):
     """Mini-batches of the rows of AnnData objects that are on disk or in memory.
 
     Rows are chosen and cut into batches by a sampler, and copied straight from where they lie to their place in the batch. A

@@ -227,12 +227,12 @@ def _executor(processes: int | None) -> AbstractContextManager[Executor | None]:
     from contextlib import nullcontext
     from multiprocessing import get_context
 
-    from .collection.building.sizes import positive_int
+    from ._shared.args import as_count
 
     if processes is None:
         return nullcontext()
     # Not forked: threads have run by the time the first task is sent.
-    return ProcessPoolExecutor(positive_int("processes", processes), mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(as_count("processes", processes), mp_context=get_context("spawn"))
 
 
 def _codecs(text: str) -> list[Any]:
@@ -274,13 +274,13 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
-    from .collection.building.sizes import positive_int
+    from ._shared.args import as_count
     from .commands.demo import run_demo
 
     return run_demo(
         options.out,
-        n_cells=positive_int("cells", options.cells),
-        n_passes=positive_int("passes", options.passes),
+        n_cells=as_count("cells", options.cells),
+        n_passes=as_count("passes", options.passes),
         seed=options.seed,
         progress=not options.quiet,
         say=lambda text: _say(options, text),

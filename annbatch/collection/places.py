@@ -18,7 +18,6 @@ from annbatch._shared.collection_format import (
     is_marked,
     sorted_datasets,
 )
-
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
 from annbatch.storage.manifest import parsed_document

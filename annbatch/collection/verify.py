@@ -297,7 +297,7 @@ def _sparse_parts(
         report.damage.append(Damage(where, at, None, None, str(error)))
         return None, None
     try:
-        return source.shape[1], source.indptr  # type: ignore[union-attr]
+        return source.shape[1], source.row_pointers.indptr()  # type: ignore[union-attr]
     except (ValueError, OSError) as error:
         report.damage.append(Damage(where, f"{at}/indptr", None, None, str(error)))
         return source.shape[1], None

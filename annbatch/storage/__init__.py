@@ -7,11 +7,13 @@ functions.
 """
 
 from .cpus import available_cpus
-from .errors import CorruptDataError
+from .errors import CorruptDataError, damage_named
 from .frames import read_frame
 from .opening import is_store, open_group
 from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense
+from .reading.scale import Scale
+from .reading.totals import row_totals
 from .sources import DenseSource, SparseSource, open_matrix
 
 __all__ = [
@@ -20,12 +22,15 @@ __all__ = [
     "CorruptDataError",
     "DenseSource",
     "Part",
+    "Scale",
     "SparseSource",
     "available_cpus",
+    "damage_named",
     "is_store",
     "open_group",
     "open_matrix",
     "read_csr",
     "read_dense",
     "read_frame",
+    "row_totals",
 ]

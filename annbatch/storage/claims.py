@@ -97,11 +97,11 @@ def _check_regular(folder: Path, n_levels: int) -> None:
             is_folder = entry.is_dir()
             if is_folder and n_levels:
                 _check_regular(Path(entry.path), n_levels - 1)
-            elif (is_folder or not entry.is_file()) and os.path.lexists(entry.path):  # noqa: PTH110
+            elif (is_folder or not entry.is_file()) and os.path.lexists(entry.path):
                 msg = f"{entry.path} is not a regular file"
                 raise CorruptDataError(msg)
 
 
 def stored_bytes(folder: Path) -> int:
     """Size of all files below a folder."""
-    return sum(os.lstat(f"{at}/{name}").st_size for at, _, names in os.walk(folder) for name in names)  # noqa: PTH116
+    return sum(os.lstat(f"{at}/{name}").st_size for at, _, names in os.walk(folder) for name in names)

@@ -148,7 +148,7 @@ def test_fingerprint_of_a_function():
     ("options", "error", "text"),
     [
         ({"load_adata": 3}, TypeError, "load_adata must be a function"),
-        ({"groupby": 5}, TypeError, "groupby must be a name or several, got 5"),
+        ({"groupby": 5}, TypeError, "groupby must be a name or a list of names, got 5"),
     ],
 )
 def test_arguments_of_a_wrong_kind(tmp_path, options, error, text):
@@ -191,6 +191,7 @@ class TestWriteShardedPlace:
         write_sharded(group, cells(5))
         assert ad.io.read_elem(group).shape == (5, 12)
         attributes = dict(zarr.open_group(tmp_path / "w.zarr", mode="r").attrs)
+        del attributes["annbatch-manifest"]
         assert attributes == {"encoding-type": "anndata", "encoding-version": "0.1.0", "mine": 1}
 
 
@@ -265,8 +266,9 @@ def test_warnings_point_to_the_line_of_the_caller(tmp_path):
     one.layers["only_here"] = one.X.copy()
     one.obs["src_path"] = "mine"
     place = DatasetCollection(tmp_path / "c.zarr")
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="src_path|left out") as said:
         place.add_adatas([one, other], **QUIET)
+    with pytest.warns(UserWarning, match="left out") as said_later:
         place.add_adatas([cells(5, genes=["a", "c"])], extra_genes="ignore", **QUIET)
-    assert [str(w.message).split()[0] for w in said] == ["obs['src_path']", "left", "1"]
-    assert {w.filename for w in said} == {__file__}
+    assert [str(w.message).split()[0] for w in [*said, *said_later]] == ["obs['src_path']", "left", "1"]
+    assert {w.filename for w in [*said, *said_later]} == {__file__}

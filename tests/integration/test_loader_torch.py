@@ -46,7 +46,7 @@ def test_workers_deal_all_rows_out_among_them(paths, counts, context, to):
     assert sorted(rows_of(batches)) == list(range(60))
     for batch in batches:
         np.testing.assert_array_equal(as_array(batch["X"]), counts[batch["index"]])
-        assert batch["obs"]["label"].dtype.categories.tolist() == ["B", "T", "NK"]
+        assert batch["obs"]["label"].dtype.categories.tolist() == ["B", "NK", "T"]
         if to == "torch":
             assert batch["X"].layout == torch.sparse_csr
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from annbatch.storage.claims import check_claim, check_folder
 from annbatch.storage.dtypes import as_bytes, native
 from annbatch.storage.engine._plan import SPAN
-from annbatch.storage.claims import check_claim, check_folder
 from annbatch.storage.errors import CorruptDataError, damage_named
 
 from .tables import ChunkTable

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.storage.claims import check_chunk_size, stored_bytes
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
-from annbatch.storage.claims import check_chunk_size, stored_bytes
 from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of
 
 from .tables import ChunkTable, Codec, codec

@@ -89,7 +89,7 @@ def _read(
         np.minimum(edges, prod(array.shape), out=edges)
     rows = np.arange(stop - first, dtype=np.int64)
     address = room.__array_interface__["data"][0] + rows * (size * room.itemsize)
-    plan = _rows.plan_ranges(edges, rows, address, room.itemsize, size)
+    plan = _rows.plan_ranges(rows, edges[:-1], np.diff(edges), address, room.itemsize, size)
     try:
         run([Job(array, plan, size, room.dtype, n_columns)], num_threads)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:

@@ -10,9 +10,8 @@ import numpy as np
 
 from annbatch._shared.collection_format import SOURCE_DTYPE
 from annbatch.collection.building.columns import Column, ColumnWriter
-from annbatch.collection.building.fields import Array, Field, Ragged, starts_of
+from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged, starts_of
 from annbatch.collection.building.plan import cut_by_bytes
-from annbatch.collection.building.sizes import ROW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -693,7 +693,7 @@ class Loader(IterableStyle):
         >>> import anndata as ad, numpy as np, pandas as pd
         >>> from annbatch import Loader
         >>> obs = pd.DataFrame({"donor": ["D1", "D2", "D3", "D4", "D5"] * 20}, index=[f"c{i}" for i in range(100)])
-        >>> loader = Loader(batch_size=10).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
+        >>> loader = Loader(batch_size=8).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
         >>> split = loader.split({"train": 0.6, "test": 0.4}, by="donor")
         >>> split
         Sides(train: 60 rows (0.6) in 3 groups, test: 40 rows (0.4) in 2 groups)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from annbatch import storage
 from annbatch.storage import Scale
+from tests.cells import random_csr
 from tests.reference.rows import scaled_rows
 
-from tests.cells import random_csr
 from .test_reading import parts_of, requests
 
 SCALES = [None, Scale(1e4, log1p=True), Scale(1e4), Scale(log1p=True), Scale(0.5, log1p=True)]

@@ -197,7 +197,7 @@ def _blosc(*, cname: str, clevel: int, shuffle: int, blocksize: int, chunk_bytes
     if cname == "lz4hc" and chunk_bytes <= _TOO_SMALL_FOR_HC:
         cname = "lz4"
     name = cname.encode()
-    return lambda chunk: compress(chunk, name, clevel, shuffle, blocksize)  # type: ignore[no-any-return]
+    return lambda chunk: compress(chunk, name, clevel, shuffle, blocksize)
 
 
 def _with_checksum(data: Any) -> bytes:

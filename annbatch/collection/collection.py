@@ -128,7 +128,7 @@ class DatasetCollection:
         """
         import pandas as pd
 
-        from annbatch._shared.options import as_names
+        from annbatch._shared.args import as_names
         from annbatch.storage import read_frame
 
         from .frames import concat_frames
@@ -263,8 +263,9 @@ class DatasetCollection:
         >>> DatasetCollection("both.zarr").add_adatas(["first.h5ad", "second.h5ad"], rng=rng, progress=False)
         <DatasetCollection both.zarr: 1 dataset>
         """
-        from .building.build import Options, build
+        from .building.build import build
         from .building.inputs.inputs import InputSpec
+        from .building.options import Options
 
         if self._mode == "r":
             msg = f'{self._place} was opened with mode="r"; open it with mode="a" to add to it'

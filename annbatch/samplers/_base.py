@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch._shared.args import as_count, as_generator, as_range
+from annbatch._shared.args import as_count, as_generator, as_range, levels_to_user
 from annbatch._shared.requests import requested_rows
 from annbatch._shared.workers import current_worker
 
@@ -95,6 +95,8 @@ class Sampler(ABC):
     # Defaults live on the class, so that a subclass need not call super().__init__().
     _mask: slice = slice(0, None)
     _rng: np.random.Generator | None = None
+    # Whether the generator was given, or made by the sampler with a fresh seed.
+    _rng_given: bool = True
 
     @property
     @abstractmethod
@@ -152,6 +154,7 @@ class Sampler(ABC):
     @rng.setter
     def rng(self, rng: np.random.Generator | None) -> None:
         self._rng = None if rng is None else as_generator(rng)
+        self._rng_given = True
         self._inner.origin = None
 
     def sample(self, n_obs: int) -> Iterator[LoadRequest]:

@@ -50,6 +50,8 @@ class SamplerPosition:
         Whether the last request was asked for and there was none.
     config
         Arguments of the sampler when the state was loaded.
+    continued
+        Whether another number of ranks had come here: what they did of the next load request is still to be said.
     """
 
     number: int
@@ -61,6 +63,7 @@ class SamplerPosition:
     legs: tuple[Leg, ...] = ()
     finished: bool = False
     config: dict[str, Any] | None = None
+    continued: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that survives JSON."""

@@ -62,13 +62,13 @@ class PassStreams:
     def __init__(self, entropy: tuple[int, ...], rank_key: tuple[int, ...], leg: int = 0) -> None:
         self._entropy = entropy
         self._rank_key = rank_key
-        self._leg = leg
+        self._kinds = [draw + _LEG * leg for draw in Draw]
         # Spawn keys keep passes and ranks apart: adding numbers to a seed would let (seed 1, rank 2) meet (seed 2, rank 1).
         self.key = np.random.SeedSequence(entropy, spawn_key=(*rank_key, 1)).generate_state(2, np.uint64)
 
     def kind(self, draw: Draw) -> int:
         """Number of a kind of draw, for the kernels."""
-        return draw + _LEG * self._leg
+        return self._kinds[draw]
 
     def keys(self, n: int) -> np.ndarray:
         """Keys (uint64) of what concerns the pass as a whole, in every leg of it."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch._rle import draw_chunks, shuffle_segments
 from annbatch._shared.args import as_bool, as_count, as_generator, as_range, resolve_range
 
-from ._seekable import SeekableSampler, chunk_requests, cut_batches
-from ._streams import pass_stream
+from ._deal import Deal
+from ._order import ChunksInOrder, ShuffledChunks
+from ._seekable import PassPart, SeekableSampler, chunk_requests, cut_batches
+from ._streams import Draw, PassStreams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
+
+    from ._deal import Stretch
+    from ._order import ChunkOrder
 
 __all__ = ["RandomSampler", "SequentialSampler"]
 
@@ -63,8 +65,57 @@ class _RangeSampler(SeekableSampler):
         start, stop = resolve_range(self._mask, as_count("n_obs", n_obs))
         return stop - start if self._num_samples is None else self._num_samples
 
+    def n_batches(self, n_obs: int) -> int:
+        """Count the batches that one pass yields, over all DataLoader workers together.
+
+        Parameters
+        ----------
+        n_obs
+            Number of rows of the data.
+        """
+        # Where rows are left out does not matter here.
+        n_rows = self._deal(n_obs, PassPart((), 0, None), left_out_at=lambda _: 0).n_rows(self._share.rank)
+        return -(-n_rows // self._batch_size)
+
+    def _deal(self, n_obs: int, part: PassPart, left_out_at: Callable[[int], int] | None = None) -> Deal:
+        """Say what this rank does of a pass."""
+        share = self._share
+        stretches: Sequence[Stretch] = [(0, self._n_rows(n_obs))]
+        for leg, (world_size, n_done) in enumerate([*part.legs, (share.world_size, 0)]):
+
+            def drawn(n: int, leg: int = leg) -> int:
+                if not self.shuffle:
+                    # In order, rows are left out at the end; ranks, which must leave some out, take turns with the other end.
+                    return n - 1 if share.number % 2 == 0 else 0
+                return int(PassStreams(part.entropy, self._inner.rank_key, leg).integers(Draw.LEFT_OUT, 0, n, 1)[0])
+
+            deal = Deal.of(
+                stretches,
+                request_rows=self._request_rows,
+                batch_size=self._batch_size,
+                world_size=world_size,
+                drop_last=self._drop_last,
+                equal_batches=share.equal_batches,
+                n_rows_each=share.n_rows,
+                left_out_at=left_out_at or drawn,
+            )
+            if leg < len(part.legs):
+                stretches = deal.rest(n_done)
+        return deal
+
+    def _rows_at(self, places: Sequence[Stretch], start: int, order: ChunkOrder) -> list[slice] | np.ndarray:
+        """Turn places of a pass over the range that begins at row `start` into requests."""
+        size = self._chunk_size
+        parts = []
+        for first, last in places:
+            starts = start + order.between(first // size, -(-last // size)) * size
+            parts.append(chunk_requests(starts, size, last - first, skip=first % size))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if size == 1 else [request for requests in parts for request in requests]
+
     def _config(self) -> dict[str, Any]:
-        return {**super()._config(), "num_samples": self._num_samples}
+        return {**super()._config(), "request_rows": self._request_rows, "num_samples": self._num_samples}
 
 
 class SequentialSampler(_RangeSampler):
@@ -114,45 +165,42 @@ class SequentialSampler(_RangeSampler):
         """False."""
         return False
 
-    def _requests(
-        self, n_obs: int, entropy: tuple[int, ...], first_request: int, worker: Worker | None
-    ) -> Iterator[LoadRequest]:
-        if worker is None or worker.count == 1:
-            return self._chunks_in_order(n_obs, first_request)
-        return self._every_nth_batch(n_obs, first_request, worker)
+    def _requests(self, n_obs: int, part: PassPart) -> Iterator[LoadRequest]:
+        deal = self._deal(n_obs, part)
+        if part.worker is None or part.worker.count == 1:
+            return self._chunks_in_order(n_obs, part, deal)
+        return self._every_nth_batch(n_obs, part, deal)
 
-    def _chunks_in_order(self, n_obs: int, first_request: int) -> Iterator[LoadRequest]:
+    def _chunks_in_order(self, n_obs: int, part: PassPart, deal: Deal) -> Iterator[LoadRequest]:
         start, _ = resolve_range(self._mask, n_obs)
-        stop = start + self._last_row(n_obs)
-        window = self._chunk_size * self._preload_nchunks
-        for first in range(start + first_request * window, stop, window):
-            last = min(first + window, stop)
-            starts = np.arange(first, last, self._chunk_size, dtype=np.int64)
+        rank, rows = self._share.rank, self._request_rows
+        n_rows = deal.n_rows(rank)
+        order = ChunksInOrder()
+        for first in range(part.first_request * rows, n_rows, rows):
+            last = min(first + rows, n_rows)
             yield {
-                "requests": chunk_requests(starts, self._chunk_size, last - first),
+                "requests": self._rows_at(deal.places(rank, first, last), start, order),
                 "splits": cut_batches(np.arange(last - first), self._batch_size, drop_last=False),
             }
 
-    def _every_nth_batch(self, n_obs: int, first_request: int, worker: Worker) -> Iterator[LoadRequest]:
+    def _every_nth_batch(self, n_obs: int, part: PassPart, deal: Deal) -> Iterator[LoadRequest]:
         start, _ = resolve_range(self._mask, n_obs)
-        n_rows = self._last_row(n_obs)
-        batches = range(worker.id, -(-n_rows // self._batch_size), worker.count)
-        per_request = self._chunk_size * self._preload_nchunks // self._batch_size
-        for first in range(first_request * per_request, len(batches), per_request):
-            edges = [
-                (batch * self._batch_size, min((batch + 1) * self._batch_size, n_rows))
+        rank = self._share.rank
+        n_rows = deal.n_rows(rank)
+        assert part.worker is not None
+        batches = range(part.worker.id, -(-n_rows // self._batch_size), part.worker.count)
+        per_request = self._request_rows // self._batch_size
+        for first in range(part.first_request * per_request, len(batches), per_request):
+            places = [
+                stretch
                 for batch in batches[first : first + per_request]
+                for stretch in deal.places(rank, batch * self._batch_size, min((batch + 1) * self._batch_size, n_rows))
             ]
-            n_requested = sum(last - first for first, last in edges)
+            n_requested = sum(stop - begin for begin, stop in places)
             yield {
-                "requests": [slice(start + first, start + last) for first, last in edges],
+                "requests": [slice(start + begin, start + stop) for begin, stop in places],
                 "splits": cut_batches(np.arange(n_requested), self._batch_size, drop_last=False),
             }
-
-    def _last_row(self, n_obs: int) -> int:
-        """Rows that are really yielded: what `drop_last` leaves out is at the end, so it need not be read."""
-        n_rows = self._n_rows(n_obs)
-        return n_rows - n_rows % self._batch_size if self._drop_last else n_rows
 
 
 class RandomSampler(_RangeSampler):
@@ -207,8 +255,9 @@ class RandomSampler(_RangeSampler):
 
     Notes
     -----
-    Order of chunks: Fisher-Yates shuffle, run only as far as the pass has come. Under several torch DataLoader workers the
-    load requests of one common pass are dealt out in turn, so that the workers together visit every row once.
+    The order of chunks is computed from the seed of the pass, not drawn up front: nothing is held, and a pass over any number of
+    rows starts, and is resumed, at once. `drop_last` leaves out random rows. Under several torch DataLoader workers the load
+    requests of one common pass are dealt out in turn, so that the workers together visit every row once.
     """
 
     def __init__(
@@ -235,6 +284,7 @@ class RandomSampler(_RangeSampler):
         self._replacement = as_bool("replacement", replacement)
         if self._rng is None:
             self._rng = np.random.default_rng()
+            self._rng_given = False
 
     @property
     def shuffle(self) -> bool:
@@ -267,76 +317,36 @@ class RandomSampler(_RangeSampler):
             )
             raise ValueError(msg)
 
-    def _requests(
-        self, n_obs: int, entropy: tuple[int, ...], first_request: int, worker: Worker | None
-    ) -> Iterator[LoadRequest]:
+    def _requests(self, n_obs: int, part: PassPart) -> Iterator[LoadRequest]:
         start, stop = resolve_range(self._mask, n_obs)
-        n_rows = self._n_rows(n_obs)
-        first, step = (first_request, 1) if worker is None else (worker.id + first_request * worker.count, worker.count)
-        numbers = range(first, -(-n_rows // (self._chunk_size * self._preload_nchunks)), step)
-        # Made here and not in the generator, so that `sample` fails at once when there is no memory for it.
-        permutation = None
+        order = None
+        # Made here and not in the generator, so that `sample` fails at once when there are more chunks than can be.
+        streams = self._streams(part)
         if not self._replacement:
-            stream = pass_stream(entropy, self._inner.rank_key)
-            permutation = _Permutation((stop - start) // self._chunk_size, stream)
-        return self._numbered_requests(numbers, range(start, stop), n_rows, entropy, permutation)
+            order = ShuffledChunks((stop - start) // self._chunk_size, streams)
+        return self._numbered_requests(range(start, stop), part, self._deal(n_obs, part), streams, order)
 
     def _numbered_requests(
-        self, numbers: range, rows: range, n_rows: int, entropy: tuple[int, ...], permutation: _Permutation | None
+        self, rows: range, part: PassPart, deal: Deal, streams: PassStreams, order: ShuffledChunks | None
     ) -> Iterator[LoadRequest]:
-        window = self._chunk_size * self._preload_nchunks
-        for number in numbers:
-            stream = self._stream(entropy, number)
-            n_requested = min(window, n_rows - number * window)
-            if permutation is None:
-                starts = self._starts_anywhere(stream, len(rows), n_requested)
+        rank, window = self._share.rank, self._request_rows
+        n_rows = deal.n_rows(rank)
+        for own_number in part.numbers(-(-n_rows // window)):
+            first, last = own_number * window, min((own_number + 1) * window, n_rows)
+            number = own_number * deal.world_size + rank
+            if order is None:
+                starts = self._starts_anywhere(streams, number, len(rows), last - first)
+                requests = chunk_requests(rows.start + starts, self._chunk_size, last - first)
             else:
-                first_chunk = number * self._preload_nchunks
-                starts = permutation[first_chunk : first_chunk - (-n_requested // self._chunk_size)] * self._chunk_size
-            positions = np.empty(n_requested, dtype=np.int64)
-            shuffle_segments(stream, n_requested, positions)
-            splits = cut_batches(positions, self._batch_size, drop_last=self._drop_last)
-            if splits:
-                requests = chunk_requests(rows.start + starts, self._chunk_size, n_requested)
-                yield {"requests": requests, "splits": splits}
+                requests = self._rows_at(deal.places(rank, first, last), rows.start, order)
+            positions = streams.shuffled(Draw.POSITIONS, number, last - first, last - first)
+            yield {"requests": requests, "splits": cut_batches(positions, self._batch_size, drop_last=False)}
 
-    def _starts_anywhere(self, stream: np.random.PCG64, n_range: int, n_requested: int) -> np.ndarray:
-        rng = np.random.Generator(stream)
+    def _starts_anywhere(self, streams: PassStreams, number: int, n_range: int, n_requested: int) -> np.ndarray:
+        """Rows (int64) at which chunks begin, each with the same chance; the last chunk may be a short one."""
         n_whole, rest = divmod(n_requested, self._chunk_size)
-        starts = rng.integers(n_range - self._chunk_size + 1, size=n_whole) if n_whole else np.empty(0, dtype=np.int64)
-        return np.append(starts, rng.integers(n_range - rest + 1)) if rest else starts
+        starts = streams.integers(Draw.CHUNKS, number, max(n_range - self._chunk_size + 1, 1), n_whole)
+        return np.append(starts, streams.integers(Draw.CLASSES, number, n_range - rest + 1, 1)) if rest else starts
 
     def _config(self) -> dict[str, Any]:
         return {**super()._config(), "replacement": self._replacement}
-
-
-class _Permutation:
-    """A random permutation of `n_chunks` chunks, drawn as far as it is read; after them comes chunk `n_chunks`, the short one."""
-
-    def __init__(self, n_chunks: int, stream: np.random.PCG64) -> None:
-        self._n_chunks = n_chunks
-        self._stream = stream
-        self._n_drawn = 0
-        dtype = np.dtype(np.uint32 if n_chunks < 2**32 else np.uint64)
-        # Anonymous memory reads as zeros, which `draw_chunks` takes for the identity, and is made on first touch, a page at
-        # a time. NumPy would ask for huge pages, of which the first few thousand draws touch every one.
-        try:
-            zeros = mmap.mmap(-1, max(n_chunks, 1) * dtype.itemsize)
-        except (OSError, OverflowError, ValueError) as error:
-            msg = f"a permutation of {n_chunks} chunks takes {n_chunks * dtype.itemsize} bytes; use a larger chunk_size"
-            raise MemoryError(msg) from error
-        self._displaced = np.frombuffer(zeros, dtype=dtype, count=n_chunks)
-
-    def __getitem__(self, chunks: slice) -> np.ndarray:
-        """Numbers (int64) of the chunks at these places, which must not be before those read last."""
-        # Draws that nobody asked for are made too, since every draw depends on those before it: 10 to 20 ns each.
-        while self._n_drawn < min(chunks.start, self._n_chunks):
-            self._draw(min(chunks.start - self._n_drawn, 65_536))
-        return self._draw(chunks.stop - chunks.start)
-
-    def _draw(self, n: int) -> np.ndarray:
-        drawn = np.full(n, self._n_chunks, dtype=np.int64)
-        n_whole = min(n, self._n_chunks - self._n_drawn)
-        draw_chunks(self._stream, self._displaced, self._n_drawn, drawn[:n_whole])
-        self._n_drawn += n_whole
-        return drawn

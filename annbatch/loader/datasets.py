@@ -140,7 +140,7 @@ class Dataset:
         for key, source in sources.items():
             if isinstance(source, storage.SparseSource):
                 # Read now, not at the first request: forked workers share it then, and damage shows where data is added.
-                source.indptr  # noqa: B018
+                source.row_pointers  # noqa: B018
             if len(source.shape) < 2:
                 msg = f"{key} of {name} must have at least 2 dimensions, got shape {source.shape}"
                 raise ValueError(msg)
@@ -263,7 +263,9 @@ class Table:
     def fingerprint(self) -> dict[str, Any]:
         """What tells this data from other data, and from the same in another order, without reading rows."""
         sources = self.matrices[X].sources
-        n_values = [int(source.indptr[-1]) if isinstance(source, storage.SparseSource) else 0 for source in sources]
+        n_values = [
+            source.row_pointers.n_values if isinstance(source, storage.SparseSource) else 0 for source in sources
+        ]
         first_rows = self.offsets[:-1][np.diff(self.offsets) > 0]
         names = [] if self.obs is None else self.obs.take(first_rows).index.astype(str).tolist()
         facts = repr((self.lengths, n_values, names))

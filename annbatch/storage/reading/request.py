@@ -210,7 +210,7 @@ class _Request:
         """Return the stored values of each position, int64."""
         lengths = np.zeros(self.n_out, np.int64)
         for part in self.parts:
-            _rows.row_lengths(_sparse(part).indptr, part.rows, part.dest, lengths)
+            _, lengths[part.dest] = _sparse(part).row_pointers.extents(part.rows)
         return lengths
 
     def fill_csr(self, lengths: np.ndarray) -> list[CSRBlock]:
@@ -286,12 +286,13 @@ class _Request:
         for part in self.parts:
             rows, dest = _ascending(part)
             source = _sparse(part)
+            extents = source.row_pointers.extents(rows)
             for array, address, target, n_columns in (
                 (source.data, value_address, self.dtype, None),
                 (source.indices, index_address, index_dtype, source.shape[1]),
             ):
                 chunk_size = array.chunk_shape[0]
-                plan = _rows.plan_ranges(source.indptr, rows, address[dest], target.itemsize, chunk_size)
+                plan = _rows.plan_ranges(rows, *extents, address[dest], target.itemsize, chunk_size)
                 columns = None if n_columns is None else part.columns
                 jobs.append(Job(array, plan, chunk_size, target, n_columns, columns))
         run(jobs, self.num_threads)
@@ -312,7 +313,8 @@ class _Request:
             rows, dest = _ascending(part)
             source = _sparse(part)
             value_cut, column_cut = _cut(source.data, self.dtype), _cut(source.indices, index_dtype)
-            plan = _rows.plan_stretches(source.indptr, rows, n_wanted, row_work, value_cut, column_cut)
+            extents = source.row_pointers.extents(rows)
+            plan = _rows.plan_stretches(rows, *extents, n_wanted, row_work, value_cut, column_cut)
             values = Job(source.data, plan.values, value_cut.chunk_size, self.dtype)
             columns = Job(
                 source.indices, plan.columns, column_cut.chunk_size, index_dtype, source.shape[1], part.columns

@@ -57,7 +57,7 @@ class Loader:
     preload_nchunks
         Chunks that are read together and shuffled (default 32).
     batch_size
-        Rows per batch (default 1). Must divide ``chunk_size * preload_nchunks``.
+        Rows per batch (default 128). Any number: a load request is rounded to whole batches.
     shuffle
         Whether rows come in random order (default False).
     drop_last
@@ -433,8 +433,9 @@ class Loader:
         reader = self._reader(table)
         requests = sampler.sample(table.n_obs)
         resume, self._resume = self._resume, None
-        n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
-        start = LoaderPosition(sampler, sampler.state_dict(), n_done)
+        start = LoaderPosition(sampler, sampler.state_dict())
+        if resume is not None and resume.stands_where(start):
+            start = resume
         self._n_passes += 1
         new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
         self._passes.add(new_pass)
@@ -505,7 +506,11 @@ class Loader:
         self._check_no_pass("a state must not be loaded")
         position = LoaderPosition.from_dict(state, self._checked_table(), self._batch_sampler)
         self._batch_sampler.load_state_dict(position.state)
-        self._position = self._resume = position
+        self._position = self._resume = position.taken_up()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass the one with number `epoch`; see :meth:`annbatch.abc.Sampler.set_epoch`."""
+        self._batch_sampler.set_epoch(epoch)
 
     # -- other processes, copies, torch
 

@@ -15,6 +15,7 @@ from ._streams import PassStreams, pass_entropy, take_pass_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     import numpy as np
 
@@ -108,6 +109,20 @@ class SeekableSampler(Sampler):
             raise ValueError(msg)
         self._request_rows = window
 
+    @classmethod
+    def fitted(cls, *, chunk_size: int, preload_nchunks: int, batch_size: int, **arguments: Any) -> Self:
+        """Make a sampler whose load requests are whole batches, whatever the numbers.
+
+        A load request has ``chunk_size * preload_nchunks`` rows, less what makes it a multiple of `batch_size`, and at least one
+        batch; so a chunk may be read by two of them, a part each.
+        """
+        rows = as_count("chunk_size", chunk_size) * as_count("preload_nchunks", preload_nchunks)
+        batch_size = as_count("batch_size", batch_size)
+        sampler = cls(chunk_size, batch_size, batch_size, **arguments)
+        sampler._preload_nchunks = preload_nchunks
+        sampler._request_rows = max(rows // batch_size, 1) * batch_size
+        return sampler
+
     @property
     def batch_size(self) -> int:
         """Rows per batch."""
@@ -196,6 +211,8 @@ class SeekableSampler(Sampler):
     def __repr__(self) -> str:
         arguments = self._config()
         name, mask = arguments.pop("type"), arguments.pop("mask")
+        if arguments.get("request_rows") == self._chunk_size * self._preload_nchunks:
+            del arguments["request_rows"]
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         return f"{name}({shown}, mask=slice({mask[0]}, {mask[1]}))"
 

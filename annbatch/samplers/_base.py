@@ -380,6 +380,8 @@ class Sampler(ABC):
         if number == inner.n_passes:
             return
         if self.shuffle or self.rng is not None:
+            if inner.origin is None:
+                inner.origin = inner.n_passes, generator_state(self._required_rng())
             self._move_rng(number)
         inner.n_passes = number
         inner.position = inner.resume = None
@@ -438,10 +440,13 @@ class Sampler(ABC):
         return inner.own_rng
 
     def _restore_rng(self, rng: np.random.Generator) -> None:
+        """Exchange the generator for one that stands elsewhere in the same stream of passes."""
+        origin = self._inner.origin
         if self.rng is None:
             self._inner.own_rng = rng
         else:
             self.rng = rng
+        self._inner.origin = origin
 
     def _checked_worker(self) -> Worker | None:
         worker = current_worker()

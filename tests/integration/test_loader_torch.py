@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -46,7 +47,7 @@ def test_workers_deal_all_rows_out_among_them(paths, counts, context, to):
     assert sorted(rows_of(batches)) == list(range(60))
     for batch in batches:
         np.testing.assert_array_equal(as_array(batch["X"]), counts[batch["index"]])
-        assert batch["obs"]["label"].dtype.categories.tolist() == ["B", "T", "NK"]
+        assert batch["obs"]["label"].dtype.categories.tolist() == ["B", "NK", "T"]
         if to == "torch":
             assert batch["X"].layout == torch.sparse_csr
 
@@ -95,15 +96,17 @@ def test_error_in_a_worker_reaches_the_user(paths):
         list(DataLoader(loader, batch_size=None, num_workers=1, multiprocessing_context="fork"))
 
 
-def test_class_sampler_in_workers_gives_its_advice(paths):
+def test_workers_share_the_pass_of_a_class_sampler(paths):
     loader = small_loader().add_paths(paths)
     classes = np.concatenate([obs["label"] for obs in loader._obs])
-    import pandas as pd
-
-    sampler = ClassSampler(1, 12, 6, classes=pd.Categorical(classes), num_samples=60)
+    sampler = ClassSampler(
+        1, 12, 6, classes=pd.Categorical(classes), num_samples=60, rng=np.random.default_rng(0)
+    )
     loader = small_loader(batch_sampler=sampler).add_paths(paths)
-    with pytest.raises(NotImplementedError, match="read"):
-        list(DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork"))
+    batches = [b["index"] for b in DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork")]
+    assert [len(rows) for rows in batches] == [6] * 10
+    assert all(len(set(classes[rows])) == 1 for rows in batches)
+    assert len({tuple(rows.tolist()) for rows in batches}) == 10
 
 
 def test_cpus_are_shared_out_among_workers(paths, monkeypatch):

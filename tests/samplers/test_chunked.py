@@ -252,9 +252,9 @@ def test_a_hundred_million_rows_start_quickly_in_little_memory():
     assert mebibytes < 1500
 
 
-def test_more_chunks_than_memory_holds_are_refused_before_the_first_request():
-    with pytest.raises(MemoryError, match="use a larger chunk_size"):
-        RandomSampler(1, 4096, 256).sample(10**17)
+def test_more_chunks_than_can_be_are_refused_before_the_first_request():
+    with pytest.raises(ValueError, match="at most 2\\*\\*62 chunks, got .*; use a larger chunk_size"):
+        RandomSampler(1, 4096, 256).sample(2**62 + 1)
 
 
 def test_a_subclass_may_bring_its_own_sample():

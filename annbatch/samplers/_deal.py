@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-__all__ = ["Deal", "Stretch"]
+import numpy as np
+
+__all__ = ["Deal", "Stretch", "without"]
 
 # Places, half open.
 Stretch = tuple[int, int]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Deal:
     """What each of `world_size` ranks does of a pass.
 
@@ -28,7 +30,9 @@ class Deal:
     Attributes
     ----------
     stretches
-        The places that are dealt out, ascending.
+        The places that are dealt out, ascending: int64, (n, 2), half open.
+    passed
+        Places in all stretches before each one, and in all: int64, n + 1.
     request_rows
         Rows of a load request, a multiple of the batch size.
     world_size
@@ -41,7 +45,8 @@ class Deal:
         The rows that are left out, counted over all stretches.
     """
 
-    stretches: tuple[Stretch, ...]
+    stretches: np.ndarray
+    passed: np.ndarray
     request_rows: int
     world_size: int
     n_rounds: int
@@ -51,7 +56,7 @@ class Deal:
     @classmethod
     def of(
         cls,
-        stretches: Sequence[Stretch],
+        stretches: Sequence[Stretch] | np.ndarray,
         *,
         request_rows: int,
         batch_size: int,
@@ -74,7 +79,9 @@ class Deal:
         left_out_at
             Called with a number `n`, returns where in [0, n) the rows that are left out begin.
         """
-        n_rows = sum(last - first for first, last in stretches)
+        stretches = np.array(stretches, dtype=np.int64).reshape(-1, 2)
+        passed = np.append(0, np.cumsum(stretches[:, 1] - stretches[:, 0]))
+        n_rows = int(passed[-1])
         n_rounds = max(n_rows // (world_size * request_rows) - 1, 0)
         head = n_rounds * world_size * request_rows
         n_tail = n_rows - head
@@ -88,7 +95,7 @@ class Deal:
         tails = tuple(unit * (each + (rank < left_over)) for rank in range(world_size))
         n_left_out = n_rows - head - sum(tails)
         first = head + (left_out_at(n_rows - head - n_left_out + 1) if n_left_out else sum(tails))
-        return cls(tuple(stretches), request_rows, world_size, n_rounds, tails, (first, first + n_left_out))
+        return cls(stretches, passed, request_rows, world_size, n_rounds, tails, (first, first + n_left_out))
 
     def n_rows(self, rank: int) -> int:
         """Rows that `rank` does."""
@@ -133,17 +140,22 @@ class Deal:
 
     def _add(self, found: list[Stretch], first: int, last: int) -> None:
         """Add rows [first, last), counted over all stretches, as places."""
-        passed = 0
-        for start, stop in self.stretches:
-            if first >= last:
-                return
-            n_rows = stop - start
-            if first < passed + n_rows:
-                n_here = min(last, passed + n_rows) - first
-                place = start + first - passed
-                if found and found[-1][1] == place:
-                    found[-1] = (found[-1][0], place + n_here)
-                else:
-                    found.append((place, place + n_here))
-                first += n_here
-            passed += n_rows
+        number = int(np.searchsorted(self.passed, first, side="right")) - 1
+        while first < last:
+            start, passed = int(self.stretches[number, 0]), int(self.passed[number])
+            stop = min(last, int(self.passed[number + 1]))
+            place = start + first - passed
+            if found and found[-1][1] == place:
+                found[-1] = (found[-1][0], place + stop - first)
+            elif stop > first:
+                found.append((place, place + stop - first))
+            first = stop
+            number += 1
+
+
+def without(stretches: Sequence[Stretch], places: np.ndarray) -> np.ndarray:
+    """Take single places out of ascending stretches that hold them all."""
+    places = np.sort(places)
+    given = np.array(stretches, dtype=np.int64).reshape(-1, 2)
+    starts, stops = np.sort(np.append(given[:, 0], places + 1)), np.sort(np.append(given[:, 1], places))
+    return np.stack([starts, stops], axis=1)[starts < stops]

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Inner", "Leg", "PassNumbers", "PassOpenError", "SamplerPass", "SamplerPosition", "difference"]
 
-# A part of a pass that was done by another number of ranks: (ranks, rows that each of them did).
-Leg = tuple[int, int]
+# A part of a pass that was done by another number of ranks: (ranks, load requests that each of them did, batches that each of
+# them did of the next one).
+Leg = tuple[int, int, int]
 
 
 class PassOpenError(ValueError, RuntimeError):
@@ -86,7 +87,14 @@ class SamplerPosition:
             number, request = (as_count(key, state[key], minimum=0) for key in ("pass", "request"))
             n_obs = None if state["n_obs"] is None else as_count("n_obs", state["n_obs"], minimum=0)
             world_size = as_count("world_size", state["world_size"])
-            legs = tuple((as_count("ranks", ranks), as_count("rows", rows, minimum=0)) for ranks, rows in state["legs"])
+            legs = tuple(
+                (
+                    as_count("ranks", ranks),
+                    as_count("requests", requests, minimum=0),
+                    as_count("batches", batches, minimum=0),
+                )
+                for ranks, requests, batches in state["legs"]
+            )
         except (KeyError, TypeError, ValueError) as error:
             msg = f"state must be a dict made by state_dict, but {type(error).__name__}: {error}"
             raise ValueError(msg) from error

@@ -62,7 +62,8 @@ class PassStreams:
     def __init__(self, entropy: tuple[int, ...], rank_key: tuple[int, ...], leg: int = 0) -> None:
         self._entropy = entropy
         self._rank_key = rank_key
-        self._kinds = [draw + _LEG * leg for draw in Draw]
+        # The order of chunks is that of the whole pass.
+        self._kinds = [draw + (_LEG * leg if draw is not Draw.ORDER else 0) for draw in Draw]
         # Spawn keys keep passes and ranks apart: adding numbers to a seed would let (seed 1, rank 2) meet (seed 2, rank 1).
         self.key = np.random.SeedSequence(entropy, spawn_key=(*rank_key, 1)).generate_state(2, np.uint64)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from annbatch._shared.args import as_bool, as_count, as_generator, as_range, resolve_range
 
-from ._deal import Deal
+from ._deal import Deal, without
 from ._order import ChunksInOrder, ShuffledChunks
 from ._seekable import PassPart, SeekableSampler, chunk_requests, cut_batches
 from ._streams import Draw, PassStreams
@@ -80,14 +80,15 @@ class _RangeSampler(SeekableSampler):
     def _deal(self, n_obs: int, part: PassPart, left_out_at: Callable[[int], int] | None = None) -> Deal:
         """Say what this rank does of a pass."""
         share = self._share
-        stretches: Sequence[Stretch] = [(0, self._n_rows(n_obs))]
-        for leg, (world_size, n_done) in enumerate([*part.legs, (share.world_size, 0)]):
+        stretches: Sequence[Stretch] | np.ndarray = [(0, self._n_rows(n_obs))]
+        for number, (world_size, n_requests, n_batches) in enumerate([*part.legs, (share.world_size, 0, 0)]):
 
-            def drawn(n: int, leg: int = leg) -> int:
+            def drawn(n: int, number: int = number) -> int:
                 if not self.shuffle:
                     # In order, rows are left out at the end; ranks, which must leave some out, take turns with the other end.
                     return n - 1 if share.number % 2 == 0 else 0
-                return int(PassStreams(part.entropy, self._inner.rank_key, leg).integers(Draw.LEFT_OUT, 0, n, 1)[0])
+                streams = PassStreams(part.entropy, self._inner.rank_key, number)
+                return int(streams.integers(Draw.LEFT_OUT, 0, n, 1)[0])
 
             deal = Deal.of(
                 stretches,
@@ -99,9 +100,30 @@ class _RangeSampler(SeekableSampler):
                 n_rows_each=share.n_rows,
                 left_out_at=left_out_at or drawn,
             )
-            if leg < len(part.legs):
-                stretches = deal.rest(n_done)
+            if number < len(part.legs):
+                stretches = deal.rest(n_requests * self._request_rows)
+                if n_batches:
+                    stretches = without(stretches, self._places_done(deal, part, number))
         return deal
+
+    def _places_done(self, deal: Deal, part: PassPart, leg: int) -> np.ndarray:
+        """Places that the first batches of the ranks' load requests took, in the middle of which a leg ended."""
+        _, n_requests, n_batches = part.legs[leg]
+        streams = PassStreams(part.entropy, self._inner.rank_key, leg)
+        done = [np.empty(0, dtype=np.int64)]
+        for rank in range(deal.world_size):
+            n_rows = deal.n_rows(rank)
+            first = n_requests * self._request_rows
+            last = min(first + self._request_rows, n_rows)
+            if first < last:
+                places = np.concatenate([np.arange(*stretch) for stretch in deal.places(rank, first, last)])
+                positions = self._positions(streams, n_requests * deal.world_size + rank, len(places))
+                done.append(places[positions[: n_batches * self._batch_size]])
+        return np.concatenate(done)
+
+    def _positions(self, streams: PassStreams, number: int, n_rows: int) -> np.ndarray:
+        """Rows of load request `number`, in the order in which its batches take them."""
+        return streams.shuffled(Draw.POSITIONS, number, n_rows, n_rows) if self.shuffle else np.arange(n_rows)
 
     def _rows_at(self, places: Sequence[Stretch], start: int, order: ChunkOrder) -> list[slice] | np.ndarray:
         """Turn places of a pass over the range that begins at row `start` into requests."""
@@ -339,7 +361,7 @@ class RandomSampler(_RangeSampler):
                 requests = chunk_requests(rows.start + starts, self._chunk_size, last - first)
             else:
                 requests = self._rows_at(deal.places(rank, first, last), rows.start, order)
-            positions = streams.shuffled(Draw.POSITIONS, number, last - first, last - first)
+            positions = self._positions(streams, number, last - first)
             yield {"requests": requests, "splits": cut_batches(positions, self._batch_size, drop_last=False)}
 
     def _starts_anywhere(self, streams: PassStreams, number: int, n_range: int, n_requested: int) -> np.ndarray:

@@ -337,8 +337,7 @@ class DistributedSampler(Sampler):
             if position.request == 0:
                 return dataclasses.replace(position, world_size=ours, continued=True)
             raise ValueError(self._cannot_continue(theirs))
-        assert isinstance(self._sampler, SeekableSampler)
-        leg = (theirs, position.request * self._sampler._request_rows)
+        leg = (theirs, position.request, 0)
         return dataclasses.replace(position, world_size=ours, legs=(*position.legs, leg), request=0, continued=True)
 
     def _batches_to_skip(self, n_done: int) -> int:
@@ -350,9 +349,8 @@ class DistributedSampler(Sampler):
                 raise ValueError(self._cannot_continue(None))
             return 0
         # Ranks are in step, so each of the others had done as many batches of its request.
-        *before, (world_size, n_rows) = resume.legs
-        assert self.batch_size is not None
-        resume.legs = (*before, (world_size, n_rows + n_done * self.batch_size))
+        *before, (world_size, n_requests, _) = resume.legs
+        resume.legs = (*before, (world_size, n_requests, n_done))
         resume.continued = False
         return 0
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annbatch.samplers._deal import Deal
+from annbatch.samplers._deal import Deal, without
 
 
 def listed(stretches):
@@ -78,6 +78,14 @@ def test_the_rest_is_what_no_rank_has_done(arguments, n_done):
         for place in listed(deal.places(rank, min(n_done, deal.n_rows(rank)), deal.n_rows(rank)))
     ]
     assert listed(deal.rest(n_done)) == sorted(left)
+
+
+@given(deals(), st.data())
+def test_places_that_are_taken_out(arguments, data):
+    everything = listed(arguments["stretches"])
+    taken = data.draw(st.lists(st.sampled_from(everything), unique=True))
+    left = without(arguments["stretches"], np.array(taken, dtype=np.int64))
+    assert listed(left.tolist()) == sorted(set(everything) - set(taken))
 
 
 def test_by_hand():

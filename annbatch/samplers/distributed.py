@@ -19,6 +19,7 @@ from ._streams import pass_entropy, rank_key, take_pass_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
     from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
@@ -376,6 +377,14 @@ class DistributedSampler(Sampler):
 
     def _restore_rng(self, rng: np.random.Generator) -> None:
         self._sampler._restore_rng(rng)
+
+    def __copy__(self) -> Self:
+        # Two that count their own passes must not draw from one generator.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__getstate__())
+        twin._sampler = copy.deepcopy(self._sampler)
+        twin._numbers = copy.copy(self._numbers)
+        return twin
 
     def __repr__(self) -> str:
         return f"DistributedSampler({self._sampler!r}, rank={self._rank}, world_size={self._world_size})"

@@ -319,7 +319,7 @@ class Sampler(ABC):
         entropy = generator_from_state(state).integers(2**64, dtype=np.uint64, size=2)
         self._restore_rng(generator_at(tuple(entropy.tolist()), (*self._inner.rank_key, _OF_A_NUMBER, number)))
 
-    def _next_number(self, worker: Worker | None) -> int:  # noqa: ARG002 (for those who share passes among processes)
+    def _next_number(self, worker: Worker | None) -> int:
         """Return the number of the pass that comes next."""
         return self._inner.n_passes
 
@@ -350,7 +350,8 @@ class Sampler(ABC):
         inner = self._inner
         rng = self._required_rng() if self.shuffle else self.rng
         before = None if rng is None else generator_state(rng)
-        first_request, legs = 0, ()
+        first_request = 0
+        legs: tuple[Leg, ...] = ()
         if inner.resume is not None:
             inner.resume.check_fits(n_obs, worker, config=self._config(), rng=before)
             first_request, legs = inner.resume.request, inner.resume.legs
@@ -405,19 +406,18 @@ class Sampler(ABC):
             if hasattr(requests, "close"):
                 requests.close()
 
-    def _default_splits(
-        self, request: LoadRequest, n_obs: int, streams: PassStreams, number: int
-    ) -> list[np.ndarray]:
-        for name in ("batch_size", "shuffle"):
-            if getattr(self, name) is None:
-                msg = f"{name} must not be None when load requests carry no splits"
-                raise ValueError(msg)
+    def _default_splits(self, request: LoadRequest, n_obs: int, streams: PassStreams, number: int) -> list[np.ndarray]:
+        batch_size = self.batch_size
+        if batch_size is None or self.shuffle is None:
+            name = "batch_size" if batch_size is None else "shuffle"
+            msg = f"{name} must not be None when load requests carry no splits"
+            raise ValueError(msg)
         n_rows = len(requested_rows(request["requests"], n_obs))
         if self.shuffle:
             positions = streams.shuffled(Draw.POSITIONS, number, n_rows, n_rows)
         else:
             positions = np.arange(n_rows)
-        return [positions[first : first + self.batch_size] for first in range(0, n_rows, self.batch_size)]
+        return [positions[first : first + batch_size] for first in range(0, n_rows, batch_size)]
 
     def _config(self) -> dict[str, Any]:
         """Arguments that a state must agree with, as plain data."""
@@ -466,7 +466,7 @@ class Sampler(ABC):
 
     def _warn_of_ranks(self, worker: Worker | None) -> None:
         """Warn, once, when every rank of a job reads all of a pass."""
-        global _ranks_were_warned_of  # noqa: PLW0603
+        global _ranks_were_warned_of
         dist = sys.modules.get("torch.distributed")
         if _ranks_were_warned_of or self.rank_aware or self._inner.rank_key or (worker is not None and worker.id):
             return

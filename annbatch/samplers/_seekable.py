@@ -6,6 +6,8 @@ import dataclasses
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from annbatch._rle import chunk_slices
 from annbatch._shared.args import as_bool, as_count
 from annbatch._shared.workers import Worker, current_worker
@@ -14,16 +16,14 @@ from ._base import Sampler, move_by_seeds
 from ._streams import PassStreams, pass_entropy, take_pass_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Self
-
-    import numpy as np
 
     from annbatch.types import LoadRequest
 
     from ._state import Leg
 
-__all__ = ["PassPart", "SeekableSampler", "Share", "chunk_requests", "cut_batches"]
+__all__ = ["PassPart", "SeekableSampler", "Share", "chunk_requests", "cut_batches", "joined_requests"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -217,15 +217,21 @@ class SeekableSampler(Sampler):
         return f"{name}({shown}, mask=slice({mask[0]}, {mask[1]}))"
 
 
-def chunk_requests(
-    starts: np.ndarray, chunk_size: int, n_rows: int, *, skip: int = 0
-) -> list[slice] | np.ndarray:
+def chunk_requests(starts: np.ndarray, chunk_size: int, n_rows: int, *, skip: int = 0) -> list[slice] | np.ndarray:
     """Turn chunk starts into requests of `n_rows` rows in all.
 
     The first chunk lacks its first `skip` rows, the last one is cut short to fit. Chunks of a single row come as an array of
     row numbers: a slice object for every row would cost more than its reading.
     """
     return starts if chunk_size == 1 else chunk_slices(starts, chunk_size, skip, n_rows)
+
+
+def joined_requests(parts: Sequence[list[slice] | np.ndarray]) -> list[slice] | np.ndarray:
+    """Put requests of one kind together, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    return np.concatenate(arrays) if arrays else [request for part in parts for request in part]
 
 
 def cut_batches(positions: np.ndarray, batch_size: int, *, drop_last: bool) -> list[np.ndarray]:

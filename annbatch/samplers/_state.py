@@ -165,7 +165,15 @@ class Inner:
         return dataclasses.replace(self, position=position, open_passes=weakref.WeakSet())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _inner, (self.n_passes, self.position, self.resume, self.own_rng, self.rank_key, self.worker, self.origin)
+        return _inner, (
+            self.n_passes,
+            self.position,
+            self.resume,
+            self.own_rng,
+            self.rank_key,
+            self.worker,
+            self.origin,
+        )
 
 
 def _inner(*values: Any) -> Inner:
@@ -242,7 +250,7 @@ class PassNumbers:
     def next(self, worker: Worker | None) -> int:
         """Return the number of the next pass."""
         if worker is None:
-            return max(self._numbers)
+            return int(max(self._numbers))
         return int(self._numbers[self._place(worker)])
 
     def set(self, worker: Worker | None, number: int) -> None:

@@ -10,7 +10,7 @@ from annbatch._shared.args import as_bool, as_count, as_generator, as_range, res
 
 from ._deal import Deal, without
 from ._order import ChunksInOrder, ShuffledChunks
-from ._seekable import PassPart, SeekableSampler, chunk_requests, cut_batches
+from ._seekable import PassPart, SeekableSampler, chunk_requests, cut_batches, joined_requests
 from ._streams import Draw, PassStreams
 
 if TYPE_CHECKING:
@@ -132,9 +132,7 @@ class _RangeSampler(SeekableSampler):
         for first, last in places:
             starts = start + order.between(first // size, -(-last // size)) * size
             parts.append(chunk_requests(starts, size, last - first, skip=first % size))
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if size == 1 else [request for requests in parts for request in requests]
+        return joined_requests(parts)
 
     def _config(self) -> dict[str, Any]:
         return {**super()._config(), "request_rows": self._request_rows, "num_samples": self._num_samples}

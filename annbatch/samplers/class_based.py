@@ -63,9 +63,7 @@ class _ClassWindow:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw a code for every group of `group_chunks` chunks, and the first rows of `n_chunks` chunks (both int64)."""
         groups = np.empty(-(-n_chunks // group_chunks), dtype=np.int64)
-        draw_groups(
-            streams.key, number, streams.kind(Draw.CLASSES), self.cumulative_weights, self.drawable, groups
-        )
+        draw_groups(streams.key, number, streams.kind(Draw.CLASSES), self.cumulative_weights, self.drawable, groups)
         return groups, self.draw_chunks(streams, Draw.CHUNKS, number, groups, group_chunks, n_chunks)
 
     def draw_chunks(
@@ -187,7 +185,7 @@ class ClassBasedSampler(SeekableSampler):
         """Everything that gives codes their meaning."""
         return self._classes.categories.tolist()
 
-    def _code_weights(self, table: RunTable | RowWindow) -> np.ndarray:  # noqa: ARG002
+    def _code_weights(self, table: RunTable | RowWindow) -> np.ndarray:
         return self._class_weights
 
     def _shown(self, codes: np.ndarray) -> str:
@@ -231,7 +229,7 @@ class ClassBasedSampler(SeekableSampler):
         twin._rng = copy.deepcopy(self._rng, memo)
         return twin
 
-    def _n_rows(self, n_obs: int) -> int:  # noqa: ARG002 (the other samplers need it)
+    def _n_rows(self, n_obs: int) -> int:
         share = self._share
         each, left_over = divmod(self._num_samples, share.world_size)
         return each + (share.rank < left_over and not share.equal_batches)

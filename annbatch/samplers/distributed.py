@@ -218,7 +218,9 @@ class DistributedSampler(Sampler):
         if _is_ours(self._sampler):
             # Not the worker's seed of the epoch, which other ranks do not know: the number of the pass makes epochs differ.
             entropy = pass_entropy(take_pass_seed(self._required_rng()), None) if self.shuffle else ()
-            return self._part_of(n_obs, number)._requests(n_obs, PassPart(entropy, first_request, worker, legs))
+            part = self._part_of(n_obs, number)
+            assert isinstance(part, SeekableSampler)
+            return part._requests(n_obs, PassPart(entropy, first_request, worker, legs))
         self._sampler.mask = self._piece(n_obs, number)
         return _skipped(self._sampler.sample(n_obs), first_request, self._sampler.mask, n_obs)
 
@@ -244,9 +246,7 @@ class DistributedSampler(Sampler):
     def _check_rows(self, n_obs: int) -> None:
         start, stop = self._shared_range(n_obs)
         if stop - start < self._world_size:
-            msg = (
-                f"the data must have at least one row per rank, got {stop - start} rows for world_size {self._world_size}"
-            )
+            msg = f"the data must have at least one row per rank, got {stop - start} rows for world_size {self._world_size}"
             raise ValueError(msg)
 
     # -- a piece for every rank

@@ -10,7 +10,7 @@ import pandas as pd
 
 from annbatch._shared.args import as_count
 
-from ._seekable import chunk_requests
+from ._seekable import chunk_requests, joined_requests
 from ._streams import Draw
 from .class_based import ClassBasedSampler, as_categorical, shown_labels
 
@@ -141,7 +141,7 @@ class MatchedSampler(ClassBasedSampler):
         n_cells = self._n_codes
         dtype = np.min_scalar_type(-n_cells)
         to_class = np.where(self._is_control, len(self._is_control), np.arange(len(self._is_control)))
-        cells = to_class.astype(dtype)[self._classes.codes]
+        cells: np.ndarray = to_class.astype(dtype)[self._classes.codes]
         cells *= dtype.type(self._n_contexts)
         cells += self._context_codes
         return cells
@@ -230,9 +230,7 @@ class MatchedSampler(ClassBasedSampler):
             positions += positions.dtype.type(n_rows)
             splits.append(np.concatenate([rows, positions]))
             n_rows += n
-        if self._chunk_size == 1:
-            return {"requests": np.concatenate(requests), "splits": splits}
-        return {"requests": [part for parts in requests for part in parts], "splits": splits}
+        return {"requests": joined_requests(requests), "splits": splits}
 
     def _config(self) -> dict[str, Any]:
         return {**super()._config(), "n_controls": self._n_controls}

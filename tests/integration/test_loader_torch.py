@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import subprocess
 import sys
 import textwrap
@@ -99,9 +98,7 @@ def test_error_in_a_worker_reaches_the_user(paths):
 def test_workers_share_the_pass_of_a_class_sampler(paths):
     loader = small_loader().add_paths(paths)
     classes = np.concatenate([obs["label"] for obs in loader._obs])
-    sampler = ClassSampler(
-        1, 12, 6, classes=pd.Categorical(classes), num_samples=60, rng=np.random.default_rng(0)
-    )
+    sampler = ClassSampler(1, 12, 6, classes=pd.Categorical(classes), num_samples=60, rng=np.random.default_rng(0))
     loader = small_loader(batch_sampler=sampler).add_paths(paths)
     batches = [b["index"] for b in DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork")]
     assert [len(rows) for rows in batches] == [6] * 10
@@ -237,7 +234,11 @@ def test_lightning_goes_on_with_the_right_order(tmp_path, at):
         ).add_dataset(np.ones((40, 1), dtype="float32"))  # fmt: skip
         callbacks = []
         if save is not None:
-            every = {"save_on_train_epoch_end": True, "every_n_epochs": 1} if at != "the middle" else {"every_n_train_steps": 13}
+            every = (
+                {"save_on_train_epoch_end": True, "every_n_epochs": 1}
+                if at != "the middle"
+                else {"every_n_train_steps": 13}
+            )
             callbacks = [lightning.callbacks.ModelCheckpoint(dirpath=save, filename="at", save_top_k=1, **every)]
         model = Model()
         lightning.Trainer(

@@ -161,7 +161,9 @@ def test_default_samplers(shuffle, kind):
 @pytest.mark.parametrize("batch_size", [1, 7, 100, 1000, 16_383, 16_385, 40_000])
 def test_any_batch_size_works_with_the_default_sampler(batch_size, shuffle):
     # 100 and 1,000 do not divide 512 * 32, and were refused.
-    loader = Loader(batch_size=batch_size, shuffle=shuffle, return_index=True).add_dataset(np.ones((33_000, 1), "uint8"))
+    loader = Loader(batch_size=batch_size, shuffle=shuffle, return_index=True).add_dataset(
+        np.ones((33_000, 1), "uint8")
+    )
     lengths, rows = [], []
     for batch in loader if batch_size > 7 else []:
         lengths.append(len(batch["index"]))

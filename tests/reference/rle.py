@@ -103,9 +103,7 @@ def draw_groups(key, number, kind, cumulative_weights, drawable, out):
         out[i] = drawable[np.searchsorted(cumulative_weights, words.uniform(), side="right")]
 
 
-def draw_run_chunks(
-    key, number, kind, groups, group_chunks, class_offset, grouped_start, cumulative_starts, starts
-):
+def draw_run_chunks(key, number, kind, groups, group_chunks, class_offset, grouped_start, cumulative_starts, starts):
     words = Words(key, number, kind)
     for i in range(len(starts)):
         code = groups[i // group_chunks]

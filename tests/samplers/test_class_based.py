@@ -136,7 +136,11 @@ def test_a_mask_that_moved_about_leaves_the_sampler_as_if_it_was_made_there(case
 
 
 def test_runs_are_kept_only_where_they_are_small_beside_the_codes():
-    long_runs, pairs, scattered = np.repeat(list("abc"), 400), np.tile(np.repeat(list("abc"), 2), 200), np.tile(list("abc"), 400)
+    long_runs, pairs, scattered = (
+        np.repeat(list("abc"), 400),
+        np.tile(np.repeat(list("abc"), 2), 200),
+        np.tile(list("abc"), 400),
+    )
     for labels, chunk_size, kept in ((long_runs, 1, "runs"), (pairs, 2, "nothing"), (scattered, 1, "rows")):
         sampler = ClassSampler(chunk_size, 4, 2, classes=pd.Categorical(labels), num_samples=10)
         assert (sampler._runs is not None) == (kept == "runs")
@@ -529,10 +533,10 @@ def test_the_draws_for_one_seed_are_pinned():
 
 
 PINNED_CLASS = [
-    ([(70, 72), (74, 76), (69, 71), (61, 63)], [[0, 3, 2, 1], [5, 7, 6, 4]]),
-    ([(100, 102), (90, 92), (67, 69)], [[1, 0, 2, 3], [4, 5]]),
+    ([(25, 27), (24, 26), (102, 104), (102, 104)], [[2, 3, 0, 1], [7, 6, 5, 4]]),
+    ([(2, 4), (38, 40), (64, 66)], [[2, 1, 0, 3], [5, 4]]),
 ]
-PINNED_WEIGHTED = [([(70, 72), (74, 76), (29, 31), (51, 53)], [[5, 3, 0, 4], [6, 2, 1, 7]])]
+PINNED_WEIGHTED = [([(25, 27), (98, 100), (102, 104), (38, 40)], [[0, 7, 5, 6], [3, 1, 4, 2]])]
 
 
 def test_requests_do_not_wait_for_the_rest_of_the_pass():

@@ -119,7 +119,8 @@ def test_neighbouring_places_hold_unrelated_chunks(n):
 
 
 @pytest.mark.parametrize(
-    ("n", "n_passes"), [(33, 400), (65, 400), (257, 400), (_TABLE_BELOW + 1, 40), pytest.param(20_000, 400, marks=pytest.mark.slow)]
+    ("n", "n_passes"),
+    [(33, 400), (65, 400), (257, 400), (_TABLE_BELOW + 1, 40), pytest.param(20_000, 400, marks=pytest.mark.slow)],
 )
 def test_displacement_inversions_and_fixed_points_are_those_of_random_permutations(n, n_passes):
     """Means and variances of a random permutation are known; both must agree, and the shape be normal."""

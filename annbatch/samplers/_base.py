@@ -323,7 +323,7 @@ class Sampler(ABC):
         """Return the number of the pass that comes next."""
         return self._inner.n_passes
 
-    def _note_number(self, worker: Worker | None, number: int) -> None:
+    def _note_number(self, worker: Worker | None, number: int) -> None:  # noqa: B027 (most have nobody to tell)
         """Tell other processes, if they share passes, which pass comes next."""
 
     @property
@@ -413,10 +413,7 @@ class Sampler(ABC):
             msg = f"{name} must not be None when load requests carry no splits"
             raise ValueError(msg)
         n_rows = len(requested_rows(request["requests"], n_obs))
-        if self.shuffle:
-            positions = streams.shuffled(Draw.POSITIONS, number, n_rows, n_rows)
-        else:
-            positions = np.arange(n_rows)
+        positions = streams.shuffled(Draw.POSITIONS, number, n_rows, n_rows) if self.shuffle else np.arange(n_rows)
         return [positions[first : first + batch_size] for first in range(0, n_rows, batch_size)]
 
     def _config(self) -> dict[str, Any]:

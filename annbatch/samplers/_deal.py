@@ -8,9 +8,12 @@ this is arithmetic: nobody draws, or knows of, what another rank does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Deal", "Stretch", "without"]
 

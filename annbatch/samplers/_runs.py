@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from annbatch._rle import count_codes, count_runs, draw_index_rows, draw_run_chunks, find_runs, group_runs, index_rows
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["RowIndex", "RowWindow", "RunTable", "Runs", "rows_are_scattered"]
 
@@ -182,7 +186,7 @@ class RowIndex:
         if wrong:
             _refuse_codes(wrong, n_classes, start, stop)
         class_offset = np.append(0, np.cumsum(counts))
-        rows = np.empty(stop - start, dtype=np.uint32 if stop <= 2**32 else np.uint64)
+        rows: npt.NDArray[Any] = np.empty(stop - start, dtype=np.uint32 if stop <= 2**32 else np.uint64)
         index_rows(codes, start, stop, class_offset, counts, rows)
         return cls(start, stop, class_offset, rows)
 

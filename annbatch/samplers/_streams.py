@@ -15,6 +15,8 @@ import numpy as np
 from annbatch._rle import draw_integers, shuffle_segments
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from annbatch._shared.workers import Worker
 
 __all__ = [
@@ -65,7 +67,9 @@ class PassStreams:
         # The order of chunks is that of the whole pass.
         self._kinds = [draw + (_LEG * leg if draw is not Draw.ORDER else 0) for draw in Draw]
         # Spawn keys keep passes and ranks apart: adding numbers to a seed would let (seed 1, rank 2) meet (seed 2, rank 1).
-        self.key = np.random.SeedSequence(entropy, spawn_key=(*rank_key, 1)).generate_state(2, np.uint64)
+        self.key = (
+            np.random.SeedSequence(entropy, spawn_key=(*rank_key, 1)).generate_state(2, np.uint64).view(np.uint64)
+        )
 
     def kind(self, draw: Draw) -> int:
         """Number of a kind of draw, for the kernels."""
@@ -83,7 +87,7 @@ class PassStreams:
 
     def shuffled(self, draw: Draw, number: int, n: int, segment: int) -> np.ndarray:
         """Numbers below `n` (int32 where they fit), every `segment` neighbours shuffled among themselves."""
-        out = np.empty(n, dtype=np.int32 if n < 2**31 else np.int64)
+        out: npt.NDArray[Any] = np.empty(n, dtype=np.int32 if n < 2**31 else np.int64)
         shuffle_segments(self.key, number, self.kind(draw), segment, out)
         return out
 

@@ -217,7 +217,7 @@ class MatchedSampler(ClassBasedSampler):
         requests = [chunk_requests(starts, self._chunk_size, n_requested)]
         splits = []
         n_rows = n_requested
-        for batch, cell in enumerate(controls):
+        for batch in range(n_batches):
             rows = treated[batch * self._batch_size : (batch + 1) * self._batch_size]
             n = self._n_controls or len(rows)
             n_chunks = -(-n // self._chunk_size)

@@ -15,7 +15,7 @@ html_title = "annbatch"
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
 html_show_sourcelink = False
 templates_path: list[str] = []
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "versus"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

@@ -10,9 +10,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from annbatch import storage
+from annbatch._shared.args import as_count
 from annbatch._shared.collection_format import is_h5ad_collection, is_marked
 from annbatch.collection import DatasetCollection
-from annbatch.collection.building.sizes import positive_int
 from annbatch.loader import Loader
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _GOOD_ENOUGH = 0.7
 
 def run_bench(path: Path, batch_size: int, seconds: float, *, progress: bool) -> dict[str, Any]:
     """Rows per second of a few settings; each reads for ``seconds`` after a warm-up."""
-    positive_int("batch_size", batch_size)
+    as_count("batch_size", batch_size)
     if seconds <= 0:
         msg = f"seconds must be > 0, got {seconds}"
         raise ValueError(msg)

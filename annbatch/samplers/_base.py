@@ -28,6 +28,7 @@ from ._streams import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
@@ -435,6 +436,23 @@ class Sampler(ABC):
             # The workers of an epoch must agree on the pass that they share.
             inner.own_rng = np.random.default_rng(None if worker is None else worker.epoch_seed)
         return inner.own_rng
+
+    def _unstarted_copy(self, number: int) -> Self:
+        """Return a sampler with the same arguments that has begun no pass, visits all rows, and draws from a stream of its own.
+
+        Parameters
+        ----------
+        number
+            Of the copy: copies with different numbers draw from different streams. The generator of this sampler is not moved.
+        """
+        copied = copy.copy(self) if getattr(self, "can_seek", False) else copy.deepcopy(self)
+        object.__setattr__(copied, "_annbatch_inner", Inner(rank_key=self._inner.rank_key))
+        if copied.mask != slice(0, None):
+            copied.mask = slice(0, None)
+        if self.rng is not None:
+            entropy = copy.deepcopy(self.rng).integers(0, 2**32, size=8).tolist()
+            copied._restore_rng(np.random.default_rng([number, *entropy]))
+        return copied
 
     def _restore_rng(self, rng: np.random.Generator) -> None:
         """Exchange the generator for one that stands elsewhere in the same stream of passes."""

@@ -12,6 +12,8 @@ from .frames import read_frame
 from .opening import is_store, open_group
 from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense
+from .reading.scale import Scale
+from .reading.totals import row_totals
 from .sources import DenseSource, SparseSource, open_matrix
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "CorruptDataError",
     "DenseSource",
     "Part",
+    "Scale",
     "SparseSource",
     "available_cpus",
     "is_store",
@@ -28,4 +31,5 @@ __all__ = [
     "read_csr",
     "read_dense",
     "read_frame",
+    "row_totals",
 ]

@@ -90,6 +90,17 @@ class RowPointers:
         find_extents(self.lengths, self.block_start, rows, start, length)
         return start, length
 
+    def stop_within(self, start: int, n_values: int) -> int:
+        """Return a row > ``start`` such that the rows from ``start`` to before it have at most ``n_values`` values.
+
+        As far as whole blocks go: it lies up to 63 rows before the last such row. One row may have more values.
+        """
+        (first,), _ = self.extents(np.array([start]))
+        if self.n_values - first <= n_values:
+            return len(self.lengths)
+        block = int(np.searchsorted(self.block_start, first + n_values, side="right")) - 1
+        return max(start + 1, block * BLOCK_ROWS)
+
     def indptr(self) -> np.ndarray:
         """Return the row pointer in full: int64, n_obs + 1 entries."""
         indptr = np.zeros(len(self.lengths) + 1, np.int64)

@@ -91,3 +91,15 @@ def test_no_rows():
     kept = RowPointers.read(stored(np.zeros(1, np.int64)), 0)
     assert kept.n_values == 0
     np.testing.assert_array_equal(kept.indptr(), [0])
+
+
+@given(pointers_and_rows(), st.integers(0, 2**41))
+def test_rows_to_a_bound_of_values(given_data, n_values):
+    pointers, _ = given_data
+    kept = RowPointers.read(stored(pointers), int(pointers[-1]))
+    for start in range(0, len(pointers) - 1, 17):
+        stop = kept.stop_within(start, n_values)
+        assert start < stop <= len(pointers) - 1
+        assert stop == start + 1 or int(pointers[stop]) - int(pointers[start]) <= n_values
+        far = np.searchsorted(pointers.astype(np.int64), int(pointers[start]) + n_values, side="right") - 1
+        assert stop > far - BLOCK_ROWS

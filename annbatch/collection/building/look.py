@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .columns import Column, unite_categories
+from annbatch._shared.labels import unite_categories
+
+from .columns import Column
 from .interning import Interned
 from .plan import block_edges
 from .schema import SRC_PATH, Description, Schema, agree, describe_input

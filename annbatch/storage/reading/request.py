@@ -13,11 +13,12 @@ import numpy as np
 from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import common_dtype, native, type_code
 from annbatch.storage.engine import _rows
-from annbatch.storage.engine._plan import ArrayCut
+from annbatch.storage.engine._plan import ArrayCut, Scaling
 from annbatch.storage.sources import DenseSource, SparseSource, open_matrix
 
-from .jobs import DenseJob, Job
+from .jobs import DenseJob, Job, row_table
 from .run import run, run_dense
+from .scale import Scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ _MIN_ROWS = 64
 _STRETCH_VALUES = 1 << 15
 # Zeroing this many bytes of a dense row is as much work as a value.
 _BYTES_LIKE_A_VALUE = 32
+# Values of whole dense rows that are read at a time where their totals are wanted, but not all of their columns.
+_SLAB_VALUES = 1 << 22
 _INT32_MAX = np.iinfo(np.int32).max
 
 
@@ -86,6 +89,8 @@ def read_csr(
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,
     pool: BufferPool | None = None,
+    scale: Scale | None = None,
+    totals: np.ndarray | None = None,
 ) -> list[CSRBlock]:
     """Read rows of CSR matrices into CSR batches.
 
@@ -103,6 +108,11 @@ def read_csr(
         Threads to decode with; None: the CPUs this process may use.
     pool
         Where the big arrays come from; None: fresh memory.
+    scale
+        What is done to the values. They are then float32, or float64 when that is the ``dtype``. None: they stay.
+    totals
+        float32, C-contiguous, as long as there are positions: filled with the total of each row, over all its stored values
+        (also those of columns that are left out), before scaling. Batch ``b`` has ``totals[edges[b] : edges[b + 1]]``.
 
     Returns
     -------
@@ -114,16 +124,17 @@ def read_csr(
     CorruptDataError
         The store is damaged.
     ValueError
-        A value cannot be held by ``dtype``, or the request contradicts itself.
+        A value cannot be held by ``dtype``, a ``dtype`` for scaled values is neither float32 nor float64, or the request contradicts itself.
+    TypeError
+        Complex values are to be scaled or added up, or an argument is of the wrong kind.
     IndexError
         A row number is out of range.
     """
-    request = _Request(parts, edges, n_var, dtype, num_threads, pool, sparse=True)
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, sparse=True)
     lengths = request.row_lengths()
-    if not request.drops_or_reorders:
-        return request.fill_csr(lengths)
-    staged = request.stage(lengths)
-    return request.compacted(staged)
+    blocks = request.compacted(request.stage(lengths)) if request.drops_or_reorders else request.fill_csr(lengths)
+    request.hand_out_totals()
+    return blocks
 
 
 def read_dense(
@@ -134,13 +145,16 @@ def read_dense(
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,
     pool: BufferPool | None = None,
+    scale: Scale | None = None,
+    totals: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Read rows into dense batches.
 
     Parameters
     ----------
-    parts, edges, dtype, num_threads, pool
-        As in :func:`read_csr`. The sources are all dense or all sparse. Repeated columns of a sparse row add up.
+    parts, edges, dtype, num_threads, pool, scale, totals
+        As in :func:`read_csr`. The sources are all dense or all sparse. Repeated columns of a sparse row add up, after
+        each value was scaled.
     n_var
         Number of columns of the result; None: that of the first source. Dense arrays of three and more dimensions keep
         their trailing shape, and ``n_var`` and ``columns`` must be None for them.
@@ -151,14 +165,19 @@ def read_dense(
 
     Raises
     ------
-    CorruptDataError, ValueError, IndexError
+    CorruptDataError, ValueError, TypeError, IndexError
         As in :func:`read_csr`.
     """
     sparse = bool(parts) and parts[0].source.is_sparse
-    request = _Request(parts, edges, n_var, dtype, num_threads, pool, sparse=sparse)
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, sparse=sparse)
     if not sparse:
-        return request.fill_dense()
-    return request.densified() if type_code(request.dtype) >= 0 else request.densified_by_numpy()
+        batches = request.fill_dense()
+    elif type_code(request.dtype) >= 0:
+        batches = request.densified()
+    else:
+        batches = request.densified_by_numpy()
+    request.hand_out_totals()
+    return batches
 
 
 @dataclass(slots=True, eq=False)
@@ -181,6 +200,8 @@ class _Request:
         dtype: DTypeLike | None,
         num_threads: int | None,
         pool: BufferPool | None,
+        scale: Scale | None,
+        totals: np.ndarray | None,
         *,
         sparse: bool,
     ) -> None:
@@ -198,6 +219,21 @@ class _Request:
             _check_columns(part, self.n_var)
         self.dtype = native(np.dtype(dtype)) if dtype is not None else common_dtype(p.source.dtype for p in self.parts)
         self._empty = np.empty if pool is None else pool.empty
+        self._scaling: Scaling | None = None
+        self._totals = totals
+        if scale or totals is not None:
+            if scale and dtype is None:
+                self.dtype = np.dtype(np.float32)
+            self._check_scaled(bool(scale))
+            self._scaling = Scaling((scale and scale.target_sum) or 0.0, bool(scale and scale.log1p))
+            # Of each position. Rows without values have no piece that would set it.
+            self._row_totals = np.zeros(self.n_out)
+
+    def hand_out_totals(self) -> None:
+        """Write the totals where the caller wants them."""
+        if self._totals is not None:
+            with np.errstate(over="ignore"):  # infinite is what such a total is as float32
+                self._totals[...] = self._row_totals
 
     # -- sparse
 
@@ -217,7 +253,8 @@ class _Request:
         """Read straight into the batches."""
         blocks, value_address, index_address = self._new_blocks(lengths)
         # Every block has the index dtype of the widest one, so that one renumbering kernel serves the request.
-        self._read_rows(value_address, index_address, blocks[0].indices.dtype if blocks else np.dtype(np.int32))
+        index_dtype = blocks[0].indices.dtype if blocks else np.dtype(np.int32)
+        self._read_rows(value_address, index_address, index_dtype, self._scaling)
         return blocks
 
     def stage(self, lengths: np.ndarray) -> _Staged:
@@ -229,6 +266,7 @@ class _Request:
             _address(data) + start[:-1] * self.dtype.itemsize,
             _address(indices) + start[:-1] * index_dtype.itemsize,
             index_dtype,
+            None if self._scaling is None else Scaling(),  # what is dropped counts, but need not be scaled
         )
         return _Staged(data, indices, start)
 
@@ -238,18 +276,23 @@ class _Request:
         self._in_shares(lambda low, high: _rows.count_kept(staged.indices, staged.start, kept, low, high))
         blocks, value_address, index_address = self._new_blocks(kept, staged.indices.dtype)
         sort = any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts)
+        scaled = self._scaling not in (None, Scaling())
         self._in_shares(
             lambda low, high: _rows.compact(
                 staged.indices,
                 _address(staged.data),
                 self.dtype.itemsize,
                 staged.start,
+                kept,
                 index_address,
                 value_address,
                 sort=sort,
                 n_columns=self.n_var,
                 low=low,
                 high=high,
+                totals=self._row_totals if scaled else None,
+                scaling=self._scaling,
+                value_type=type_code(self.dtype),
             )
         )
         return blocks
@@ -281,21 +324,38 @@ class _Request:
             blocks.append(CSRBlock(data, indices, start.astype(index_dtype), (int(high - low), self.n_var)))
         return blocks, value_address, index_address
 
-    def _read_rows(self, value_address: np.ndarray, index_address: np.ndarray, index_dtype: np.dtype) -> None:
+    def _read_rows(
+        self,
+        value_address: np.ndarray,
+        index_address: np.ndarray,
+        index_dtype: np.dtype,
+        scaling: Scaling | None,
+    ) -> None:
         jobs = []
+        added_up = []
         for part in self.parts:
             rows, dest = _ascending(part)
             source = _sparse(part)
             extents = source.row_pointers.extents(rows)
-            for array, address, target, n_columns in (
-                (source.data, value_address, self.dtype, None),
-                (source.indices, index_address, index_dtype, source.shape[1]),
-            ):
-                chunk_size = array.chunk_shape[0]
-                plan = _rows.plan_ranges(rows, *extents, address[dest], target.itemsize, chunk_size)
-                columns = None if n_columns is None else part.columns
-                jobs.append(Job(array, plan, chunk_size, target, n_columns, columns))
+            table = None
+            if scaling is not None:
+                table = row_table(value_address[dest], extents[1])
+                added_up.append((dest, table))
+            value_plan, column_plan = (
+                _rows.plan_ranges(rows, *extents, address[dest], target.itemsize, array.chunk_shape[0], by_row=by_row)
+                for array, address, target, by_row in (
+                    (source.data, value_address, self.dtype, table is not None),
+                    (source.indices, index_address, index_dtype, False),
+                )
+            )
+            value_chunk, column_chunk = source.data.chunk_shape[0], source.indices.chunk_shape[0]
+            jobs += [
+                Job(source.data, value_plan, value_chunk, self.dtype, rows=table, scaling=scaling),
+                Job(source.indices, column_plan, column_chunk, index_dtype, source.shape[1], part.columns),
+            ]
         run(jobs, self.num_threads)
+        for dest, table in added_up:
+            self._row_totals[dest] = table["total"]
 
     # -- dense
 
@@ -309,6 +369,7 @@ class _Request:
         # Small requests are cut finer: the last stretches even out what the first ones of each thread differed in.
         n_wanted = min(_STRETCH_VALUES, work // (4 * self.num_threads))
         jobs = []
+        added_up = []
         for part in self._readable_parts():
             rows, dest = _ascending(part)
             source = _sparse(part)
@@ -319,8 +380,13 @@ class _Request:
             columns = Job(
                 source.indices, plan.columns, column_cut.chunk_size, index_dtype, source.shape[1], part.columns
             )
-            jobs.append(DenseJob(values, columns, plan, address[dest], row_bytes))
+            totals = None if self._scaling is None else np.zeros(len(rows))
+            if totals is not None:
+                added_up.append((dest, totals))
+            jobs.append(DenseJob(values, columns, plan, address[dest], row_bytes, totals, self._scaling))
         run_dense(jobs, self.num_threads)
+        for dest, totals in added_up:
+            self._row_totals[dest] = totals
         return batches
 
     def _readable_parts(self) -> list[Part]:
@@ -368,9 +434,17 @@ class _Request:
             for batch in batches:
                 batch.fill(0)
         jobs = []
+        added_up = []
         for part in self.parts:
+            if self._scaling is not None and part.columns is not None:
+                self._fill_scaled_columns(part, batches)
+                continue
             array = _dense(part).array
             rows, dest = _ascending(part)
+            table = None
+            if self._scaling is not None:
+                table = row_table(address[dest], np.full(len(rows), self.n_var))
+                added_up.append((dest, table))
             chunk_rows, row_stride = array.chunk_shape[0], prod(array.chunk_shape[1:])
             plan = _rows.plan_rows(
                 rows,
@@ -380,10 +454,39 @@ class _Request:
                 row_stride,
                 array.row_spans(),
                 mapped=part.columns is not None,
+                by_row=table is not None,
             )
-            jobs.append(Job(array, plan, chunk_rows * row_stride, self.dtype, None, part.columns))
+            chunk_size = chunk_rows * row_stride
+            jobs.append(Job(array, plan, chunk_size, self.dtype, None, part.columns, table, self._scaling))
         run(jobs, self.num_threads)
+        for dest, table in added_up:
+            self._row_totals[dest] = table["total"]
         return batches
+
+    def _fill_scaled_columns(self, part: Part, batches: list[np.ndarray]) -> None:
+        """Read whole rows, for their totals, and copy the wanted columns; some rows at a time."""
+        assert part.columns is not None
+        assert self._scaling is not None
+        n_rows = max(1, _SLAB_VALUES // max(1, part.source.shape[1]))
+        scale = Scale(self._scaling.target_sum or None, self._scaling.log1p)
+        kept = np.flatnonzero(part.columns >= 0)
+        for low in range(0, len(part.rows), n_rows):
+            rows, dest = part.rows[low : low + n_rows], part.dest[low : low + n_rows]
+            totals = np.empty(len(rows), np.float32)
+            (whole,) = read_dense(
+                [Part(part.source, rows, np.arange(len(rows)))],
+                np.array([0, len(rows)]),
+                dtype=self.dtype,
+                num_threads=self.num_threads,
+                scale=scale,
+                totals=totals,
+            )
+            self._row_totals[dest] = totals
+            batch_of_row = np.searchsorted(self.edges, dest, side="right") - 1
+            for batch in np.unique(batch_of_row):
+                mine = batch_of_row == batch
+                at = np.ix_(dest[mine] - self.edges[batch], part.columns[kept])
+                batches[batch][at] = whole[np.ix_(np.flatnonzero(mine), kept)]
 
     def _new_dense(self) -> tuple[list[np.ndarray], np.ndarray]:
         address = np.empty(self.n_out, np.int64)
@@ -396,6 +499,28 @@ class _Request:
         return batches, address
 
     # -- checks
+
+    def _check_scaled(self, scaled: bool) -> None:  # noqa: FBT001
+        """Raise when rows cannot be added up, or scaled."""
+        for part in self.parts:
+            if part.source.dtype.kind == "c":
+                msg = f"{part.source.location} must hold real numbers to be added up or scaled, got {part.source.dtype}"
+                raise TypeError(msg)
+            if len(part.source.shape) != 2:
+                msg = (
+                    f"{part.source.location} must have two dimensions to be added up or scaled, got {part.source.shape}"
+                )
+                raise ValueError(msg)
+        if scaled and self.dtype not in (np.float32, np.float64):
+            msg = f"dtype must be float32 or float64 where values are scaled, got {self.dtype}"
+            raise ValueError(msg)
+        if type_code(self.dtype) < 0:
+            msg = f"rows cannot be added up as {self.dtype}; choose dtype=float32 or float64"
+            raise ValueError(msg)
+        totals = self._totals
+        if totals is not None and (totals.dtype != np.float32 or totals.shape != (self.n_out,)):
+            msg = f"totals must be float32 of shape {(self.n_out,)}, got {totals.dtype} of shape {totals.shape}"
+            raise ValueError(msg)
 
     def _check_positions(self) -> None:
         seen = np.zeros(self.n_out, np.int64)

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from annbatch._shared.collection_format import SOURCE_DTYPE
-from annbatch.collection.building.fields import Array, Field, Ragged
-from annbatch.collection.building.sizes import ROW_BYTES
+from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged
 
 from .obs import FrameObs, Obs, StoredObs, in_memory
 

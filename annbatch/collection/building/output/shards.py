@@ -1,18 +1,23 @@
 """Zarr shards written as a stream: a chunk is compressed as soon as it is full, and no more than one waits in memory.
 
 zarr-python writes a shard in one piece, which must be in memory with everything that goes into it, and its compressed
-chunks as well. Here the metadata is zarr-python's own and the bytes of the shards are ours.
+chunks as well. Here the metadata is zarr-python's own and the bytes of the shards are ours. A shard begins with a mark
+made of the checksums of its chunks (see storage/manifest.py), which no chunk contains and no other reader looks at.
 """
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.storage.engine import _engine
+from annbatch.storage.manifest import MARK_BYTES
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
     from io import BufferedWriter
     from pathlib import Path
@@ -53,6 +58,7 @@ class ShardStream:
         self._chunks_in_shard = 0
         self._shards = 0
         self._file: BufferedWriter | None = None
+        self._mark = _new_mark()
 
     def append(self, rows: Array) -> None:
         """Add rows; the memory of ``rows`` may be reused afterwards."""
@@ -105,8 +111,10 @@ class ShardStream:
             path = self._path.joinpath("c", str(self._shards), *["0"] * (len(self._shape) - 1))
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb")
+            self._file.write(bytes(MARK_BYTES))
         self._index[self._chunks_in_shard] = self._file.tell(), len(encoded)
         self._file.write(encoded)
+        self._mark.update(encoded[-4:])
         self._chunks_in_shard += 1
         if self._chunks_in_shard == self._chunks_per_shard:
             self._close_shard()
@@ -118,16 +126,22 @@ class ShardStream:
         with self._file as file:
             file.write(index)
             file.write(_crc32c(index))
+            self._mark.update(index)
+            file.seek(0)
+            file.write(self._mark.digest())
         self._file = None
+        self._mark = _new_mark()
         self._index = self._new_index()
         self._chunks_in_shard = 0
         self._shards += 1
 
 
-def _crc32c(data: bytes) -> bytes:
-    import google_crc32c
+def _new_mark() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=MARK_BYTES)
 
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
+
+def _crc32c(data: bytes) -> bytes:
+    return int(_engine.crc32c(data)).to_bytes(4, "little")
 
 
 def chunk_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
@@ -165,7 +179,8 @@ def chunk_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
 
 
 def _with_checksum(data: Any) -> bytes:
-    return bytes(data) + _crc32c(bytes(data))
+    chunk = bytes(data)
+    return chunk + _crc32c(chunk)
 
 
 def _slow_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
@@ -187,6 +202,14 @@ def _slow_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
         return bytes(next(v for k, v in stored.items() if not k.endswith("zarr.json")).to_bytes())
 
     return encode
+
+
+def with_checksums(compressors: Iterable[Any]) -> tuple[Any, ...]:
+    """Codecs of chunks that end with a checksum."""
+    from zarr.codecs import Crc32cCodec
+
+    compressors = tuple(compressors)
+    return compressors if compressors and isinstance(compressors[-1], Crc32cCodec) else (*compressors, Crc32cCodec())
 
 
 def default_compressors() -> tuple[Any, ...]:

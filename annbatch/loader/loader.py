@@ -75,7 +75,7 @@ class Loader(IterableStyle):
     preload_nchunks
         Chunks that are read together and shuffled (default 32).
     batch_size
-        Rows per batch (default 1). Must divide ``chunk_size * preload_nchunks``.
+        Rows per batch (default 128). Any number: a load request is rounded to whole batches.
     shuffle
         Whether rows come in random order (default False).
     drop_last
@@ -731,8 +731,9 @@ class Loader(IterableStyle):
         reader = self._reader(self._table)
         requests = sampler.sample(n_obs)
         resume, self._resume = self._resume, None
-        n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
-        start = LoaderPosition(sampler, sampler.state_dict(), n_done)
+        start = LoaderPosition(sampler, sampler.state_dict())
+        if resume is not None and resume.stands_where(start):
+            start = resume
         self._n_passes += 1
         new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
         self._passes.add(new_pass)
@@ -817,7 +818,11 @@ class Loader(IterableStyle):
         self._check_no_pass("a state must not be loaded")
         position = LoaderPosition.from_dict(state, self._fingerprint(), self._batch_sampler)
         self._batch_sampler.load_state_dict(position.state)
-        self._position = self._resume = position
+        self._position = self._resume = position.taken_up()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass the one with number `epoch`; see :meth:`annbatch.abc.Sampler.set_epoch`."""
+        self._batch_sampler.set_epoch(epoch)
 
     # -- other processes, copies, torch
 

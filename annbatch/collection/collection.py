@@ -242,7 +242,9 @@ class DatasetCollection:
             in bytes or as in ``"2GB"``. What grows with the number of rows is counted in it, see docs/collections.md.
         compact
             Store matrices whose values are all whole numbers in the smallest integer type that holds them. The dtype
-            they had is noted in the attribute ``annbatch-source-dtype``, and :class:`annbatch.Loader` gives it back.
+            they had is noted in the attribute ``annbatch-source-dtype``, and :class:`annbatch.Loader` gives it back. Column
+            numbers are stored in uint16 where that is enough, which scipy reads but cannot change in place, see
+            docs/collections.md; with False, and in h5ad files, they have the type of the row pointer.
         extra_genes
             What to do with genes that the collection, when it has data already, does not have: ``"error"`` or
             ``"ignore"`` (with a warning).
@@ -320,7 +322,7 @@ class DatasetCollection:
         options = Options(
             groupby=_names("groupby", groupby) or (),
             var_subset=_names("var_subset", var_subset),
-            layout=_layout(n_obs_per_chunk, shard_size, zarr_compressor, h5ad_compressor),
+            layout=_layout(n_obs_per_chunk, shard_size, zarr_compressor, h5ad_compressor, narrow_columns=bool(compact)),
             dataset_rows=dataset_rows,
             dataset_bytes=dataset_bytes,
             shuffle=bool(shuffle),
@@ -422,7 +424,12 @@ def _path_below(name: str, value: str) -> list[str]:
 
 
 def _layout(
-    n_obs_per_chunk: int, shard_size: int | str, compressors: Iterable[Any] | None, h5ad_compression: str | None
+    n_obs_per_chunk: int,
+    shard_size: int | str,
+    compressors: Iterable[Any] | None,
+    h5ad_compression: str | None,
+    *,
+    narrow_columns: bool = False,
 ) -> Layout:
     from .building.output.sink import Layout
 
@@ -433,6 +440,7 @@ def _layout(
         shard_bytes,
         None if compressors is None else tuple(compressors),
         h5ad_compression,
+        narrow_columns,
     )
 
 

@@ -38,7 +38,8 @@ class DatasetCollection:
     mode
         ``"a"``: read, write, create; ``"r+"``: read and write what exists; ``"r"``: read what exists.
     is_collection_h5ad
-        The collection is a folder of ``dataset_0.h5ad``, ``dataset_1.h5ad``, ... instead of a Zarr group.
+        The collection is a folder of ``dataset_0.h5ad``, ``dataset_1.h5ad``, ... instead of a Zarr group. A folder that holds
+        such files already is taken for one by itself.
 
     Raises
     ------

@@ -15,6 +15,7 @@ from annbatch._shared.collection_format import (
     MARKER,
     WORK_FOLDER,
     dataset_number,
+    is_h5ad_collection,
     is_marked,
     sorted_datasets,
 )
@@ -63,7 +64,8 @@ def place_of(
         return OtherZarr(group)
     if "://" in str(group):
         return OtherZarr(zarr.open_group(str(group), mode=mode, zarr_format=3, use_consolidated=False))
-    return LocalZarr(Path(fspath(group)))
+    path = Path(fspath(group))
+    return H5Folder(path) if is_h5ad_collection(path) else LocalZarr(path)
 
 
 class Place(ABC):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .views import View
 
-    LabelsOf: TypeAlias = Callable[[str, str], tuple[np.ndarray, Sequence[Any]]]
+    LabelsOf: TypeAlias = Callable[[str, str], tuple[np.ndarray, Any]]
 
 __all__ = ["Division", "Sides", "WantedSides", "as_wanted_sides", "divide", "side_of_rows"]
 

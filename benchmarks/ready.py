@@ -12,10 +12,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MARKS = ("<!-- ready:begin -->", "<!-- ready:end -->")
 
@@ -58,7 +61,7 @@ def pairs(batch_size: int) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     ]
 
 
-def seconds(place: str, n_rows: int, settings: dict[str, Any]) -> float:
+def seconds(place: str, n_rows: int, settings: dict[str, Any], clock: Callable[[], float]) -> float:
     from annbatch import Loader
 
     # Load requests of four batches, or of one that is larger: what is read ahead is little beside what is timed.
@@ -69,14 +72,14 @@ def seconds(place: str, n_rows: int, settings: dict[str, Any]) -> float:
         rng=np.random.default_rng(0),
         **settings,
     ).use_collection(place)
-    seen, began = 0, time.perf_counter()
+    seen, began = 0, clock()
     while seen < n_rows:
         for batch in loader:
             seen += batch["X"].shape[0]
-    return (time.perf_counter() - began) / seen
+    return (clock() - began) / seen
 
 
-def table(place: str, n_rows: int, n_rounds: int) -> list[str]:
+def table(place: str, n_rows: int, n_rounds: int, clock: Callable[[], float]) -> list[str]:
     lines = [
         "| batch | with | rows/s as it is | rows/s with it | times the time, median (lowest to highest) |",
         "| --- | --- | --- | --- | --- |",
@@ -84,8 +87,10 @@ def table(place: str, n_rows: int, n_rounds: int) -> list[str]:
     for batch_size in (128, 4096):
         for name, plain, more in pairs(batch_size):
             for settings in (plain, more):
-                seconds(place, n_rows, settings)  # warm
-            runs = [(seconds(place, n_rows, plain), seconds(place, n_rows, more)) for _ in range(n_rounds)]
+                seconds(place, n_rows, settings, clock)  # warm
+            runs = [
+                (seconds(place, n_rows, plain, clock), seconds(place, n_rows, more, clock)) for _ in range(n_rounds)
+            ]
             ratios = sorted(after / before for before, after in runs)
             speeds = [f"{1 / np.median([run[side] for run in runs]):,.0f}" for side in (0, 1)]
             ratio = f"**{np.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"
@@ -99,13 +104,21 @@ def main() -> int:
     parser.add_argument("--cells", type=int, default=50_000)
     parser.add_argument("--rows", type=int, default=100_000, help="rows of a run")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="time of the processor instead of the clock: for a machine that has other work",
+    )
     parser.add_argument("--collection", help="one that this command made before; its folder is not removed")
     parser.add_argument("--update", type=Path, help="page to write the table into")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = options.collection or make_collection(Path(folder), options.cells)
-        found = table(place, options.rows, options.rounds)
-    head = f"`python -m benchmarks.ready --cells {options.cells} --rounds {options.rounds}`, {os.cpu_count()} CPUs:"
+        found = table(place, options.rows, options.rounds, time.process_time if options.cpu else time.perf_counter)
+    cpu = " --cpu" if options.cpu else ""
+    head = (
+        f"`python -m benchmarks.ready --cells {options.cells} --rounds {options.rounds}{cpu}`, {os.cpu_count()} CPUs:"
+    )
     if options.update:
         text = options.update.read_text()
         before, _, rest = text.partition(MARKS[0])

@@ -10,8 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __all__ = [
-    "EXTENT", "PIECE", "ROW", "SPAN", "STAMP", "STRETCH", "TASK", "ArrayCut", "EngineDenseJob", "EngineJob", "Failure",
-    "Placing", "Plan", "Scaling", "StretchPlan",
+    "EXTENT",
+    "PIECE",
+    "ROW",
+    "SPAN",
+    "STAMP",
+    "STRETCH",
+    "TASK",
+    "ArrayCut",
+    "EngineDenseJob",
+    "EngineJob",
+    "EngineScale",
+    "Failure",
+    "Placing",
+    "Plan",
+    "StretchPlan",
 ]  # fmt: skip
 
 
@@ -70,7 +83,7 @@ class ArrayCut(NamedTuple):
     anywhere: bool
 
 
-class Scaling(NamedTuple):
+class EngineScale(NamedTuple):
     """What is done to the values of a row, which is added up in any case.
 
     Attributes
@@ -111,7 +124,7 @@ class Placing(NamedTuple):
     n_columns: int = -1
     columns: np.ndarray | None = None
     rows: np.ndarray | None = None
-    scaling: Scaling | None = None
+    scaling: EngineScale | None = None
 
 
 class EngineJob(NamedTuple):
@@ -161,7 +174,7 @@ class EngineDenseJob(NamedTuple):
     row_bytes: int
     value_type: int
     totals: np.ndarray | None
-    scaling: Scaling | None
+    scaling: EngineScale | None
 
 
 class Failure(NamedTuple):

@@ -83,6 +83,17 @@ def _add_build(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--var-subset", metavar="FILE", type=Path, help="text file with the genes to keep, one a line")
     parser.add_argument("--extra-genes", choices=["error", "ignore"], default="error", help="genes OUT does not have")
     parser.add_argument(
+        "--if-exists",
+        choices=["error", "skip", "add"],
+        default="error",
+        help="inputs that OUT holds already, or that are named twice (default error)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="build beside OUT, and put the new collection in its place when it is done",
+    )
+    parser.add_argument(
         "--merge", choices=["same", "unique", "first", "only"], help="how var columns that differ are merged"
     )
     parser.add_argument("--no-shuffle", dest="shuffle", action="store_false", help="keep the order of the rows")
@@ -195,6 +206,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         for name in (
             "groupby",
             "extra_genes",
+            "if_exists",
             "merge",
             "shuffle",
             "shard_size",

@@ -197,6 +197,7 @@ class DatasetCollection:
         max_memory: int | str = "2GB",
         compact: bool = True,
         extra_genes: Literal["error", "ignore"] = "error",
+        if_exists: Literal["error", "skip", "add"] = "error",
         executor: Executor | None = None,
         progress: bool = True,
     ) -> Self:
@@ -240,10 +241,16 @@ class DatasetCollection:
             in bytes or as in ``"2GB"``. What grows with the number of rows is counted in it, see docs/collections.md.
         compact
             Store matrices whose values are all whole numbers in the smallest integer type that holds them. The dtype
-            they had is noted in the attribute ``annbatch-source-dtype``, and :class:`annbatch.Loader` gives it back.
+            they had is noted in the attribute ``annbatch-source-dtype``, and :class:`annbatch.Loader` gives it back. Column
+            numbers are stored in uint16 where that is enough, which scipy reads but cannot change in place, see
+            docs/collections.md; with False, and in h5ad files, they have the type of the row pointer.
         extra_genes
             What to do with genes that the collection, when it has data already, does not have: ``"error"`` or
             ``"ignore"`` (with a warning).
+        if_exists
+            What to do with inputs that the collection holds already (same path, size, number and names of rows), and with
+            one that is named twice: ``"error"``, ``"skip"`` (leave them out, with a warning) or ``"add"`` their rows once
+            more. Of objects in memory nothing is known, so they are always added.
         executor
             Runs the work elsewhere: anything with the ``concurrent.futures.Executor`` interface (a process pool,
             ``dask.distributed.Client.get_executor()``). All of its workers must see the same files. The result is the
@@ -265,7 +272,8 @@ class DatasetCollection:
             A column of obs has types that cannot be united, or a type that AnnData files do not hold.
         ValueError
             An argument is out of range; there are no rows; names of genes are not unique; the inputs do not fit
-            together or to the collection; ``max_memory`` is too little for the number of rows.
+            together or to the collection; the collection holds an input already, or one is named twice (see
+            ``if_exists``); ``max_memory`` is too little for the number of rows.
         RuntimeError
             The collection was opened read-only, or another process is writing to it.
 
@@ -298,6 +306,7 @@ class DatasetCollection:
             raise RuntimeError(msg)
         as_choice("merge", merge, (None, "same", "unique", "first", "only"))
         as_choice("extra_genes", extra_genes, ("error", "ignore"))
+        as_choice("if_exists", if_exists, ("error", "skip", "add"))
         as_choice("h5ad_compressor", h5ad_compressor, (None, "gzip", "lzf"))
         as_count("shuffle_chunk_size", shuffle_chunk_size)
         _check_rng(rng)
@@ -312,12 +321,13 @@ class DatasetCollection:
         options = Options(
             groupby=_names("groupby", groupby) or (),
             var_subset=_names("var_subset", var_subset),
-            layout=_layout(n_obs_per_chunk, shard_size, zarr_compressor, h5ad_compressor),
+            layout=_layout(n_obs_per_chunk, shard_size, zarr_compressor, h5ad_compressor, narrow_columns=bool(compact)),
             dataset_rows=dataset_rows,
             dataset_bytes=dataset_bytes,
             shuffle=bool(shuffle),
             merge=merge,
             extra_genes=extra_genes,
+            if_exists=if_exists,
             max_memory=as_bytes("max_memory", max_memory),
             compact=bool(compact),
             progress=bool(progress),
@@ -413,7 +423,12 @@ def _path_below(name: str, value: str) -> list[str]:
 
 
 def _layout(
-    n_obs_per_chunk: int, shard_size: int | str, compressors: Iterable[Any] | None, h5ad_compression: str | None
+    n_obs_per_chunk: int,
+    shard_size: int | str,
+    compressors: Iterable[Any] | None,
+    h5ad_compression: str | None,
+    *,
+    narrow_columns: bool = False,
 ) -> Layout:
     from .building.output.sink import Layout
 
@@ -424,6 +439,7 @@ def _layout(
         shard_bytes,
         None if compressors is None else tuple(compressors),
         h5ad_compression,
+        narrow_columns,
     )
 
 

@@ -136,6 +136,15 @@ class Place(ABC):
         """Names of the datasets, in the order of their numbers."""
         return sorted_datasets(self.members(), self._suffix)
 
+    def groups(self) -> Iterator[Any]:
+        """Each dataset's group, closed when the next is asked for."""
+        for name in self.names():
+            group = self.open(name, writable=False)
+            try:
+                yield group
+            finally:
+                self.close(group)
+
     def open_input(self, name: str) -> Input:
         """A dataset that is there already, to see what it holds."""
         from .building.inputs.inputs import input_of_group
@@ -170,7 +179,7 @@ class _Folder(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
-        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input)
+        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input, self.groups)
 
     def _mark(self) -> None:
         """Make the folder a collection."""
@@ -300,7 +309,7 @@ class OtherZarr(Place):
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
-            yield Target(root, "", lambda: None, lambda: before, self.open_input)
+            yield Target(root, "", lambda: None, lambda: before, self.open_input, self.groups)
             names = sorted_datasets(path.name for path in root.iterdir())
             self._set_attributes({_UNPUBLISHED: names})
             for name in names:

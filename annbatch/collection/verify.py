@@ -226,7 +226,7 @@ def _datasets(path: Path, report: Report) -> Iterator[Path]:
 
 def _verify_dataset(path: Path, report: Report, read: Callable[[int], object], num_threads: int) -> None:
     known = set()
-    if path.is_dir():
+    if path.is_dir() and has_manifest(path):
         for error in dataset_damage(str(path), marks=True):
             report.damage.append(Damage(str(path), "", None, None, str(error)))
             known.add(str(error))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .exports import Makers
     from .scaling import Scaling
+    from .views import View
 
 __all__ = ["BatchReader"]
 
@@ -35,6 +36,8 @@ class BatchReader:
     ----------
     table
         The data.
+    view
+        Its rows that requests are about.
     dense
         Fill dense arrays also from sparse matrices.
     dtype
@@ -56,6 +59,7 @@ class BatchReader:
     def __init__(
         self,
         table: Table,
+        view: View,
         *,
         dense: bool,
         dtype: np.dtype[Any] | None,
@@ -67,6 +71,7 @@ class BatchReader:
         var: pd.DataFrame | None,
     ) -> None:
         self._table = table
+        self._view = view
         self._dense = dense
         self._dtype = dtype
         self._return_index = return_index
@@ -129,10 +134,10 @@ class BatchReader:
         if len(positions) and positions.dtype.kind not in "iu":
             msg = f"splits must be integer arrays, got {positions.dtype}"
             raise TypeError(msg)
-        rows = requested_rows(request["requests"], self._table.n_obs)
+        rows = requested_rows(request["requests"], self._view.n_obs)
         if len(positions):
             check_bounds("splits", int(positions.min()), int(positions.max()), len(rows))
-        return rows[positions.astype(np.intp, copy=False)], edges
+        return self._view.take(rows[positions.astype(np.intp, copy=False)]), edges
 
     def _read(
         self,

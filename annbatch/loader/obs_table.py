@@ -7,12 +7,14 @@ over all datasets, by the rule that all faces share (:mod:`annbatch._shared.labe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch._shared.labels import encode_together
 from annbatch._shared.obs_frames import concat_frames, stack_frames, unite_frames
 
+from .annotations import labels_of
 from .sealing import own_rows, sealed_dtype
 
 if TYPE_CHECKING:
@@ -70,6 +72,28 @@ class ObsTable:
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return stack_frames(pieces).take(back)
+
+    @property
+    def columns(self) -> list[Any]:
+        """Names of the columns."""
+        return list(dict.fromkeys(name for frame in self.frames for name in frame.columns))
+
+    def only(self, columns: Sequence[str]) -> ObsTable:
+        """Return a table of some columns, in this order."""
+        return ObsTable(tuple(frame[list(columns)] for frame in self.frames), self.lengths)
+
+    def labels(self, name: str) -> tuple[np.ndarray, pd.Index[Any]]:
+        """Codes (-1: missing) of all rows of a column, and the labels that they number, sorted.
+
+        Raises
+        ------
+        TypeError
+            When the column holds text here and numbers there.
+        """
+        stops = np.cumsum([len(frame) for frame in self.frames]).tolist()
+        where = [f"rows {stop - len(frame)} to {stop}" for frame, stop in zip(self.frames, stops, strict=True)]
+        columns = [labels_of(frame, name) for frame in self.frames]
+        return encode_together(name, columns, [len(frame) for frame in self.frames], where)
 
     def datasets(self) -> list[pd.DataFrame]:
         """Cut the table into one frame per dataset."""

@@ -112,9 +112,7 @@ def make_collection(root: Path) -> None:
         both.append(adata)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        DatasetCollection(root).add_adatas(
-            both, dataset_size=200, shard_size=48, rng=np.random.default_rng(0), **QUIET
-        )
+        DatasetCollection(root).add_adatas(both, dataset_size=200, shard_size=48, rng=np.random.default_rng(0), **QUIET)
 
 
 def values(root: Path) -> str:
@@ -125,7 +123,9 @@ def values(root: Path) -> str:
 
     def add(*arrays: Any) -> None:
         for array in arrays:
-            found.update(np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array.tolist()).encode())
+            found.update(
+                np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array.tolist()).encode()
+            )
 
     def add_frame(frame: pd.DataFrame) -> None:
         found.update(repr([(name, str(dtype)) for name, dtype in frame.dtypes.items()]).encode())
@@ -137,7 +137,12 @@ def values(root: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loader = Loader(
-            batch_sampler=sampler, layers=["counts"], obsm=["pca"], return_index=True, preload_to_gpu=False, num_threads=2
+            batch_sampler=sampler,
+            layers=["counts"],
+            obsm=["pca"],
+            return_index=True,
+            preload_to_gpu=False,
+            num_threads=2,
         ).use_collection(collection)
         for batch in loader:
             X, layer = batch["X"], batch["layers"]["counts"]

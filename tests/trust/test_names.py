@@ -78,7 +78,9 @@ def test_a_backslash_is_refused(name, where, tmp_path):
         assert not stored_and_found(named(**names), **names, folder=tmp_path)
 
 
-@pytest.mark.parametrize("name", [" a", "a ", "a\nb", ".a", "a.", "c", "0", "codes", "zarr", "ä漢", "a:b", "~", "a'\"b"])
+@pytest.mark.parametrize(
+    "name", [" a", "a ", "a\nb", ".a", "a.", "c", "0", "codes", "zarr", "ä漢", "a:b", "~", "a'\"b"]
+)
 def test_odd_names_come_back(name, tmp_path):
     assert stored_and_found(named(name, name, name), name, name, name, tmp_path)
 

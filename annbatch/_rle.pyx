@@ -55,7 +55,7 @@ ctypedef fused position_t:
 # Random numbers
 
 # One stream of random words: Philox4x64 with 10 rounds.
-cdef struct Stream:
+cdef struct WordStream:
     uint64_t key[2]
     uint64_t number
     uint64_t kind
@@ -64,7 +64,7 @@ cdef struct Stream:
     int n_used          # words of it that are gone
 
 
-cdef inline void begin(Stream* stream, const uint64_t[::1] key, uint64_t number, uint64_t kind) noexcept nogil:
+cdef inline void begin(WordStream* stream, const uint64_t[::1] key, uint64_t number, uint64_t kind) noexcept nogil:
     """Go to the start of a stream: the words of ``numpy.random.Philox(key=key, counter=[0, 0, number, kind])``."""
     stream.key[0] = key[0]
     stream.key[1] = key[1]
@@ -74,13 +74,13 @@ cdef inline void begin(Stream* stream, const uint64_t[::1] key, uint64_t number,
     stream.n_used = 4
 
 
-cdef void next_block(Stream* stream) noexcept nogil:
+cdef void next_block(WordStream* stream) noexcept nogil:
     cdef uint64_t c0, c1 = 0, c2 = stream.number, c3 = stream.kind, k0 = stream.key[0], k1 = stream.key[1]
     cdef uint64_t high0, low0, high1, low1
-    cdef int i
+    cdef int _round
     stream.block += 1  # NumPy counts before the first block, too
     c0 = stream.block
-    for i in range(10):
+    for _round in range(10):
         high0 = multiply_high(0xD2E7470EE14C6C93ULL, c0)
         low0 = 0xD2E7470EE14C6C93ULL * c0
         high1 = multiply_high(0xCA5A826395121157ULL, c2)
@@ -98,20 +98,20 @@ cdef void next_block(Stream* stream) noexcept nogil:
     stream.n_used = 0
 
 
-cdef inline uint64_t next_word(Stream* stream) noexcept nogil:
+cdef inline uint64_t next_word(WordStream* stream) noexcept nogil:
     if stream.n_used == 4:
         next_block(stream)
     stream.n_used += 1
     return stream.words[stream.n_used - 1]
 
 
-cdef inline double next_double(Stream* stream) noexcept nogil:
+cdef inline double next_double(WordStream* stream) noexcept nogil:
     """Uniform in [0, 1), a multiple of 2**-53."""
     return (next_word(stream) >> 11) * (1.0 / 9007199254740992.0)
 
 
-cdef inline uint64_t draw_below(Stream* stream, uint64_t n) noexcept nogil:
-    """Uniform integer in [0, n), n >= 1, by Lemire's method (https://doi.org/10.1145/3230636). One word, hardly ever two."""
+cdef inline uint64_t draw_below(WordStream* stream, uint64_t n) noexcept nogil:
+    """Uniform integer in [0, n), n >= 1, from one word, hardly ever two: https://doi.org/10.1145/3230636."""
     cdef uint64_t word = next_word(stream), low = word * n, threshold
     if low < n:
         threshold = (<uint64_t> 0 - n) % n  # 2**64 mod n
@@ -123,7 +123,7 @@ cdef inline uint64_t draw_below(Stream* stream, uint64_t n) noexcept nogil:
 
 def random_words(const uint64_t[::1] key not None, uint64_t number, uint64_t kind, uint64_t[::1] out not None):
     """Fill `out` with the words of a stream. For tests: the door to `next_word`."""
-    cdef Stream stream
+    cdef WordStream stream
     cdef Py_ssize_t i
     with nogil:
         begin(&stream, key, number, kind)
@@ -135,7 +135,7 @@ def draw_integers(
     const uint64_t[::1] key not None, uint64_t number, uint64_t kind, uint64_t n, int64_t[::1] out not None,
 ):
     """Fill `out` with uniform integers in [0, n), n in [1, 2**63]."""
-    cdef Stream stream
+    cdef WordStream stream
     cdef Py_ssize_t i
     with nogil:
         begin(&stream, key, number, kind)
@@ -304,7 +304,7 @@ def index_rows(
 # ---------------------------------------------------------------------------------------------------------------------
 # Draws
 
-cdef inline Py_ssize_t draw_class(Stream* stream, const double[::1] cumulative_weights) noexcept nogil:
+cdef inline Py_ssize_t draw_class(WordStream* stream, const double[::1] cumulative_weights) noexcept nogil:
     """Index of a class by its weight: the first whose cumulative weight exceeds a uniform number in [0, 1)."""
     cdef double uniform = next_double(stream)
     cdef Py_ssize_t low = 0, high = cumulative_weights.shape[0] - 1, middle
@@ -326,7 +326,7 @@ def draw_groups(
     `drawable` holds the codes of the classes that may be drawn, `cumulative_weights` their weights, summed up, the last
     one exactly 1.
     """
-    cdef Stream stream
+    cdef WordStream stream
     cdef Py_ssize_t i
     with nogil:
         begin(&stream, key, number, kind)
@@ -357,7 +357,7 @@ def draw_run_chunks(
 
     The start is uniform among all chunk starts of the class. O(log runs) a chunk.
     """
-    cdef Stream stream
+    cdef WordStream stream
     cdef Py_ssize_t n_chunks = starts.shape[0], i = 0, group = 0, group_stop, code, first_run, n_runs
     cdef int64_t base, n_starts
     with nogil:
@@ -383,8 +383,8 @@ def draw_index_rows(
     Py_ssize_t group_chunks, const int64_t[::1] first not None, const int64_t[::1] n_rows not None,
     const row_t[::1] rows not None, int64_t[::1] starts not None,
 ):
-    """`draw_run_chunks` for chunks of one row and an index of rows: class `c` has ``rows[first[c]:first[c] + n_rows[c]]``."""
-    cdef Stream stream
+    """`draw_run_chunks` for chunks of one row: class `c` has the rows ``rows[first[c]:first[c] + n_rows[c]]``."""
+    cdef WordStream stream
     cdef Py_ssize_t n_chunks = starts.shape[0], i = 0, group = 0, group_stop, code
     with nogil:
         begin(&stream, key, number, kind)
@@ -439,29 +439,29 @@ def permute(
     """Compute the numbers at the places ``first, first + 1, ...`` of a keyed permutation of [0, n). O(len(out)).
 
     A generalized Feistel cipher with cycle walking (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): a
-    number is a pair in [0, n_left) x [0, n_right), with n <= n_left * n_right and both < 2**31; every round adds a hash of
-    one half to the other half, modulo its size, which can be undone, so each round is a permutation; a result that is not
-    below n goes through again. With halves near the square root of n that happens to one number in sqrt(n).
+    number is a pair in [0, n_left) x [0, n_right), with n <= n_left * n_right and both <= 2**31; every round adds a
+    hash of one half to the other half, modulo its size, which can be undone, so each round is a permutation; a result
+    that is not below n goes through again. With halves near the square root of n that is one number in sqrt(n).
 
     One key per round, an even number of them.
     """
     cdef uint32_t[BLOCK] left, right
-    cdef uint32_t l, r
+    cdef uint32_t own_left, own_right
     cdef uint64_t value
     cdef Py_ssize_t done = 0, n_out = out.shape[0], n_here, i
     with nogil:
         if n_out:
-            l = <uint32_t> (first // n_right)
-            r = <uint32_t> (first % n_right)
+            own_left = <uint32_t> (first // n_right)
+            own_right = <uint32_t> (first % n_right)
         while done < n_out:
             n_here = n_out - done if n_out - done < BLOCK else BLOCK
             for i in range(n_here):
-                left[i] = l
-                right[i] = r
-                r += 1
-                if r == n_right:
-                    r = 0
-                    l += 1
+                left[i] = own_left
+                right[i] = own_right
+                own_right += 1
+                if own_right == n_right:
+                    own_right = 0
+                    own_left += 1
             if n_here == BLOCK:
                 permute_block(&keys[0], keys.shape[0], <uint32_t> n_left, <uint32_t> n_right, left, right, BLOCK)
             else:
@@ -505,13 +505,15 @@ cdef inline int draws_per_word(Py_ssize_t n) noexcept nogil:
     return 1
 
 
-cdef inline void shuffle(Stream* stream, position_t* values, Py_ssize_t n) noexcept nogil:
+cdef inline void shuffle(WordStream* stream, position_t* values, Py_ssize_t n) noexcept nogil:
     """Fisher-Yates, with several bounded integers from each word.
 
-    Brackett-Rozinsky and Lemire 2024, "Batched ranged random integer generation": the upper half of word x bound is the
-    integer, the lower half the word for the next one; what is left at the end tells whether the word must be thrown away.
+    Brackett-Rozinsky and Lemire 2024, "Batched ranged random integer generation": the upper half of word x bound is
+    the integer, the lower half the word for the next one; what is left at the end tells whether the word is thrown
+    away.
     """
-    cdef Py_ssize_t left = n, drawn[15]
+    cdef Py_ssize_t left = n
+    cdef Py_ssize_t[15] drawn
     cdef uint64_t rest, product, threshold
     cdef int n_draws, k
     cdef position_t held
@@ -546,7 +548,7 @@ def shuffle_segments(
 
     The last segment may be short. O(len(out)).
     """
-    cdef Stream stream
+    cdef WordStream stream
     cdef Py_ssize_t n = out.shape[0], first = 0, i
     with nogil:
         begin(&stream, key, number, kind)

@@ -729,13 +729,14 @@ class Loader:
         n_obs, sampler = self._view_with_rows().n_obs, self._batch_sampler
         reader = self._reader(self._table)
         requests = sampler.sample(n_obs)
-        resume, self._resume = self._resume, None
+        resume = self._resume
         n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
         start = LoaderPosition(sampler, sampler.state_dict(), n_done)
         self._n_passes += 1
         new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
         self._passes.add(new_pass)
         self._position = start
+        self._resume = None  # last of all: a pass that Ctrl-C kept from starting starts where it stood
         return new_pass
 
     def _moved(self, number: int, position: LoaderPosition) -> None:

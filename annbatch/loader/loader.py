@@ -730,7 +730,7 @@ class Loader(IterableStyle):
         n_obs, sampler = self._view_with_rows().n_obs, self._batch_sampler
         reader = self._reader(self._table)
         requests = sampler.sample(n_obs)
-        resume, self._resume = self._resume, None
+        resume = self._resume
         start = LoaderPosition(sampler, sampler.state_dict())
         if resume is not None and resume.stands_where(start):
             start = resume
@@ -738,6 +738,7 @@ class Loader(IterableStyle):
         new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
         self._passes.add(new_pass)
         self._position = start
+        self._resume = None  # last of all: a pass that Ctrl-C kept from starting starts where it stood
         return new_pass
 
     def _moved(self, number: int, position: LoaderPosition) -> None:

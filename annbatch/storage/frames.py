@@ -483,7 +483,7 @@ def _damaged_chunk(column: _Column, rows: slice | tuple[()]) -> int | None:
     for chunk in range(start // chunks[0], -(-stop // chunks[0])):
         try:
             _read_unchecked(column, slice(chunk * chunks[0], min((chunk + 1) * chunks[0], shape[0])))
-        except Exception:  # whatever the library raises
+        except Exception:  # noqa: BLE001 - whatever the library raises
             return chunk
     return None
 

@@ -52,7 +52,7 @@ NOT_YET_FREE_OF_CIRCLES: set[frozenset[str]] = set()
 NOT_YET_IN_ORDER: set[tuple[str, str]] = set()
 
 # Names that two classes share.
-NOT_YET_ONE_NAME = {"Table"}
+NOT_YET_ONE_NAME: set[str] = set()
 
 
 class Import(NamedTuple):

@@ -19,6 +19,8 @@ except ImportError:
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from annbatch.abc import Sampler
+
 __all__ = ["AnnDataModule"]
 
 
@@ -41,8 +43,7 @@ class AnnDataModule(LightningDataModule):
     Notes
     -----
     With several devices each rank gets its share of the rows of a :class:`~annbatch.Loader`: its sampler is wrapped in a
-    :class:`~annbatch.DistributedSampler`, unless it is one. All ranks must draw the same order, so give a training loader a
-    seed: ``rng=numpy.random.default_rng(0)``.
+    :class:`~annbatch.DistributedSampler`, unless it is one. The ranks agree on a seed, that of the first one.
 
     A checkpoint that Lightning takes in the middle of an epoch holds where the training loader of every rank stands.
     ``trainer.fit(model, data, ckpt_path=...)`` goes on with the very next batch, on as many devices as before.
@@ -124,8 +125,19 @@ class LoaderOfRank:
         self._rank, self._world_size = rank, world_size
         self._loader = loader
         if not isinstance(loader.batch_sampler, DistributedSampler):
-            sampler = DistributedSampler(loader.batch_sampler, dist_info=lambda: (rank, world_size))
+            import torch.distributed as dist
+
+            # With a process group the ranks agree on a seed by themselves.
+            agree = dist.is_available() and dist.is_initialized()
+            sampler = DistributedSampler(
+                loader.batch_sampler, dist_info="torch" if agree else lambda: (rank, world_size)
+            )
             self._loader = loader.subset(slice(None), batch_sampler=sampler)
+
+    @property
+    def batch_sampler(self) -> Sampler:
+        """The sampler, where Lightning looks for ``set_epoch``."""
+        return self._loader.batch_sampler
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._loader)

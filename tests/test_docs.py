@@ -99,6 +99,8 @@ def test_links_lead_somewhere(page):
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
+        if target.is_relative_to(REPOSITORY / "annbatch") and not (REPOSITORY / "annbatch").is_dir():
+            continue  # the sources are not beside the tests, which run against an installed package
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), link

@@ -85,3 +85,13 @@ def test_the_readme_runs(tmp_path, monkeypatch):
         [sys.executable, *warnings, script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_description_on_the_package_index_has_absolute_links():
+    try:
+        text = importlib.metadata.metadata("annbatch").get_payload()
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("annbatch is not installed")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 5
+    assert [link for link in links if not link.startswith("https://")] == []

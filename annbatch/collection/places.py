@@ -26,11 +26,13 @@ from annbatch.storage.opening import check_store
 
 from .building.files import replace_text
 from .building.journal import unpublished
+from .building.known import NOTE, noted_sources
 from .building.options import Target
+from .building.schema import SRC_PATH
 from .building.warn import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from os import PathLike
 
@@ -138,12 +140,12 @@ class Place(ABC):
         """Names of the datasets, in the order of their numbers."""
         return sorted_datasets(self.members(), self._suffix)
 
-    def groups(self) -> Iterator[Any]:
-        """Each dataset's group, closed when the next is asked for."""
+    def noted(self) -> Iterator[tuple[Any, Sequence[str]]]:
+        """What each dataset notes of its inputs, see :func:`held_sources`."""
         for name in self.names():
             group = self.open(name, writable=False)
             try:
-                yield group
+                yield noted_sources(group["obs"].get(SRC_PATH))
             finally:
                 self.close(group)
 
@@ -181,7 +183,7 @@ class _Folder(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
-        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input, self.groups)
+        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input, self.noted)
 
     def _mark(self) -> None:
         """Make the folder a collection."""
@@ -217,6 +219,21 @@ class LocalZarr(_Folder):
         check_store(self.root / name)
         with damage_named(f"{self}/{name}"):
             return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
+
+    def noted(self) -> Iterator[tuple[Any, Sequence[str]]]:
+        """What each dataset notes of its inputs, from one small document of each."""
+        import zarr
+
+        for name in self.names():
+            folder = self.root / name / "obs" / SRC_PATH
+            try:
+                attributes = json.loads((folder / "zarr.json").read_text())["attributes"]
+            except (OSError, ValueError, KeyError):
+                attributes = {}
+            if NOTE in attributes:
+                yield attributes[NOTE], ()
+            elif folder.exists():
+                yield noted_sources(zarr.open_group(folder, mode="r", use_consolidated=False))
 
     def take_in(self, dataset: Path, key: str | None) -> None:
         """Move a finished dataset here, its marker last."""
@@ -311,7 +328,7 @@ class OtherZarr(Place):
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
-            yield Target(root, "", lambda: None, lambda: before, self.open_input, self.groups)
+            yield Target(root, "", lambda: None, lambda: before, self.open_input, self.noted)
             names = sorted_datasets(path.name for path in root.iterdir())
             self._set_attributes({_UNPUBLISHED: names})
             for name in names:

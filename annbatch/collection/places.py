@@ -15,6 +15,7 @@ from annbatch._shared.collection_format import (
     MARKER,
     WORK_FOLDER,
     dataset_number,
+    is_h5ad_collection,
     is_marked,
     sorted_datasets,
 )
@@ -63,7 +64,8 @@ def place_of(
         return OtherZarr(group)
     if "://" in str(group):
         return OtherZarr(zarr.open_group(str(group), mode=mode, zarr_format=3, use_consolidated=False))
-    return LocalZarr(Path(fspath(group)))
+    path = Path(fspath(group))
+    return H5Folder(path) if is_h5ad_collection(path) else LocalZarr(path)
 
 
 class Place(ABC):
@@ -136,6 +138,15 @@ class Place(ABC):
         """Names of the datasets, in the order of their numbers."""
         return sorted_datasets(self.members(), self._suffix)
 
+    def groups(self) -> Iterator[Any]:
+        """Each dataset's group, closed when the next is asked for."""
+        for name in self.names():
+            group = self.open(name, writable=False)
+            try:
+                yield group
+            finally:
+                self.close(group)
+
     def open_input(self, name: str) -> Input:
         """A dataset that is there already, to see what it holds."""
         from .building.inputs.inputs import input_of_group
@@ -170,7 +181,7 @@ class _Folder(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
-        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input)
+        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input, self.groups)
 
     def _mark(self) -> None:
         """Make the folder a collection."""
@@ -303,7 +314,7 @@ class OtherZarr(Place):
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
-            yield Target(root, "", lambda: None, lambda: before, self.open_input)
+            yield Target(root, "", lambda: None, lambda: before, self.open_input, self.groups)
             names = sorted_datasets(path.name for path in root.iterdir())
             self._set_attributes({_UNPUBLISHED: names})
             for name in names:

@@ -24,6 +24,7 @@ from annbatch._shared.args import (
     as_paths,
 )
 from annbatch._shared.row_filter import as_conditions
+from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 
-class Loader:
+class Loader(IterableStyle):
     """Mini-batches of the rows of AnnData objects that are on disk or in memory.
 
     Rows are chosen and cut into batches by a sampler, and copied straight from where they lie to their place in the batch. A
@@ -74,7 +75,7 @@ class Loader:
     preload_nchunks
         Chunks that are read together and shuffled (default 32).
     batch_size
-        Rows per batch (default 1). Must divide ``chunk_size * preload_nchunks``.
+        Rows per batch (default 128). Any number: a load request is rounded to whole batches.
     shuffle
         Whether rows come in random order (default False).
     drop_last
@@ -692,7 +693,7 @@ class Loader:
         >>> import anndata as ad, numpy as np, pandas as pd
         >>> from annbatch import Loader
         >>> obs = pd.DataFrame({"donor": ["D1", "D2", "D3", "D4", "D5"] * 20}, index=[f"c{i}" for i in range(100)])
-        >>> loader = Loader(batch_size=10).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
+        >>> loader = Loader(batch_size=8).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
         >>> split = loader.split({"train": 0.6, "test": 0.4}, by="donor")
         >>> split
         Sides(train: 60 rows (0.6) in 3 groups, test: 40 rows (0.4) in 2 groups)
@@ -730,8 +731,9 @@ class Loader:
         reader = self._reader(self._table)
         requests = sampler.sample(n_obs)
         resume = self._resume
-        n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
-        start = LoaderPosition(sampler, sampler.state_dict(), n_done)
+        start = LoaderPosition(sampler, sampler.state_dict())
+        if resume is not None and resume.stands_where(start):
+            start = resume
         self._n_passes += 1
         new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
         self._passes.add(new_pass)
@@ -817,7 +819,11 @@ class Loader:
         self._check_no_pass("a state must not be loaded")
         position = LoaderPosition.from_dict(state, self._fingerprint(), self._batch_sampler)
         self._batch_sampler.load_state_dict(position.state)
-        self._position = self._resume = position
+        self._position = self._resume = position.taken_up()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass the one with number `epoch`; see :meth:`annbatch.abc.Sampler.set_epoch`."""
+        self._batch_sampler.set_epoch(epoch)
 
     # -- other processes, copies, torch
 

@@ -39,6 +39,16 @@ class LoaderPosition:
             "n_batches_done_of_request": self.n_done,
         }
 
+    def stands_where(self, other: LoaderPosition) -> bool:
+        """Whether both are at the same load request of the same pass of one sampler."""
+        same = all(self.state.get(key) == other.state.get(key) for key in ("pass", "request"))
+        return self.sampler is other.sampler and same
+
+    def taken_up(self) -> LoaderPosition:
+        """Return this position as the sampler sees it that has loaded its state: other ranks may have stood there."""
+        n_done = self.sampler._batches_to_skip(self.n_done)  # noqa: SLF001
+        return self if n_done == self.n_done else LoaderPosition(self.sampler, self.sampler.state_dict(), n_done)
+
     @classmethod
     def from_dict(cls, state: dict[str, Any], data: dict[str, Any], sampler: Sampler) -> LoaderPosition:
         """Read a state, which must have been taken over the same rows of the same data; the sampler checks its own part."""
@@ -146,6 +156,9 @@ def loads(
     of batches done of the request, and does not depend on how many requests were drawn since.
     """
     position, sampler = start, start.sampler
+    if getattr(requests, "exchanged", False):
+        # `set_epoch` came between the start of the pass and its first batch.
+        position = LoaderPosition(sampler, sampler.state_dict())
     try:
         for request in requests:
             following = LoaderPosition(sampler, sampler.state_dict())

@@ -35,7 +35,7 @@ def paths(tmp_path, monkeypatch):
 
 def trained(module, **arguments):
     model = SCVI(registry=module.registry, n_latent=3)
-    model.train(max_epochs=2, datamodule=module, accelerator="cpu", enable_progress_bar=False, logger=True, **arguments)
+    model.train(max_epochs=2, datamodule=module, accelerator="cpu", enable_progress_bar=False, **arguments)
     return model
 
 

@@ -127,8 +127,8 @@ def _check_names(opened: Input) -> None:
     elements = [("varm", name) for name in opened.varm]
     elements += [(kind, name) for kind, _, name in (element.partition("/") for element in opened.matrices)]
     names += [(kind, name, is_key(name)) for kind, name in elements if kind not in ("X", "raw")]
-    for kind, name, is_good in names:
-        if not is_good:
+    for kind, name, fine in names:
+        if not fine:
             msg = f"{kind} of {opened.label} has the name {name!r}, under which nothing can be stored; rename it"
             raise ValueError(msg)
 

@@ -265,7 +265,10 @@ class LocalZarr(_Folder):
         if not path.exists():
             return {}
         metadata = parsed_document(path)
-        if metadata.get("node_type") != "group":
+        if metadata.get("node_type") not in ("group", "array"):
+            msg = f"{path} is damaged: it is neither of a group nor of an array"
+            raise CorruptDataError(msg)
+        if metadata["node_type"] != "group":
             msg = f"{self.root} is a Zarr {metadata.get('node_type')}, not a group; choose another place"
             raise ValueError(msg)
         return metadata

@@ -13,7 +13,12 @@ import numpy as np
 from annbatch import storage
 from annbatch._shared.args import as_bool, as_names
 from annbatch._shared.collection_format import dataset_number
-from annbatch.storage.reading.median import as_normalize_total, median_total, totals_with_progress
+from annbatch.storage.reading.median import (
+    as_normalize_total,
+    check_scaled_dtype,
+    median_total,
+    totals_with_progress,
+)
 
 from .datasets import Key, X
 
@@ -22,11 +27,11 @@ if TYPE_CHECKING:
 
     from .datasets import Table, TableMatrix
 
-__all__ = ["KeptMedian", "Scaling", "as_scaling"]
+__all__ = ["KeptMedian", "LoaderScaling", "as_scaling"]
 
 
 @dataclass(frozen=True)
-class Scaling:
+class LoaderScaling:
     """What is done to the values of which matrices.
 
     Immutable: :meth:`added` returns another object.
@@ -68,7 +73,7 @@ class Scaling:
             return np.dtype(np.float32) if dtype is None else dtype
         return matrix.handed_out(dtype)
 
-    def added(self, table: Table, kept: KeptMedian | None, num_threads: int | None) -> Scaling:
+    def added(self, table: Table, kept: KeptMedian | None, num_threads: int | None) -> LoaderScaling:
         """Return what holds for `table`; `kept` is where the medians of its data are kept, if that is known to be all of it."""
         if self.target_sum != "median":
             return self
@@ -98,9 +103,9 @@ def as_scaling(
     normalize_layers: Sequence[str] | None,
     keys: Sequence[Key],
     dtype: np.dtype[Any] | None,
-) -> Scaling:
+) -> LoaderScaling:
     """Check the arguments that concern scale; `keys` are the matrices that are read."""
-    found = Scaling(
+    found = LoaderScaling(
         target_sum=as_normalize_total(normalize_total),
         log1p=as_bool("log1p", log1p),
         library_size=as_bool("library_size", library_size),
@@ -122,9 +127,8 @@ def as_scaling(
             else "normalize_total, log1p and library_size are about X, which x=False does not read: pass normalize_layers"
         )
         raise ValueError(msg)
-    if found and dtype is not None and dtype.kind != "f":
-        msg = f"dtype must be a float type where values are normalised, got {dtype}"
-        raise ValueError(msg)
+    if found:
+        check_scaled_dtype(dtype)
     return replace(found, keys=chosen)
 
 

@@ -15,6 +15,7 @@ from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
 from annbatch.storage import BufferPool, available_cpus
 from annbatch.storage.frames import Labels
+from annbatch.storage.reading.median import check_scaled_dtype
 
 from .arguments import (
     as_encoded_keys,
@@ -183,9 +184,8 @@ class MappedCollection(MapStyle):
 
         self.normalize_total, self.log1p, self.library_size = as_scale(normalize_total, log1p, library_size)
         scaled = self.normalize_total is not None or self.log1p
-        if scaled and self.dtype is not None and self.dtype.kind != "f":
-            msg = f"dtype must be a float type where values are normalised, got {self.dtype}"
-            raise ValueError(msg)
+        if scaled:
+            check_scaled_dtype(self.dtype)
         check_distinct(self.layers_keys, self.obs_keys, self.obsm_keys, library_size=self.library_size)
         self._files, missing = open_files(
             paths, self.layers_keys, self.obs_keys, self.obsm_keys, self.encode_labels, self.obs_filter

@@ -12,13 +12,12 @@ import pytest
 
 from annbatch import DatasetCollection
 from annbatch.cli import main
-
-from .collection.data import cells, write
+from tests.cells import cells, write
 
 
 @pytest.fixture
 def inputs(tmp_path):
-    return [str(write(tmp_path, f"{i}.h5ad", cells(60, seed=i, prefix=f"p{i}"))) for i in range(2)]
+    return [str(write(cells(60, seed=i, prefix=f"p{i}"), tmp_path / f"{i}.h5ad")) for i in range(2)]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .engine import _rows
+from .engine._plan import PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,8 +47,8 @@ def cast_exactly(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if source >= 0 and target >= 0:
         values = np.ascontiguousarray(values)
         out = np.empty(values.shape, dtype)
-        pieces = np.array([[0, out.ctypes.data, values.size, -1]], np.int64)
-        exact = _rows.place_values(as_bytes(values), 0, pieces, source, target, values.dtype.itemsize) < 0
+        whole = np.array([(0, out.ctypes.data, values.size, -1)], PIECE)
+        exact = _rows.place(as_bytes(values), 0, whole, source, target, values.itemsize, out.itemsize) < 0
     else:
         with np.errstate(all="ignore"):
             out = values.astype(dtype)

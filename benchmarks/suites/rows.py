@@ -10,6 +10,7 @@ import numpy as np
 
 from annbatch import storage
 from annbatch.storage.engine import _rows
+from annbatch.storage.engine._plan import SPAN, ArrayCut
 
 from .counts import thinned_cells
 from .files import N_CELLS, write_collection, write_h5ad
@@ -51,7 +52,7 @@ class Plan:
         self.rows = rows_in(order, n_obs)
         self.sorted_rows = np.sort(self.rows)
         self.address = shuffled_places()[0] * (4 * n_values)
-        self.spans = np.array([[0, 0, 0, n_values]])
+        self.spans = np.array([(0, 0, 0, n_values)], SPAN)
 
     def time_ascending(self, order: str) -> None:
         _rows.ascending(self.rows, self.n_obs)
@@ -60,8 +61,8 @@ class Plan:
         _rows.plan_ranges(self.indptr, self.sorted_rows, self.address, 4, self.chunk_size)
 
     def time_sparse_to_dense(self, order: str) -> None:
-        array = (4, self.chunk_size, False)
-        _rows.plan_stretches(self.indptr, self.sorted_rows, 1 << 15, 0, *array, *array)
+        cut = ArrayCut(itemsize=4, chunk_size=self.chunk_size, anywhere=False)
+        _rows.plan_stretches(self.indptr, self.sorted_rows, 1 << 15, 0, cut, cut)
 
     def time_dense(self, order: str) -> None:
         _rows.plan_rows(self.sorted_rows, self.address, 4, 16, 1_342, self.spans, mapped=False)

@@ -14,8 +14,7 @@ import scipy.sparse as sp
 import zarr
 
 from annbatch import DatasetCollection, write_sharded
-
-from .data import cells, dense, read_all, snapshot, write
+from tests.cells import as_array, cells, files_below, read_all, write
 
 QUIET = {"progress": False}
 
@@ -23,7 +22,7 @@ QUIET = {"progress": False}
 @pytest.fixture
 def two(tmp_path):
     adatas = [cells(70, seed=1, prefix="a"), cells(50, seed=2, prefix="b")]
-    return adatas, [write(tmp_path, f"{name}.h5ad", adata) for name, adata in zip("ab", adatas, strict=True)]
+    return adatas, [write(adata, tmp_path / f"{name}.h5ad") for name, adata in zip("ab", adatas, strict=True)]
 
 
 def check_rows(collection, adatas, *, layers=()):
@@ -32,9 +31,9 @@ def check_rows(collection, adatas, *, layers=()):
     whole = ad.concat(adatas, join="outer", fill_value=0)
     assert sorted(found.obs_names) == sorted(whole.obs_names)
     expected = whole[found.obs_names, found.var_names]
-    np.testing.assert_array_equal(dense(found.X), dense(expected.X))
+    np.testing.assert_array_equal(as_array(found.X), as_array(expected.X))
     for name in layers:
-        np.testing.assert_array_equal(dense(found.layers[name]), dense(expected.layers[name]))
+        np.testing.assert_array_equal(as_array(found.layers[name]), as_array(expected.layers[name]))
     for column in set(whole.obs) & set(found.obs):
         left, right = found.obs[column], expected.obs[column]
         assert (left.isna() == right.isna()).all()
@@ -100,7 +99,7 @@ class TestBuild:
     def test_groupby_puts_missing_labels_last(self, tmp_path):
         adata = cells(40)
         adata.obs.loc[adata.obs_names[::4], "cell_type"] = np.nan
-        path = write(tmp_path, "a.h5ad", adata)
+        path = write(adata, tmp_path / "a.h5ad")
         column = (
             DatasetCollection(tmp_path / "c.zarr").add_adatas([path], groupby="cell_type", **QUIET).obs()["cell_type"]
         )
@@ -111,12 +110,12 @@ class TestBuild:
     @pytest.mark.parametrize("is_dense", [False, True])
     def test_formats(self, tmp_path, name, is_dense):
         adata = cells(30, dense=is_dense)
-        path = write(tmp_path, name, adata)
+        path = write(adata, tmp_path / name)
         check_rows(DatasetCollection(tmp_path / "c.zarr").add_adatas([str(path)], **QUIET), [adata])
 
     def test_open_groups_and_adatas(self, tmp_path):
         adatas = [cells(20, seed=i, prefix=f"p{i}") for i in range(3)]
-        h5, zr = write(tmp_path, "a.h5ad", adatas[0]), write(tmp_path, "b.zarr", adatas[1])
+        h5, zr = write(adatas[0], tmp_path / "a.h5ad"), write(adatas[1], tmp_path / "b.zarr")
         with h5py.File(h5, "r") as file:
             inputs = [file, zarr.open_group(zr, mode="r"), adatas[2]]
             check_rows(DatasetCollection(tmp_path / "c.zarr").add_adatas(inputs, **QUIET), adatas)
@@ -155,13 +154,13 @@ class TestBuild:
     def test_zero_row_files_and_rows_without_values(self, tmp_path):
         first, empty, last = cells(10, prefix="a"), cells(5, prefix="b")[:0].copy(), cells(8, prefix="c")
         first.X = sp.csr_matrix(first.X.toarray() * (np.arange(10) >= 3)[:, None])
-        paths = [write(tmp_path, f"{i}.h5ad", adata) for i, adata in enumerate((first, empty, last))]
+        paths = [write(adata, tmp_path / f"{i}.h5ad") for i, adata in enumerate((first, empty, last))]
         check_rows(DatasetCollection(tmp_path / "c.zarr").add_adatas(paths, **QUIET), [first, last])
 
     def test_all_rows_without_values(self, tmp_path):
         adata = cells(9)
         adata.X = sp.csr_matrix(adata.shape, dtype=np.float32)
-        path = write(tmp_path, "a.h5ad", adata)
+        path = write(adata, tmp_path / "a.h5ad")
         check_rows(DatasetCollection(tmp_path / "c.zarr").add_adatas([path], **QUIET), [adata])
 
     def test_wide_matrices_get_int32_indices(self, tmp_path):
@@ -349,7 +348,7 @@ class TestElements:
             adata.obsm["sparse"] = sp.random(25, 7, 0.5, format="csr", random_state=i)
             adata.obsm["cube"] = np.random.default_rng(i).normal(size=(25, 2, 3))
             adatas.append(adata)
-        paths = [write(tmp_path, f"{i}.h5ad", adata) for i, adata in enumerate(adatas)]
+        paths = [write(adata, tmp_path / f"{i}.h5ad") for i, adata in enumerate(adatas)]
         collection = DatasetCollection(tmp_path / "c.zarr").add_adatas(paths, dataset_size=20, **QUIET)
         check_rows(collection, adatas, layers=["scaled", "dense"])
         by_name = {name: (adata, i) for adata in adatas for i, name in enumerate(adata.obs_names)}
@@ -358,9 +357,9 @@ class TestElements:
             assert list(found.raw.var_names) == [f"g{i}" for i in range(15)]
             for row, name in enumerate(found.obs_names):
                 adata, i = by_name[name]
-                np.testing.assert_array_equal(dense(found.raw.X[row]), dense(adata.raw.X[i]))
+                np.testing.assert_array_equal(as_array(found.raw.X[row]), as_array(adata.raw.X[i]))
                 for key in ("X_pca", "cube", "sparse"):
-                    np.testing.assert_array_equal(dense(found.obsm[key][row]), dense(adata.obsm[key][i]))
+                    np.testing.assert_array_equal(as_array(found.obsm[key][row]), as_array(adata.obsm[key][i]))
 
     def test_what_some_inputs_lack_is_left_out_with_a_warning(self, tmp_path):
         adatas = [cells(10, prefix="a"), cells(10, prefix="b", seed=1)]
@@ -454,9 +453,9 @@ class TestObs:
 class TestAdding:
     def test_adding_never_touches_what_is_there(self, tmp_path, two):
         collection = DatasetCollection(tmp_path / "c.zarr").add_adatas(two[1][:1], **QUIET)
-        before = snapshot(tmp_path / "c.zarr")
+        before = files_below(tmp_path / "c.zarr")
         collection.add_adatas(two[1][1:], **QUIET)
-        after = snapshot(tmp_path / "c.zarr")
+        after = files_below(tmp_path / "c.zarr")
         assert {name: after[name] for name in before} == before
         assert len(collection) == 2
         check_rows(collection, two[0])
@@ -491,12 +490,12 @@ class TestAdding:
 
     def test_clash_with_the_collection(self, tmp_path):
         collection = DatasetCollection(tmp_path / "c.zarr").add_adatas([cells(10)], **QUIET)
-        before = snapshot(tmp_path / "c.zarr")
+        before = files_below(tmp_path / "c.zarr")
         second = cells(10, prefix="b")
         second.obs["score"] = ["text"] * 10
         with pytest.raises(TypeError, match=r"obs\['score'\] clashes"):
             collection.add_adatas([second], **QUIET)
-        assert snapshot(tmp_path / "c.zarr") == before
+        assert files_below(tmp_path / "c.zarr") == before
 
     def test_layers_of_the_collection_are_needed(self, tmp_path):
         first = cells(10)
@@ -551,10 +550,10 @@ class TestPlaces:
             zarr.open_group(place, mode="w", zarr_format=2)
         else:
             zarr.create_array(place, data=np.arange(3))
-        before = snapshot(tmp_path)
+        before = files_below(tmp_path)
         with pytest.raises(ValueError, match="choose another place"):
             DatasetCollection(place)
-        assert snapshot(tmp_path) == before
+        assert files_below(tmp_path) == before
 
     def test_modes(self, tmp_path, two):
         place = tmp_path / "c.zarr"
@@ -630,7 +629,7 @@ class TestBadArguments:
     def test_csc(self, tmp_path):
         adata = cells(10)
         adata.X = adata.X.tocsc()
-        path = write(tmp_path, "a.h5ad", adata)
+        path = write(adata, tmp_path / "a.h5ad")
         with pytest.raises(TypeError, match="(?i)csc"):
             DatasetCollection(tmp_path / "c.zarr").add_adatas([path], **QUIET)
 
@@ -676,11 +675,11 @@ class TestWriteSharded:
     def test_refuses_to_overwrite(self, tmp_path):
         group = zarr.open_group(tmp_path / "w.zarr", mode="w")
         write_sharded(group, cells(10), key="part")
-        before = snapshot(tmp_path)
+        before = files_below(tmp_path)
         for key in (None, "part"):
             with pytest.raises(ValueError, match="already holds"):
                 write_sharded(group, cells(5), key=key)
-        assert snapshot(tmp_path) == before
+        assert files_below(tmp_path) == before
 
     def test_bad_group(self, tmp_path):
         with pytest.raises(TypeError, match="group must be a zarr.Group, got str"):

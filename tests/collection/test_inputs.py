@@ -21,8 +21,7 @@ from annbatch.collection.building.interning import Interned
 from annbatch.collection.building.output import write as writing
 from annbatch.collection.building.schema import describe_input
 from annbatch.storage import CorruptDataError
-
-from .data import cells, dense, read_all, write
+from tests.cells import as_array, cells, read_all, write
 
 QUIET = {"progress": False}
 
@@ -56,7 +55,7 @@ def test_obs_in_many_pieces_is_what_it_was(tmp_path, small_pieces, suffix, group
     adatas = [every_kind(90, "a"), every_kind(70, "b")]
     given = adatas
     if suffix != "memory":
-        given = [write(tmp_path, f"{name}.{suffix}", adata) for name, adata in zip("ab", adatas, strict=True)]
+        given = [write(adata, tmp_path / f"{name}.{suffix}") for name, adata in zip("ab", adatas, strict=True)]
     place = DatasetCollection(tmp_path / "c.zarr").add_adatas(given, groupby=groupby, dataset_size=100, **QUIET)
     found = place.obs()
     expected = pd.concat([adata.obs for adata in adatas]).loc[found.index]
@@ -66,7 +65,7 @@ def test_obs_in_many_pieces_is_what_it_was(tmp_path, small_pieces, suffix, group
         assert found[name][present].tolist() == expected[name][present].tolist(), name
     values = read_all(place)
     whole = ad.concat(adatas)[values.obs_names]
-    np.testing.assert_array_equal(dense(values.X), dense(whole.X))
+    np.testing.assert_array_equal(as_array(values.X), as_array(whole.X))
     if groupby:
         for dataset in place:
             part = found.loc[ad.io.read_elem(dataset).obs_names, groupby]
@@ -79,7 +78,7 @@ def test_blocks_were_many(tmp_path, small_pieces, monkeypatch):
     read = []
     rows = obs.StoredObs.rows
     monkeypatch.setattr(obs.StoredObs, "rows", lambda self, a, b: read.append(b - a) or rows(self, a, b))
-    path = write(tmp_path, "a.zarr", every_kind(90, "a"))
+    path = write(every_kind(90, "a"), tmp_path / "a.zarr")
     DatasetCollection(tmp_path / "c.zarr").add_adatas([path], **QUIET)
     assert len(read) > 5
     assert max(read) < 90
@@ -135,7 +134,7 @@ def test_null_elements_are_none(tmp_path, name):
     for i, adata in enumerate([cells(10), without_X]):
         path = tmp_path / f"{i}{name}"
         if path.suffix == ".zarr":
-            write(tmp_path, path.name, adata)
+            write(adata, tmp_path / path.name)
         else:
             with h5py.File(path, "w") as file:
                 ad.io.write_elem(file, "/", adata)
@@ -153,7 +152,7 @@ def test_read_lazy(tmp_path):
     adata.layers["counts"] = adata.X * 2
     adata.obsm["pca"] = np.random.default_rng(0).random((60, 3))
     adata.varm["loadings"] = np.ones((12, 2))
-    path = write(tmp_path, "a.h5ad", adata)
+    path = write(adata, tmp_path / "a.h5ad")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata's own notes on what it experiments with
         place = DatasetCollection(tmp_path / "c.zarr").add_adatas(
@@ -165,8 +164,8 @@ def test_read_lazy(tmp_path):
     lazy, direct = read_all(place), read_all(plain)
     assert lazy.obs_names.tolist() == direct.obs_names.tolist()
     pd.testing.assert_frame_equal(lazy.obs[sorted(lazy.obs)], direct.obs[sorted(direct.obs)])
-    np.testing.assert_array_equal(dense(lazy.X), dense(direct.X))
-    np.testing.assert_array_equal(dense(lazy.layers["counts"]), dense(direct.layers["counts"]))
+    np.testing.assert_array_equal(as_array(lazy.X), as_array(direct.X))
+    np.testing.assert_array_equal(as_array(lazy.layers["counts"]), as_array(direct.layers["counts"]))
     np.testing.assert_array_equal(lazy.obsm["pca"], direct.obsm["pca"])
     np.testing.assert_array_equal(lazy.varm["loadings"], direct.varm["loadings"])
 
@@ -265,14 +264,14 @@ class TestPaths:
 
     def test_inputs_go_to_tasks_by_absolute_path_and_are_named_as_given(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        write(tmp_path, "a.h5ad", cells(10))
+        write(cells(10), tmp_path / "a.h5ad")
         spec = InputSpec.of("a.h5ad", None, 0)
         assert spec.label == "a.h5ad"
         assert spec.item == tmp_path / "a.h5ad"
 
     @pytest.mark.parametrize("name", ["a.zarr", "a.h5ad"])
     def test_open_groups_are_known_again(self, tmp_path, name):
-        path = write(tmp_path, name, cells(10))
+        path = write(cells(10), tmp_path / name)
 
         def fingerprint():
             if path.suffix == ".zarr":
@@ -282,7 +281,7 @@ class TestPaths:
 
         assert fingerprint() == fingerprint()
         before = fingerprint()
-        write(tmp_path, name, cells(11))
+        write(cells(11), tmp_path / name)
         assert fingerprint() != before
 
     def test_dataset_without_obs(self, tmp_path):

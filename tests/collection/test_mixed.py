@@ -16,8 +16,7 @@ from annbatch import DatasetCollection, Loader, write_sharded
 from annbatch.cli import main
 from annbatch.collection.building.inputs.inputs import function_fingerprint
 from annbatch.commands.info import describe
-
-from .data import cells, dense, read_all, snapshot, write
+from tests.cells import as_array, cells, files_below, read_all, write
 
 QUIET = {"progress": False}
 
@@ -32,7 +31,7 @@ def test_text_in_the_collection_and_categories_in_what_is_added(tmp_path):
     texts = [f"t{i}" for i in range(20)]
     place = DatasetCollection(tmp_path / "c.zarr")
     with ad.settings.override(allow_write_nullable_strings=True):
-        path = write(tmp_path, "a.zarr", with_column("a", pd.array(texts, dtype="string")))
+        path = write(with_column("a", pd.array(texts, dtype="string")), tmp_path / "a.zarr")
     place.add_adatas([path], **QUIET)
     place.add_adatas([with_column("b", pd.Categorical(["u", "v"] * 10))], **QUIET)
     found = place.obs()["x"].astype(str)
@@ -103,7 +102,7 @@ def test_a_dataset_as_input_keeps_the_dtype_it_gives(tmp_path, compact):
 @pytest.mark.parametrize("into", ["collection", "group"])
 def test_view_of_a_backed_file(tmp_path, into):
     adata = cells(30)
-    backed = ad.read_h5ad(write(tmp_path, "a.h5ad", adata), backed="r")
+    backed = ad.read_h5ad(write(adata, tmp_path / "a.h5ad"), backed="r")
     if into == "group":
         write_sharded(zarr.open_group(tmp_path / "w.zarr", mode="w"), backed[5:9, ::2])
         found = ad.io.read_elem(zarr.open_group(tmp_path / "w.zarr"))
@@ -111,7 +110,7 @@ def test_view_of_a_backed_file(tmp_path, into):
         place = DatasetCollection(tmp_path / "c.zarr")
         place.add_adatas(["a.h5ad"], load_adata=lambda _: backed[5:9, ::2], shuffle=False, **QUIET)
         found = read_all(place)
-    np.testing.assert_array_equal(dense(found.X), dense(adata[5:9, ::2].X))
+    np.testing.assert_array_equal(as_array(found.X), as_array(adata[5:9, ::2].X))
     backed.file.close()
 
 
@@ -122,7 +121,7 @@ def test_another_load_adata_is_another_call(tmp_path, monkeypatch):
         msg = "stop"
         raise RuntimeError(msg)
 
-    path = write(tmp_path, "a.h5ad", cells(20))
+    path = write(cells(20), tmp_path / "a.h5ad")
     place = DatasetCollection(tmp_path / "c.zarr")
     with monkeypatch.context() as patch:
         patch.setattr(build, "assemble", stop)
@@ -168,18 +167,18 @@ def test_columns_of_obs_are_a_list_of_names(tmp_path):
 class TestWriteShardedPlace:
     def test_read_only_group(self, tmp_path):
         zarr.open_group(tmp_path / "w.zarr", mode="w")
-        before = snapshot(tmp_path)
+        before = files_below(tmp_path)
         with pytest.raises(ValueError, match="group must be writable"):
             write_sharded(zarr.open_group(tmp_path / "w.zarr", mode="r"), cells(5))
-        assert snapshot(tmp_path) == before
+        assert files_below(tmp_path) == before
 
     @pytest.mark.parametrize("key", ["", "../b", "a//b", "/a", ".", 3])
     def test_key_is_a_path_below(self, tmp_path, key):
         group = zarr.open_group(tmp_path / "w.zarr", mode="w")
-        before = snapshot(tmp_path)
+        before = files_below(tmp_path)
         with pytest.raises(ValueError, match="key must be the name of a group"):
             write_sharded(group, cells(5), key=key)
-        assert snapshot(tmp_path) == before
+        assert files_below(tmp_path) == before
 
     def test_groups_above_a_key_are_made(self, tmp_path):
         write_sharded(zarr.open_group(tmp_path / "w.zarr", mode="w"), cells(5), key="a/b")
@@ -213,7 +212,7 @@ class TestCommand:
         assert "20 rows a shard" in capsys.readouterr().out
 
     def test_names_of_genes_may_hold_blanks(self, tmp_path):
-        path = write(tmp_path, "a.h5ad", cells(20, genes=["gene one", "two"]))
+        path = write(cells(20, genes=["gene one", "two"]), tmp_path / "a.h5ad")
         (tmp_path / "genes.txt").write_text("gene one\n\n")
         out = tmp_path / "c.zarr"
         assert main(["build", str(out), str(path), "--var-subset", str(tmp_path / "genes.txt"), "--quiet"]) == 0
@@ -246,7 +245,7 @@ def test_whole_numbers_that_the_common_type_would_round_are_refused(where, tmp_p
         numbers = np.full(20, LARGE)
         first.obs["n"] = pd.array(numbers, dtype="Int64") if where == "nullable obs" else numbers
         second.obs["n"] = np.linspace(0, 1, 20)
-    paths = [write(tmp_path, "a.h5ad", first), write(tmp_path, "b.h5ad", second)]
+    paths = [write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.h5ad")]
     with pytest.raises(ValueError, match=r"of .*a\.h5ad holds whole numbers that float64 cannot hold exactly"):
         DatasetCollection(tmp_path / "c.zarr").add_adatas(paths, **QUIET)
     assert DatasetCollection(tmp_path / "c.zarr").is_empty
@@ -256,6 +255,6 @@ def test_whole_numbers_that_the_common_type_holds_are_stored(tmp_path):
     first, second = cells(20, prefix="a"), cells(20, prefix="b")
     first.X = first.X.astype(np.int64)
     first.X.data[3] = LARGE - 1
-    paths = [write(tmp_path, "a.h5ad", first), write(tmp_path, "b.h5ad", second)]
+    paths = [write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.h5ad")]
     whole = read_all(DatasetCollection(tmp_path / "c.zarr").add_adatas(paths, shuffle=False, **QUIET))
-    np.testing.assert_array_equal(dense(whole.X)[:20], dense(first.X))
+    np.testing.assert_array_equal(as_array(whole.X)[:20], as_array(first.X))

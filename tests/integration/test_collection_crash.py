@@ -16,7 +16,7 @@ import pytest
 
 from annbatch import DatasetCollection
 from annbatch.collection.building.journal import BusyError, WorkFolder
-from tests.collection.data import cells, snapshot, write
+from tests.cells import cells, files_below, write
 
 QUIET = {"progress": False}
 CHILD = Path(__file__).with_name("crash_child.py")
@@ -26,7 +26,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 @pytest.fixture
 def folder(tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
-        write(tmp_path, f"{name}.h5ad", cells(60, seed=seed, prefix=name))
+        write(cells(60, seed=seed, prefix=name), tmp_path / f"{name}.h5ad")
     DatasetCollection(tmp_path / "start.zarr").add_adatas([cells(30, prefix="old")], **QUIET)
     return tmp_path
 
@@ -82,7 +82,7 @@ def test_killed_at_random_moments(folder):
 
 def test_unfinished_work_of_another_call_is_removed_and_said(folder, monkeypatch):
     place = folder / "start.zarr"
-    before = snapshot(place)
+    before = files_below(place)
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
@@ -92,7 +92,7 @@ def test_unfinished_work_of_another_call_is_removed_and_said(folder, monkeypatch
         with pytest.raises(OSError, match="No space left") as caught:
             DatasetCollection(place).add_adatas([folder / "a.h5ad"], **QUIET)
     assert "What was finished is kept in" in caught.value.__notes__[0]
-    assert {k: v for k, v in snapshot(place).items() if ".annbatch" not in k} == before
+    assert {k: v for k, v in files_below(place).items() if ".annbatch" not in k} == before
     with pytest.warns(UserWarning, match="removed the unfinished work of an interrupted call"):
         DatasetCollection(place).add_adatas([folder / "b.h5ad"], **QUIET)
     assert not (place / ".annbatch").exists()
@@ -128,7 +128,7 @@ def test_files_that_may_not_grow(folder):
         "place.add_adatas(sys.argv[2:], rng=np.random.default_rng(0), progress=False)"
     )
     place = folder / "start.zarr"
-    before = snapshot(place)
+    before = files_below(place)
     inputs = [str(folder / "a.h5ad"), str(folder / "b.h5ad")]
     done = subprocess.run(
         [sys.executable, "-c", code, str(place), *inputs],
@@ -139,7 +139,7 @@ def test_files_that_may_not_grow(folder):
     )
     assert done.returncode == 1
     assert "File too large" in done.stderr
-    assert {k: v for k, v in snapshot(place).items() if ".annbatch" not in k} == before
+    assert {k: v for k, v in files_below(place).items() if ".annbatch" not in k} == before
     with pytest.warns(UserWarning, match="continuing an interrupted call"):
         DatasetCollection(place).add_adatas(inputs, rng=np.random.default_rng(0), **QUIET)
     assert len(DatasetCollection(place).obs()) == 150
@@ -183,18 +183,18 @@ def test_full_disk(small_disk):
 @pytest.mark.filterwarnings("ignore:.*interrupted call")
 def test_disk_that_is_full_at_any_stage(folder, small_disk, tmp_path):
     """The collection is as it was; with more room the same call goes on."""
-    inputs = [write(tmp_path, f"big{i}.h5ad", cells(2500, seed=i, prefix=f"big{i}")) for i in range(2)]
+    inputs = [write(cells(2500, seed=i, prefix=f"big{i}"), tmp_path / f"big{i}.h5ad") for i in range(2)]
     n_full = 0
     for kilobytes in range(150, 1500, 75):
         place = small_disk(kilobytes) / "c.zarr"
         shutil.copytree(folder / "start.zarr", place)
-        before = snapshot(place)
+        before = files_below(place)
         call = partial(DatasetCollection(place).add_adatas, inputs, dataset_size=1500, **QUIET)
         with suppress(OSError):
             call(rng=np.random.default_rng(0))
         if len(DatasetCollection(place)) == 1:
             n_full += 1
-            assert {k: v for k, v in snapshot(place).items() if ".annbatch" not in k} == before
+            assert {k: v for k, v in files_below(place).items() if ".annbatch" not in k} == before
             small_disk(20_000)
             call(rng=np.random.default_rng(0))
         obs = DatasetCollection(place).obs()

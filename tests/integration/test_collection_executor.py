@@ -16,7 +16,7 @@ import pytest
 
 from annbatch import DatasetCollection
 from annbatch.collection.building.journal import BusyError
-from tests.collection.data import cells, read_all, write
+from tests.cells import cells, read_all, write
 
 OPTIONS = {"groupby": "cell_type", "dataset_size": 60, "progress": False, "max_memory": "80MB"}
 
@@ -24,7 +24,7 @@ OPTIONS = {"groupby": "cell_type", "dataset_size": 60, "progress": False, "max_m
 @pytest.fixture
 def inputs(tmp_path):
     return [
-        write(tmp_path, name, cells(50, seed=i, prefix=f"p{i}"))
+        write(cells(50, seed=i, prefix=f"p{i}"), tmp_path / name)
         for i, name in enumerate(["a.h5ad", "b.zarr", "c.h5ad"])
     ]
 

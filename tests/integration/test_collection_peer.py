@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from annbatch import DatasetCollection
-from tests.collection.data import cells, read_all, write
+from tests.cells import cells, read_all, write
 
 PEER = os.environ.get("ANNBATCH_PEER_PYTHON", "")
 pytestmark = pytest.mark.skipif(not PEER, reason="ANNBATCH_PEER_PYTHON is not set")
@@ -50,7 +50,7 @@ def peer(folder, code, *arguments):
 @pytest.fixture
 def two(tmp_path):
     adatas = [cells(50, seed=1, prefix="a"), cells(40, seed=2, prefix="b")]
-    return adatas, [write(tmp_path, f"{i}.h5ad", adata) for i, adata in enumerate(adatas)]
+    return adatas, [write(adata, tmp_path / f"{i}.h5ad") for i, adata in enumerate(adatas)]
 
 
 def test_ours_opens_there(tmp_path, two):

@@ -13,7 +13,8 @@ import pytest
 import scipy.sparse as sp
 
 from annbatch import ClassSampler, Loader
-from tests.loader.data import as_array, make_adata, small_loader, write
+from tests.cells import as_array, full_cells, write
+from tests.loader.loaders import small_loader
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
@@ -25,12 +26,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
-    return [write(make_adata(30, seed=i, prefix=f"{i}_"), folder / name) for i, name in enumerate(("a.h5ad", "b.zarr"))]
+    return [write(full_cells(30, seed=i, prefix=f"{i}_"), folder / name) for i, name in enumerate(("a.h5ad", "b.zarr"))]
 
 
 @pytest.fixture(scope="module")
 def counts():
-    return sp.vstack([make_adata(30, seed=i).X for i in range(2)]).toarray()
+    return sp.vstack([full_cells(30, seed=i).X for i in range(2)]).toarray()
 
 
 def rows_of(batches):

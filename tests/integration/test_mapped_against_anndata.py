@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from annbatch import MappedCollection
-from tests.mapped.data import FORMATS, cells, dense, write
+from tests.cells import FORMATS, as_array, cells, write
 
 GENES = [f"gene_{letter}" for letter in "hcagebdf"]
 TYPES = ["b_cell", "t_cell", "nk", "unknown"]
@@ -39,7 +39,7 @@ def collections_of_files(draw):
         elif kind == "text":
             obs["cell_type"] = labels.astype(object)
         dtype = draw(st.sampled_from(["float32", "int32", "uint16"]))
-        adata = cells(rng, n_obs, genes, sparse=draw(st.booleans()), dtype=dtype, **obs)
+        adata = cells(n_obs, genes, seed=rng, dense=not draw(st.booleans()), dtype=dtype, obs=obs)
         adata.layers["counts"] = adata.X * 2
         adata.obsm["X_pca"] = rng.random((n_obs, 3)).astype("float32")
         files.append((adata, draw(st.sampled_from(FORMATS))))
@@ -68,7 +68,7 @@ def labels_of(files):
 @given(files=collections_of_files(), join=st.sampled_from(["inner", "outer"]), data=st.data())
 def test_rows_and_labels(tmp_path_factory, files, join, data):
     folder = tmp_path_factory.mktemp("files")
-    paths = [write(adata, folder, str(number), fmt) for number, (adata, fmt) in enumerate(files)]
+    paths = [write(adata, folder / str(number), fmt) for number, (adata, fmt) in enumerate(files)]
     joined, store = expected_rows(files, join)
     event(f"{len(files)} files, {len({fmt for _, fmt in files})} formats, join={join}")
     unknown = data.draw(st.sampled_from([None, "unknown"]))
@@ -84,7 +84,7 @@ def test_rows_and_labels(tmp_path_factory, files, join, data):
     ) as m:
         assert m.shape == joined.shape == (len(m), len(m.var_joint))
         assert set(m.var_joint) == set(joined.var_names)
-        X, counts = (dense(matrix) for matrix in (joined[:, m.var_joint].X, joined[:, m.var_joint].layers["counts"]))
+        X, counts = (as_array(matrix) for matrix in (joined[:, m.var_joint].X, joined[:, m.var_joint].layers["counts"]))
         rows = data.draw(st.lists(st.integers(-len(m), len(m) - 1), max_size=12))
         batch = m.__getitems__(rows)
         assert len(batch) == len(rows)
@@ -116,7 +116,7 @@ def test_rows_and_labels(tmp_path_factory, files, join, data):
 @given(files=collections_of_files(), wanted=st.lists(st.sampled_from([*TYPES, None]), min_size=1), data=st.data())
 def test_a_filter_keeps_the_rows_that_pandas_keeps(tmp_path_factory, files, wanted, data):
     folder = tmp_path_factory.mktemp("files")
-    paths = [write(adata, folder, str(number), fmt) for number, (adata, fmt) in enumerate(files)]
+    paths = [write(adata, folder / str(number), fmt) for number, (adata, fmt) in enumerate(files)]
     numbers = data.draw(st.sets(st.integers(0, 3), min_size=1))
     keep = [
         (adata.obs["cell_type"].isin([w for w in wanted if w]) | (adata.obs["cell_type"].isna() & (None in wanted)))
@@ -138,7 +138,7 @@ def test_a_filter_keeps_the_rows_that_pandas_keeps(tmp_path_factory, files, want
             adata = files[m.storage_idx[i]][0]
             row = m.indices[i]
             there = np.isin(m.var_joint, adata.var_names)
-            values = pd.Series(dense(adata.X)[row], index=adata.var_names)
+            values = pd.Series(as_array(adata.X)[row], index=adata.var_names)
             np.testing.assert_array_equal(sample["X"][there], values[m.var_joint[there]])
             assert not sample["X"][~there].any()
             assert sample["number"] == adata.obs["number"].iloc[row]

@@ -11,7 +11,7 @@ import pytest
 
 from annbatch import MappedCollection
 from annbatch.mapped.samples import Sample
-from tests.mapped.data import cells, write
+from tests.cells import cells, write
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 from torch.utils.data import (  # noqa: E402
@@ -32,17 +32,19 @@ def paths(tmp_path_factory):
     for number, fmt in enumerate(["h5ad", "gzip", "zarr3"]):
         labels = ["T", "B", None] if number == 1 else ["T", "B"]
         adata = cells(
-            rng,
             20,
             ["a", "b", "cde"[number]],
-            cell_type=pd.Categorical(rng.choice(labels, 20)),
-            donor=rng.choice(list("xyz"), 20).astype(object),
-            age=rng.integers(0, 90, 20).astype("int32"),
+            seed=rng,
+            obs={
+                "cell_type": pd.Categorical(rng.choice(labels, 20)),
+                "donor": rng.choice(list("xyz"), 20).astype(object),
+                "age": rng.integers(0, 90, 20).astype("int32"),
+            },
         )
         if number == 0:
             adata.layers["counts"] = adata.X.copy()
         adata.obsm["pca"] = rng.random((20, 2)).astype("float32")
-        found.append(write(adata, folder, str(number), fmt))
+        found.append(write(adata, folder / str(number), fmt))
     return found
 
 
@@ -167,7 +169,7 @@ def test_text_labels_are_a_list_wherever_one_is_missing(paths, collate):
 
 @pytest.mark.parametrize("collate", [default_collate, MappedCollection.collate])
 def test_rows_of_different_length_are_named(paths, tmp_path, collate):
-    longer = write(cells(np.random.default_rng(1), 2, list("abcd")), tmp_path, "longer")
+    longer = write(cells(2, list("abcd"), seed=1), tmp_path / "longer.h5ad")
     with (
         MappedCollection([paths[0], longer], join=None) as m,
         pytest.raises(ValueError, match=r"'X' must have rows of one shape to be stacked, got \(3,\) and \(4,\)"),

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annbatch import ClassSampler, Loader, SequentialSampler
+from tests.cells import as_array, full_cells, write
 
-from .data import as_array, make_adata, small_loader, write
+from .loaders import small_loader
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -193,7 +194,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_added(good, bad, error, mes
         (lambda loader: loader.add_paths([123]), TypeError, r"paths must hold paths, got 123 \(int\)"),
         (lambda loader: loader.add_paths(None), TypeError, r"paths must be a list, got None \(NoneType\)"),
         (
-            lambda loader: loader.add_adatas(make_adata()),
+            lambda loader: loader.add_adatas(full_cells()),
             TypeError,
             r"adatas must be a list, got a single adata \(AnnData\): pass \[adata\]",
         ),
@@ -222,14 +223,14 @@ def test_other_bad_additions(add, error, message):
 )
 def test_missing_parts_are_named(tmp_path, kwargs, message):
     with pytest.raises(KeyError, match=message):
-        small_loader(**kwargs).add_adata(make_adata())
+        small_loader(**kwargs).add_adata(full_cells())
     with pytest.raises(KeyError, match="nope"):
-        small_loader(**kwargs).add_paths([write(make_adata(), tmp_path / "a.h5ad")])
+        small_loader(**kwargs).add_paths([write(full_cells(), tmp_path / "a.h5ad")])
 
 
 @pytest.mark.parametrize("suffix", [None, ".zarr", ".h5ad"])
 def test_a_frame_in_obsm_is_refused_by_name(tmp_path, suffix):
-    adata = make_adata()
+    adata = full_cells()
     adata.obsm["frame"] = adata.obs[["n_counts"]]
     loader = small_loader(obsm=["frame"])
     with pytest.raises(
@@ -250,10 +251,10 @@ def test_dask_is_refused_with_advice():
 
 
 def test_nothing_may_be_added_while_a_pass_is_open():
-    loader = small_loader().add_adata(make_adata())
+    loader = small_loader().add_adata(full_cells())
     batches = iter(loader)
     for add in (
-        lambda: loader.add_adata(make_adata()),
+        lambda: loader.add_adata(full_cells()),
         lambda: loader.add_dataset(bare()),
         lambda: loader.add_paths(["x.h5ad"]),
         lambda: loader.use_collection("x.zarr"),
@@ -263,10 +264,10 @@ def test_nothing_may_be_added_while_a_pass_is_open():
         next(batches)
     assert loader.n_obs == 50
     batches.close()
-    assert loader.add_adata(make_adata()).n_obs == 100
+    assert loader.add_adata(full_cells()).n_obs == 100
     for _ in loader:
         pass
-    assert loader.add_adata(make_adata()).n_obs == 150
+    assert loader.add_adata(full_cells()).n_obs == 150
 
 
 # -- joins
@@ -295,7 +296,7 @@ def aligned(parts, names):
     ids=str,
 )
 def test_datasets_are_aligned_by_name(sparse, dense, kwargs, names):
-    parts = [make_adata(20, seed=i, genes=list(g), dense=not sparse) for i, g in enumerate(("abcd", "dxb", "bydc"))]
+    parts = [full_cells(20, list(g), seed=i, dense=not sparse) for i, g in enumerate(("abcd", "dxb", "bydc"))]
     loader = small_loader(**kwargs, dense=dense, layers=["twice"], shuffle=True).add_adatas(parts)
     expected = aligned(parts, list(names))
     assert list(loader.var.index) == list(names)
@@ -307,7 +308,7 @@ def test_datasets_are_aligned_by_name(sparse, dense, kwargs, names):
 
 
 def test_var_names_without_join():
-    parts = [make_adata(20, seed=i) for i in range(2)]
+    parts = [full_cells(20, seed=i) for i in range(2)]
     loader = small_loader(var_names=["g5", "g0", "g3"], shuffle=True).add_adatas(parts)
     expected = aligned(parts, ["g5", "g0", "g3"])
     assert loader.var["length"].tolist() == [5, 0, 3]
@@ -325,7 +326,7 @@ names_of_datasets = st.lists(
 @given(gene_lists=names_of_datasets, join=st.sampled_from(["inner", "outer"]), dense=st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_join_equals_anndata_concat(gene_lists, join, dense):
-    parts = [make_adata(6, seed=i, genes=g, prefix=f"{i}_") for i, g in enumerate(gene_lists)]
+    parts = [full_cells(6, g, seed=i, prefix=f"{i}_") for i, g in enumerate(gene_lists)]
     both = ad.concat(parts, join=join)
     loader = small_loader(join=join, dense=dense, prefetch=0)
     if both.n_vars == 0:
@@ -350,10 +351,10 @@ def test_joined_var_keeps_the_columns_that_agree():
 
 
 def test_outer_join_learns_wanted_names_from_any_dataset():
-    loader = small_loader(join="outer", var_names=["x", "a"]).add_adata(make_adata(genes="abc"))
+    loader = small_loader(join="outer", var_names=["x", "a"]).add_adata(full_cells(50, "abc"))
     with pytest.raises(KeyError, match="got 1 unknown ones: 'x'"):
         iter(loader)
-    loader.add_adata(make_adata(genes="xb"))
+    loader.add_adata(full_cells(50, "xb"))
     assert {batch["X"].shape[1] for batch in loader} == {2}
 
 
@@ -368,7 +369,7 @@ def test_joins_need_unique_names_a_var_and_two_dimensions(kwargs):
 
 
 def test_var_read_from_different_formats_is_identical(tmp_path):
-    adata = make_adata()
+    adata = full_cells()
     adata.var["name"] = [f"name {i}" for i in range(7)]
     adata.var["kind"] = pd.Categorical(["x", "y"] * 3 + ["x"])
     paths = [write(adata, tmp_path / name) for name in ("a.h5ad", "b.zarr")]
@@ -389,7 +390,7 @@ def make_collection(path, adatas):
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
-    adatas = {number: make_adata(5 + number, seed=number, prefix=f"{number}_") for number in (0, 1, 2, 10)}
+    adatas = {number: full_cells(5 + number, seed=number, prefix=f"{number}_") for number in (0, 1, 2, 10)}
     path = tmp_path_factory.mktemp("collection") / "c.zarr"
     return path, make_collection(path, adatas), ad.concat(adatas.values(), merge="same")
 
@@ -435,7 +436,7 @@ def test_a_collection_that_could_not_be_used_may_be_replaced(collection):
 
 def test_what_is_no_collection_is_refused(tmp_path):
     with pytest.raises(ValueError, match="use add_paths for a single AnnData"):
-        small_loader().use_collection(write(make_adata(), tmp_path / "a.zarr"))
+        small_loader().use_collection(write(full_cells(), tmp_path / "a.zarr"))
     with pytest.raises(ValueError, match="collection must hold at least one dataset"):
         small_loader().use_collection(make_collection(tmp_path / "b.zarr", {}))
 
@@ -444,7 +445,7 @@ def test_what_is_no_collection_is_refused(tmp_path):
 
 
 def test_copy_shares_data_but_not_the_sampler_that_replaces_its_own():
-    loader = small_loader(shuffle=True).add_adata(adata := make_adata())
+    loader = small_loader(shuffle=True).add_adata(adata := full_cells())
     other = copy.copy(loader)
     other._batch_sampler = SequentialSampler(10, 1, 10, mask=slice(40, 50))
     assert [batch["index"].tolist() for batch in other] == [list(range(40, 50))]
@@ -454,10 +455,10 @@ def test_copy_shares_data_but_not_the_sampler_that_replaces_its_own():
 
 
 def test_copy_of_a_loader_in_mid_pass():
-    loader = small_loader().add_adata(make_adata())
+    loader = small_loader().add_adata(full_cells())
     batches = iter(loader)
     next(batches)
-    other = copy.copy(loader).add_adata(make_adata())
+    other = copy.copy(loader).add_adata(full_cells())
     assert other.n_obs == 100
     assert len(list(batches)) == 8
 
@@ -466,18 +467,18 @@ def test_copy_of_a_loader_in_mid_pass():
     "how", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))], ids=["deepcopy", "pickle"]
 )
 def test_copies_yield_the_same(tmp_path, how):
-    from .data import contents
+    from .loaders import contents
 
-    paths = [write(make_adata(), tmp_path / name) for name in ("a.h5ad", "b.zarr")]
-    loader = small_loader(shuffle=True, rng=np.random.default_rng(0)).add_adata(make_adata()).add_paths(paths)
+    paths = [write(full_cells(), tmp_path / name) for name in ("a.h5ad", "b.zarr")]
+    loader = small_loader(shuffle=True, rng=np.random.default_rng(0)).add_adata(full_cells()).add_paths(paths)
     other = how(loader)
     assert [contents(batch) for batch in other] == [contents(batch) for batch in loader]
 
 
 def test_repr_and_length_follow_the_sampler():
-    classes = make_adata().obs["label"].array
+    classes = full_cells().obs["label"].array
     sampler = ClassSampler(1, 12, 6, classes=classes, num_samples=100)
-    loader = Loader(batch_sampler=sampler).add_adata(make_adata())
+    loader = Loader(batch_sampler=sampler).add_adata(full_cells())
     assert loader.batch_sampler is sampler
     assert len(loader) == len(list(loader)) == 17
     assert "ClassSampler" in repr(loader)

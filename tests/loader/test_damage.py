@@ -13,8 +13,8 @@ import pytest
 import zarr
 
 from annbatch import Loader, storage
+from tests.cells import csr_attrs, write_h5, write_zarr
 from tests.storage import test_corrupt as damaged
-from tests.storage.stores import csr_attrs, write_h5, write_zarr
 
 MATRIX = damaged.MATRIX
 
@@ -91,7 +91,7 @@ def test_parts_that_contradict_each_other_are_refused_when_added(case, form, way
     arrays, changed, text = damaged.CONTRADICTIONS[case]
     attrs = {key: value for key, value in {**csr_attrs(MATRIX), **changed}.items() if value is not None}
     write, name = (write_h5, "a.h5ad") if form == "h5" else (write_zarr, "a.zarr")
-    path = write(tmp_path / name, arrays, attrs)
+    path = write(arrays, tmp_path / name, attrs)
     with pytest.raises(storage.CorruptDataError, match=text) as caught:
         loader_over(path)
     assert name in str(caught.value)

@@ -12,8 +12,9 @@ import scipy.sparse as sp
 
 from annbatch import Loader
 from annbatch.loader.exports import gpu_is_there
+from tests.cells import as_array, full_cells
 
-from .data import as_array, make_adata, small_loader
+from .loaders import small_loader
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def torch():
 
 @pytest.mark.parametrize("prefetch", [0, 1])
 def test_torch_tensors(torch, prefetch):
-    adata = make_adata()
+    adata = full_cells()
     loader = small_loader(to="torch", layers=["twice"], obsm=["pca"], shuffle=True, prefetch=prefetch).add_adata(adata)
     for batch in loader:
         rows = batch["index"]
@@ -38,7 +39,7 @@ def test_torch_tensors(torch, prefetch):
 
 
 def test_dense_torch_tensors(torch):
-    adata = make_adata()
+    adata = full_cells()
     for batch in small_loader(to="torch", dense=True, shuffle=True).add_adata(adata):
         assert batch["X"].layout == torch.strided
         np.testing.assert_array_equal(batch["X"].numpy(), adata.X[batch["index"]].toarray())
@@ -59,7 +60,7 @@ def test_a_batch_of_rows_without_values(torch, n_rows):
 
 @pytest.mark.parametrize("var_names", [None, ["g4", "g1"]])
 def test_torch_tensors_hold_torchs_invariants(torch, var_names):
-    for batch in small_loader(to="torch", shuffle=True, var_names=var_names).add_adata(make_adata()):
+    for batch in small_loader(to="torch", shuffle=True, var_names=var_names).add_adata(full_cells()):
         x = batch["X"]
         torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), x.values(), size=x.shape, check_invariants=True)
 
@@ -114,7 +115,7 @@ def jax():
 def test_jax_arrays(jax, dense, prefetch):
     from jax.experimental.sparse import CSR
 
-    adata = make_adata()
+    adata = full_cells()
     loader = small_loader(to="jax", dense=dense, obsm=["pca"], shuffle=True, prefetch=prefetch).add_adata(adata)
     for batch in loader:
         x, rows = batch["X"], batch["index"]
@@ -155,7 +156,7 @@ def test_cupy_arrays(dense):
     import cupy
     from cupyx.scipy.sparse import csr_matrix
 
-    adata = make_adata()
+    adata = full_cells()
     for batch in small_loader(preload_to_gpu=True, dense=dense, shuffle=True, obsm=["pca"]).add_adata(adata):
         assert isinstance(batch["X"], cupy.ndarray if dense else csr_matrix)
         np.testing.assert_array_equal(
@@ -173,7 +174,7 @@ def test_cupy_cannot_hold_sparse_integers():
 
 @pytest.mark.parametrize("dense", [False, True])
 def test_torch_tensors_on_the_gpu(torch, dense):
-    loader = small_loader(preload_to_gpu=True, to="torch", dense=dense).add_adata(adata := make_adata())
+    loader = small_loader(preload_to_gpu=True, to="torch", dense=dense).add_adata(adata := full_cells())
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="needs a torch that sees a GPU; pass preload_to_gpu=False"):
             iter(loader)

@@ -13,8 +13,9 @@ import zarr
 
 from annbatch import Loader, RandomSampler, SequentialSampler
 from annbatch.abc import Sampler
+from tests.cells import as_array, full_cells, open_cells, write
 
-from .data import as_array, contents, make_adata, opened, small_loader, write
+from .loaders import contents, small_loader
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 @pytest.fixture(scope="module", params=["sparse", "dense"])
 def parts(request):
     """Three data sets, one of them with a single row without values."""
-    return [make_adata(n, seed=n, dense=request.param == "dense", prefix=f"{n}_") for n in (50, 1, 23)]
+    return [full_cells(n, seed=n, dense=request.param == "dense", prefix=f"{n}_") for n in (50, 1, 23)]
 
 
 @pytest.fixture(scope="module", params=["memory", "zarr", "h5ad"])
@@ -32,7 +33,7 @@ def added(request, parts, tmp_path_factory):
     if request.param == "memory":
         return parts
     folder = tmp_path_factory.mktemp("stores")
-    return [opened(write(part, folder / f"{i}.{request.param}")) for i, part in enumerate(parts)]
+    return [open_cells(write(part, folder / f"{i}.{request.param}")) for i, part in enumerate(parts)]
 
 
 @pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
@@ -90,14 +91,14 @@ def test_results_do_not_depend_on_prefetch_and_threads(settings, added):
 
 
 def test_passes_are_shuffled_differently():
-    loader = small_loader(shuffle=True, rng=np.random.default_rng(0)).add_adata(make_adata())
+    loader = small_loader(shuffle=True, rng=np.random.default_rng(0)).add_adata(full_cells())
     first, second = ([batch["index"].tolist() for batch in loader] for _ in range(2))
     assert first != second
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_dense_output_of_sparse_rows(shuffle):
-    adata = make_adata()
+    adata = full_cells()
     loader = small_loader(dense=True, layers=["twice"], shuffle=shuffle).add_adata(adata)
     for batch in loader:
         assert type(batch["X"]) is np.ndarray
@@ -123,13 +124,13 @@ def test_dense_arrays_of_more_than_two_dimensions(tmp_path):
 
 
 def test_batches_hold_only_the_obs_columns_that_were_asked_for():
-    loader = small_loader(obs_columns=["batch", "label"]).add_adata(make_adata())
+    loader = small_loader(obs_columns=["batch", "label"]).add_adata(full_cells())
     assert list(next(iter(loader))["obs"].columns) == ["batch", "label"]
     assert [list(obs.columns) for obs in loader._obs] == [["batch", "label"]]
 
 
 def test_transform_makes_what_is_handed_out():
-    loader = small_loader(transform=lambda batch: batch["X"].sum()).add_adata(adata := make_adata())
+    loader = small_loader(transform=lambda batch: batch["X"].sum()).add_adata(adata := full_cells())
     assert sum(loader) == adata.X.sum()
 
 
@@ -141,7 +142,7 @@ def test_error_in_transform_comes_at_its_batch(prefetch):
             raise LookupError(msg)
         return batch["index"].tolist()
 
-    batches = iter(small_loader(transform=fail_at_third, prefetch=prefetch).add_adata(make_adata()))
+    batches = iter(small_loader(transform=fail_at_third, prefetch=prefetch).add_adata(full_cells()))
     assert [next(batches)[0] for _ in range(2)] == [0, 6]
     with pytest.raises(LookupError, match="third batch") as caught:
         next(batches)
@@ -157,7 +158,7 @@ def test_default_samplers(shuffle, kind):
 
 
 def test_attributes():
-    adata = make_adata(50, 7)
+    adata = full_cells(50, 7)
     loader = small_loader().add_adata(adata)
     assert (loader.n_obs, loader.n_var, len(loader)) == (50, 7, 9)
     pd.testing.assert_frame_equal(loader.var, adata.var)
@@ -185,7 +186,7 @@ class Given(Sampler):
 def test_splits_count_within_the_requests_in_the_order_given():
     request = {"requests": [slice(30, 34), slice(2, 5)], "splits": [np.array([4, 0]), np.array([6, 6, 1])]}
     rows = {"requests": np.array([49, 0, 7]), "splits": [np.array([2, 0], dtype=np.uint8)]}
-    loader = small_loader(batch_sampler=Given(request, rows)).add_adata(adata := make_adata())
+    loader = small_loader(batch_sampler=Given(request, rows)).add_adata(adata := full_cells())
     batches = list(loader)
     assert [batch["index"].tolist() for batch in batches] == [[2, 30], [4, 4, 31], [7, 49]]
     for batch in batches:
@@ -200,7 +201,7 @@ def test_rows_in_no_split_are_not_read(monkeypatch):
         storage, "read_csr", lambda parts, *args, **kwargs: read.extend(parts) or read_csr(parts, *args, **kwargs)
     )
     request = {"requests": [slice(0, 50)], "splits": [np.array([3, 1])]}
-    list(small_loader(batch_sampler=Given(request)).add_adata(make_adata()))
+    list(small_loader(batch_sampler=Given(request)).add_adata(full_cells()))
     assert [part.rows.tolist() for part in read] == [[3, 1]]
 
 
@@ -221,13 +222,13 @@ def test_rows_in_no_split_are_not_read(monkeypatch):
 )
 @pytest.mark.parametrize("prefetch", [0, 1])
 def test_a_sampler_that_asks_for_nonsense_is_an_error(request_, error, message, prefetch):
-    loader = small_loader(batch_sampler=Given(request_), prefetch=prefetch).add_adata(make_adata())
+    loader = small_loader(batch_sampler=Given(request_), prefetch=prefetch).add_adata(full_cells())
     with pytest.raises(error, match=message):
         list(loader)
 
 
 def test_pass_without_rows():
-    assert list(small_loader(batch_sampler=Given()).add_adata(make_adata())) == []
+    assert list(small_loader(batch_sampler=Given()).add_adata(full_cells())) == []
 
 
 def test_values_have_the_dtype_of_the_store_or_the_given_one():
@@ -242,7 +243,7 @@ def test_values_have_the_dtype_of_the_store_or_the_given_one():
 @pytest.mark.parametrize("dense", [False, True])
 def test_dtype_applies_to_x_and_layers_but_not_to_obsm(dense):
     batch = next(
-        iter(small_loader(dtype="float64", layers=["twice"], obsm=["pca"], dense=dense).add_adata(make_adata()))
+        iter(small_loader(dtype="float64", layers=["twice"], obsm=["pca"], dense=dense).add_adata(full_cells()))
     )
     assert (batch["X"].dtype, batch["layers"]["twice"].dtype, batch["obsm"]["pca"].dtype) == (
         "float64",
@@ -269,13 +270,13 @@ def test_mixed_dtypes_are_promoted_with_a_warning():
 
 
 def test_recorded_source_dtype_is_handed_out(tmp_path):
-    adata = make_adata(dtype="uint8")
+    adata = full_cells(dtype="uint8")
     group = zarr.open_group(write(adata, tmp_path / "a.zarr"))
     group["X"].attrs["annbatch-source-dtype"] = "float32"
     group["layers/twice"].attrs["annbatch-source-dtype"] = "float64"
     for loader in (
         small_loader(layers=["twice"]).add_paths([tmp_path / "a.zarr"]),
-        small_loader(layers=["twice"]).add_adata(opened(tmp_path / "a.zarr")),
+        small_loader(layers=["twice"]).add_adata(open_cells(tmp_path / "a.zarr")),
     ):
         batch = next(iter(loader))
         assert (batch["X"].dtype, batch["layers"]["twice"].dtype) == ("float32", "float64")
@@ -289,7 +290,7 @@ def test_recorded_source_dtype_is_handed_out(tmp_path):
 @pytest.mark.parametrize("suffix", [".zarr", ".h5ad"])
 @pytest.mark.parametrize("dense", [False, True], ids=["sparse", "dense"])
 def test_paths_are_read_as_they_lie_there(tmp_path, suffix, dense):
-    parts = [make_adata(n, seed=n, dense=dense, prefix=f"{n}_") for n in (20, 31)]
+    parts = [full_cells(n, seed=n, dense=dense, prefix=f"{n}_") for n in (20, 31)]
     paths = [write(part, tmp_path / f"{part.n_obs}{suffix}") for part in parts]
     settings = {"layers": ["twice"], "obsm": ["tiles"], "shuffle": True}
     from_paths, from_memory = (small_loader(**settings, rng=np.random.default_rng(0)) for _ in range(2))
@@ -301,7 +302,7 @@ def test_paths_are_read_as_they_lie_there(tmp_path, suffix, dense):
 
 
 def test_backed_adata(tmp_path):
-    adata = make_adata()
+    adata = full_cells()
     backed = ad.read_h5ad(write(adata, tmp_path / "a.h5ad"), backed="r")
     with_memory, with_file = (list(small_loader().add_adata(each)) for each in (adata, backed))
     assert [contents(b) for b in with_file] == [contents(b) for b in with_memory]
@@ -309,7 +310,7 @@ def test_backed_adata(tmp_path):
 
 
 def test_loader_does_not_depend_on_frames_that_the_caller_changes_later():
-    adata = make_adata()
+    adata = full_cells()
     loader = small_loader().add_adata(adata)
     adata.obs["new"] = 1
     adata.var["new"] = 1
@@ -323,7 +324,7 @@ def test_loader_does_not_depend_on_frames_that_the_caller_changes_later():
 def test_a_batch_is_the_callers(kwargs, prefetch):
     if "to" in kwargs:
         pytest.importorskip("torch")
-    adata = make_adata(100)
+    adata = full_cells(100)
     loader = small_loader(layers=["twice"], obsm=["pca"], prefetch=prefetch, **kwargs).add_adata(adata)
     expected = [contents(batch) for batch in loader]
     for number, batch in enumerate(loader):
@@ -357,7 +358,7 @@ def test_holding_on_to_batches_is_safe(dense):
 
 
 def test_no_warning_reaches_users_who_turn_warnings_into_errors(tmp_path):
-    path = write(make_adata(), tmp_path / "a.h5ad")
+    path = write(full_cells(), tmp_path / "a.h5ad")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(small_loader().add_paths([path]))) == 9

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annbatch.loader.obs_table import ObsTable, concat_obs
+from tests.cells import full_cells, write
 
-from .data import make_adata, small_loader, write
+from .loaders import small_loader
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 def test_categories_are_united_in_order_of_appearance(tmp_path):
     parts = [
-        make_adata(20, seed=i, labels=labels, prefix=f"{i}_")
+        full_cells(20, seed=i, labels=labels, prefix=f"{i}_")
         for i, labels in enumerate((["T", "B"], ["A", "B"], ["T"]))
     ]
     paths = [write(part, tmp_path / f"{i}.h5ad") for i, part in enumerate(parts)]
@@ -89,7 +90,7 @@ def test_columns_that_a_data_set_lacks_are_missing_there():
 
 
 def test_the_callers_frames_are_not_changed():
-    first, second = make_adata(labels=["a"]), make_adata(labels=["b"])
+    first, second = full_cells(labels=["a"]), full_cells(labels=["b"])
     loader = small_loader().add_adatas([first, second])
     list(loader)
     assert first.obs["label"].cat.categories.tolist() == ["a"]

@@ -17,8 +17,9 @@ import zarr
 
 from annbatch import ClassSampler, DatasetCollection, Loader, RandomSampler, SequentialSampler, storage
 from annbatch.storage.chunks.arrays import MemoryArray
+from tests.cells import as_array, full_cells, write
 
-from .data import as_array, make_adata, small_loader, write
+from .loaders import small_loader
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 def test_row_pointers_and_indices_of_different_widths(tmp_path):
     # The type of the first data set must not be the type of all of them.
-    parts = [make_adata(30, seed=i).X for i in range(3)]
+    parts = [full_cells(30, seed=i).X for i in range(3)]
     for part, dtype in zip(parts, ("int32", "int64", "int32"), strict=True):
         part.indices, part.indptr = part.indices.astype(dtype), part.indptr.astype(dtype)
     paths = [write(ad.AnnData(part), tmp_path / f"{i}.zarr") for i, part in enumerate(parts)]
@@ -55,7 +56,7 @@ def test_counts_of_stored_values_beyond_int32():
 
 
 def test_zarrs_configuration_is_left_alone(tmp_path):
-    path = write(make_adata(), tmp_path / "a.zarr")
+    path = write(full_cells(), tmp_path / "a.zarr")
     code = f"""
     import zarr
     before = zarr.config.to_dict() if hasattr(zarr.config, "to_dict") else str(zarr.config.config)
@@ -71,7 +72,7 @@ def test_zarrs_configuration_is_left_alone(tmp_path):
 
 def test_with_the_codec_pipeline_of_zarrs(tmp_path):
     pytest.importorskip("zarrs", reason="needs zarrs")
-    adata = make_adata()
+    adata = full_cells()
     path = write(adata, tmp_path / "a.zarr")
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
         for batch in small_loader(shuffle=True).add_paths([path]):
@@ -80,14 +81,14 @@ def test_with_the_codec_pipeline_of_zarrs(tmp_path):
 
 def test_row_pointers_are_read_once_before_workers_are_forked(tmp_path, monkeypatch):
     # Memory multiplied by the number of workers: what is in memory before the fork is shared.
-    paths = [write(make_adata(), tmp_path / name) for name in ("a.h5ad", "b.zarr")]
+    paths = [write(full_cells(), tmp_path / name) for name in ("a.h5ad", "b.zarr")]
     loader = small_loader(layers=["twice"]).add_paths(paths)
     monkeypatch.setattr(storage.SparseSource, "_check_indptr", lambda *args: pytest.fail("read a row pointer again"))
     assert len(list(loader)) == len(loader)
 
 
 def test_rows_without_values_at_the_start_and_the_end_of_every_dataset():
-    parts = [make_adata(n, seed=n) for n in (3, 5)] + [ad.AnnData(sp.csr_matrix((4, 7), dtype="float32"))]
+    parts = [full_cells(n, seed=n) for n in (3, 5)] + [ad.AnnData(sp.csr_matrix((4, 7), dtype="float32"))]
     loader = small_loader(shuffle=True).add_datasets([part.X for part in parts])
     expected = sp.vstack([part.X for part in parts]).toarray()
     for batch in loader:
@@ -95,7 +96,7 @@ def test_rows_without_values_at_the_start_and_the_end_of_every_dataset():
 
 
 def test_datasets_without_rows(tmp_path):
-    parts = [make_adata(10)[:0].copy(), make_adata(10), make_adata(10)[:0].copy(), make_adata(10, seed=1)]
+    parts = [full_cells(10)[:0].copy(), full_cells(10), full_cells(10)[:0].copy(), full_cells(10, seed=1)]
     paths = [
         write(part, tmp_path / f"{i}{suffix}")
         for i, (part, suffix) in enumerate(zip(parts, (".zarr", ".h5ad") * 2, strict=True))
@@ -110,7 +111,7 @@ def collection(tmp_path):
     """A collection as scvi-tools builds one: from AnnData whose X is a dask array."""
     dask_array = pytest.importorskip("dask.array", reason="needs dask")
 
-    paths = [write(make_adata(40, seed=i, prefix=f"{i}_"), tmp_path / f"{i}.h5ad") for i in range(2)]
+    paths = [write(full_cells(40, seed=i, prefix=f"{i}_"), tmp_path / f"{i}.h5ad") for i in range(2)]
 
     def load_adata(path):
         adata = ad.read_h5ad(path)
@@ -164,12 +165,12 @@ def test_what_scvi_tools_does(collection):
 
 @pytest.mark.parametrize("h5ad", [False, True])
 def test_collections_of_this_package(tmp_path, h5ad):
-    paths = [write(make_adata(40, seed=i, prefix=f"{i}_"), tmp_path / f"{i}.h5ad") for i in range(2)]
+    paths = [write(full_cells(40, seed=i, prefix=f"{i}_"), tmp_path / f"{i}.h5ad") for i in range(2)]
     collection = DatasetCollection(tmp_path / "collection", is_collection_h5ad=h5ad)
     collection.add_adatas(paths, rng=np.random.default_rng(0), progress=False)
     loader = small_loader(layers=["twice"], obsm=["pca"], shuffle=True).use_collection(collection)
-    rows = {f"{i}_cell{row}": (i, row) for i in range(2) for row in range(40)}
-    parts = [make_adata(40, seed=i) for i in range(2)]
+    rows = {f"{i}_cell_{row}": (i, row) for i in range(2) for row in range(40)}
+    parts = [full_cells(40, seed=i) for i in range(2)]
     names = []
     for batch in loader:
         for place, name in enumerate(batch["obs"].index):

@@ -21,8 +21,9 @@ import scipy.sparse as sp
 
 from annbatch import Loader, storage
 from annbatch.loader.read_ahead import ReadAhead, in_order
+from tests.cells import full_cells, write
 
-from .data import make_adata, small_loader, write
+from .loaders import small_loader
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -204,7 +205,7 @@ def test_dropped_by_its_own_thread():
 
 
 def test_loader_makes_threads_when_iteration_starts():
-    loader = small_loader(prefetch=2).add_adata(make_adata())
+    loader = small_loader(prefetch=2).add_adata(full_cells())
     batches = iter(loader)
     assert n_threads() == 0
     next(batches)
@@ -238,15 +239,15 @@ def leave_by_finishing(loader):
 @pytest.mark.parametrize("leave", [leave_by_break, leave_by_error, leave_by_next, leave_by_finishing])
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
 def test_no_thread_outlives_its_pass(leave, prefetch):
-    loader = small_loader(prefetch=prefetch).add_adata(make_adata())
+    loader = small_loader(prefetch=prefetch).add_adata(full_cells())
     leave(loader)
     assert n_threads() == 0
     # The pass is over: data may be added.
-    assert loader.add_adata(make_adata()).n_obs == 100
+    assert loader.add_adata(full_cells()).n_obs == 100
 
 
 def test_two_passes_at_a_time():
-    loader = small_loader().add_adata(make_adata())
+    loader = small_loader().add_adata(full_cells())
     pairs = [(first["index"].tolist(), second["index"].tolist()) for first, second in zip(loader, loader, strict=True)]
     assert len(pairs) == 9
     assert all(first == second for first, second in pairs)
@@ -281,7 +282,7 @@ def open_files():
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
 @pytest.mark.parametrize("suffix", [".zarr", ".h5ad"])
 def test_a_thousand_abandoned_passes_leave_nothing(tmp_path, suffix):
-    loader = small_loader(shuffle=True, layers=["twice"]).add_paths([write(make_adata(), tmp_path / f"a{suffix}")])
+    loader = small_loader(shuffle=True, layers=["twice"]).add_paths([write(full_cells(), tmp_path / f"a{suffix}")])
 
     def abandon(n):
         for _ in range(n):

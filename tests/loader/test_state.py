@@ -11,10 +11,11 @@ import pytest
 
 from annbatch import ClassSampler, Loader, RandomSampler, SequentialSampler, WeightedClassSampler, storage
 from annbatch.abc import Sampler
+from tests.cells import full_cells
 
-from .data import contents, make_adata, small_loader
+from .loaders import contents, small_loader
 
-ADATA = make_adata(50)
+ADATA = full_cells(50)
 
 
 class Custom(Sampler):
@@ -152,7 +153,7 @@ def test_of_several_passes_the_last_one_counts():
 
 
 def test_state_is_small():
-    adata = make_adata(2000)
+    adata = full_cells(2000)
     loader = small_loader(shuffle=True).add_adatas([adata] * 20)
     batches = iter(loader)
     next(batches)
@@ -180,10 +181,10 @@ def test_state_that_does_not_fit_says_so():
     batches.close()
     for other, message in (
         (
-            small_loader().add_adata(make_adata(49)),
+            small_loader().add_adata(full_cells(49)),
             "state belongs to other data: it was taken with .*50.* this loader has .*49",
         ),
-        (small_loader().add_adatas([make_adata(20), make_adata(30)]), "state belongs to other data"),
+        (small_loader().add_adatas([full_cells(20), full_cells(30)]), "state belongs to other data"),
         (Loader(batch_size=6, chunk_size=6).add_adata(ADATA), "state belongs to another sampler: here"),
         (small_loader(shuffle=True).add_adata(ADATA), "state belongs to another sampler"),
     ):
@@ -211,7 +212,7 @@ def test_state_that_does_not_fit_says_so():
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_state_of_the_same_files_in_another_order_is_refused(dense):
     """Both have 50 rows: only what is in them tells them apart."""
-    one, two = (make_adata(50, seed=seed, prefix=f"{seed}_", dense=dense) for seed in (0, 1))
+    one, two = (full_cells(50, seed=seed, prefix=f"{seed}_", dense=dense) for seed in (0, 1))
     state = saved(small_loader().add_adatas([one, two]))
     small_loader().add_adatas([one, two]).load_state_dict(state)
     with pytest.raises(ValueError, match="state belongs to other data"):

@@ -16,8 +16,7 @@ import scipy.sparse as sp
 
 from annbatch import MappedCollection
 from annbatch.storage.chunks.arrays import StoredArray
-
-from .data import cells, dense, write
+from tests.cells import as_array, cells, write
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +29,26 @@ def two(folder):
     """Two files that share genes b and c, the second without donors, one label missing."""
     rng = np.random.default_rng(0)
     one = cells(
-        rng,
         5,
         ["c", "a", "b"],
-        cell_type=pd.Categorical(["T", "B", None, "T", "T"]),
-        donor=pd.Categorical(list("xyxyx")),
+        seed=rng,
+        obs={"cell_type": pd.Categorical(["T", "B", None, "T", "T"]), "donor": pd.Categorical(list("xyxyx"))},
     )
     one.layers["counts"] = (one.X * 2).astype("int64")
-    one.raw = cells(rng, 5, ["p", "q", "r", "s"], sparse=False)
+    one.raw = cells(5, ["p", "q", "r", "s"], seed=rng, dense=True)
     one.obsm["pca"] = rng.random((5, 2))
     one.obs["age"] = np.arange(5, dtype="float32")
     other = cells(
-        rng, 3, ["b", "d", "c"], sparse=False, dtype="int32", cell_type=pd.Categorical(["NK", "B", "unknown"])
+        3,
+        ["b", "d", "c"],
+        seed=rng,
+        dense=True,
+        dtype="int32",
+        obs={"cell_type": pd.Categorical(["NK", "B", "unknown"])},
     )
     other.obsm["pca"] = rng.random((3, 2))
     other.obs["age"] = np.arange(3, dtype="int64")
-    return [one, other], [write(one, folder, "one"), write(other, folder, "other", "zarr3")]
+    return [one, other], [write(one, folder / "one.h5ad"), write(other, folder / "other", "zarr3")]
 
 
 # -- genes
@@ -67,7 +70,7 @@ def test_outer_join_is_sorted_and_fills_with_zero(two):
         assert m.var_joint.tolist() == ["a", "b", "c", "d"]
         assert m.join_vars == "outer"
         assert [i.tolist() for i in m.var_indices] == [[1, 2, 0, -1], [-1, 0, 2, 1]]
-        expected = dense(adatas[0][:, ["a", "b", "c"]].X)
+        expected = as_array(adatas[0][:, ["a", "b", "c"]].X)
         np.testing.assert_array_equal(m[0]["X"], [*expected[0], 0])
 
 
@@ -78,25 +81,25 @@ def test_without_join_each_row_is_as_in_its_file(two):
         assert m.join_vars is None
         assert m.shape == (8, None)
         assert m.var_indices == [None, None]
-        for sample, row in zip(m.__getitems__([6, 1]), [adatas[1].X[1], dense(adatas[0].X)[1]], strict=True):
+        for sample, row in zip(m.__getitems__([6, 1]), [adatas[1].X[1], as_array(adatas[0].X)[1]], strict=True):
             np.testing.assert_array_equal(sample["X"], row)
 
 
 def test_equal_genes_are_not_reordered(folder):
     rng = np.random.default_rng(1)
-    adatas = [cells(rng, 2, ["z", "a", "m"]) for _ in range(2)]
-    paths = [write(adata, folder, f"equal_{i}") for i, adata in enumerate(adatas)]
+    adatas = [cells(2, ["z", "a", "m"], seed=rng) for _ in range(2)]
+    paths = [write(adata, folder / f"equal_{i}.h5ad") for i, adata in enumerate(adatas)]
     for join in ("inner", "outer", None):
         with MappedCollection(paths, join=join) as m:
             assert m.var_joint.tolist() == ["z", "a", "m"]
             assert (m.join_vars, m.shape) == (None, (4, 3))
             assert m.var_list[0] is m.var_list[1]
-            np.testing.assert_array_equal(m[3]["X"], dense(adatas[1].X)[1])
+            np.testing.assert_array_equal(m[3]["X"], as_array(adatas[1].X)[1])
 
 
 def test_equal_genes_in_different_encodings_are_equal(folder):
     """anndata 0.13 writes names as text with a mask, older ones as plain text or byte strings."""
-    paths = [write(cells(np.random.default_rng(13), 2, ["z", "a"]), folder, f"encoding_{i}") for i in range(3)]
+    paths = [write(cells(2, ["z", "a"], seed=13), folder / f"encoding_{i}.h5ad") for i in range(3)]
     with h5py.File(paths[1], "a") as file, h5py.File(paths[2], "a") as third:
         del file["var/_index"], third["var/_index"]
         names = file["var"].create_group("_index")
@@ -112,7 +115,7 @@ def test_equal_genes_in_different_encodings_are_equal(folder):
 
 def test_no_shared_gene(folder):
     rng = np.random.default_rng(2)
-    paths = [write(cells(rng, 2, [gene]), folder, f"gene_{gene}") for gene in "ab"]
+    paths = [write(cells(2, [gene], seed=rng), folder / f"gene_{gene}.h5ad") for gene in "ab"]
     with pytest.raises(ValueError, match='no gene is in all 2 files; use join="outer"'):
         MappedCollection(paths)
 
@@ -122,7 +125,7 @@ def test_var_names_choose_and_order_the_genes(two):
     with MappedCollection(paths, join="outer", var_names=["d", "a"]) as m:
         assert m.var_joint.tolist() == ["d", "a"]
         np.testing.assert_array_equal(m[5]["X"], [adatas[1][0, "d"].X.item(), 0])
-        np.testing.assert_array_equal(m[0]["X"], [0, dense(adatas[0][0, "a"].X).item()])
+        np.testing.assert_array_equal(m[0]["X"], [0, as_array(adatas[0][0, "a"].X).item()])
     with MappedCollection(paths[:1], var_names=["b"]) as m:
         assert m.shape == (5, 1)
 
@@ -141,12 +144,12 @@ def test_var_names_that_cannot_be_had(two):
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
 def test_gene_names_that_repeat(folder, two):
-    repeated = cells(np.random.default_rng(3), 2, ["b", "b", "c"])
-    path = write(repeated, folder, "repeated")
+    repeated = cells(2, ["b", "b", "c"], seed=3)
+    path = write(repeated, folder / "repeated.h5ad")
     with pytest.raises(ValueError, match=r"must be unique to be aligned, got 'b' more than once in .*repeated.h5ad"):
         MappedCollection([path, two[1][0]])
     with MappedCollection([path, path]) as m:
-        np.testing.assert_array_equal(m[0]["X"], dense(repeated.X)[0])
+        np.testing.assert_array_equal(m[0]["X"], as_array(repeated.X)[0])
 
 
 def test_checks_of_gene_order(two):
@@ -179,8 +182,8 @@ def test_a_key_that_a_file_lacks_is_left_out_of_its_samples(two):
             ["X", "_store_idx"],
             ["counts", "X", "_store_idx"],
         ]
-        np.testing.assert_array_equal(samples[1]["counts"], dense(adatas[0][0, ["c", "b"]].layers["counts"])[0])
-        np.testing.assert_array_equal(samples[3]["counts"], dense(adatas[0][1, ["c", "b"]].layers["counts"])[0])
+        np.testing.assert_array_equal(samples[1]["counts"], as_array(adatas[0][0, ["c", "b"]].layers["counts"])[0])
+        np.testing.assert_array_equal(samples[3]["counts"], as_array(adatas[0][1, ["c", "b"]].layers["counts"])[0])
 
 
 @pytest.mark.parametrize(
@@ -211,37 +214,37 @@ def test_the_dtype_is_the_same_in_every_batch(two):
 
 def test_sparse_and_dense_obsm_of_more_dimensions(folder):
     rng = np.random.default_rng(4)
-    adata = cells(rng, 4, ["a"])
+    adata = cells(4, ["a"], seed=rng)
     adata.obsm["image"] = rng.integers(0, 9, (4, 2, 3))
     adata.obsm["atac"] = sp.csr_matrix(rng.integers(0, 2, (4, 6)))
-    path = write(adata, folder, "obsm")
+    path = write(adata, folder / "obsm.h5ad")
     with MappedCollection([path], obsm_keys=["image", "atac"]) as m:
         np.testing.assert_array_equal(m[2]["obsm_image"], adata.obsm["image"][2])
         np.testing.assert_array_equal(
-            [s["obsm_atac"] for s in m.__getitems__([3, 0])], dense(adata.obsm["atac"])[[3, 0]]
+            [s["obsm_atac"] for s in m.__getitems__([3, 0])], as_array(adata.obsm["atac"])[[3, 0]]
         )
 
 
 def test_a_matrix_stored_by_columns(folder):
-    adata = cells(np.random.default_rng(5), 3, ["a", "b"])
+    adata = cells(3, ["a", "b"], seed=5)
     adata.X = sp.csc_matrix(adata.X)
-    path = write(adata, folder, "csc")
+    path = write(adata, folder / "csc.h5ad")
     with pytest.raises(ValueError, match=r"csc.h5ad, key 'X': .*CSR"):
         MappedCollection([path])
 
 
 def test_a_file_without_X(folder):
-    adata = cells(np.random.default_rng(6), 3, ["a", "b"])
+    adata = cells(3, ["a", "b"], seed=6)
     adata.layers["counts"], adata.X = adata.X, None
-    path = write(adata, folder, "no_x")
+    path = write(adata, folder / "no_x.h5ad")
     with MappedCollection([path], layers_keys="counts") as m:
-        np.testing.assert_array_equal(m[1]["counts"], dense(adata.layers["counts"])[1])
+        np.testing.assert_array_equal(m[1]["counts"], as_array(adata.layers["counts"])[1])
     with pytest.raises(KeyError, match="no file has 'X'; there is counts"):
         MappedCollection([path])
 
 
 def test_a_matrix_that_does_not_fit_its_table(folder):
-    path = write(cells(np.random.default_rng(7), 3, ["a", "b"], sparse=False), folder, "short")
+    path = write(cells(3, ["a", "b"], seed=7, dense=True), folder / "short.h5ad")
     with h5py.File(path, "a") as file:
         del file["X"]
         file["X"] = np.zeros((2, 2), "float32")
@@ -313,7 +316,7 @@ def test_numbers_can_be_labels(two):
 def test_text_and_numbers_under_one_key(folder):
     rng = np.random.default_rng(8)
     paths = [
-        write(cells(rng, 2, ["a"], batch=pd.Categorical(batch)), folder, f"batch_{i}")
+        write(cells(2, ["a"], seed=rng, obs={"batch": pd.Categorical(batch)}), folder / f"batch_{i}.h5ad")
         for i, batch in enumerate([["x", "y"], [1, 2]])
     ]
     with pytest.raises(TypeError, match=r"obs key 'batch' holds text in .*batch_0.h5ad but numbers in .*batch_1.h5ad"):
@@ -524,7 +527,7 @@ def test_samples_pickle_as_plain_dicts(two):
 
 
 def test_the_files_can_be_replaced_after_close(folder):
-    path = write(cells(np.random.default_rng(9), 3, ["a"], sparse=False), folder, "replaced")
+    path = write(cells(3, ["a"], seed=9, dense=True), folder / "replaced.h5ad")
     with MappedCollection([path]) as m:
         m.__getitems__([0, 1])
     with h5py.File(path, "a") as file:
@@ -578,7 +581,7 @@ def test_the_values_of_a_filter_may_come_in_any_container(two, kind):
 
 
 def test_the_working_directory_may_change(folder, monkeypatch):
-    path = write(cells(np.random.default_rng(3), 2, ["a"], donor=["x", "y"]), folder, "relative")
+    path = write(cells(2, ["a"], seed=3, obs={"donor": ["x", "y"]}), folder / "relative.h5ad")
     monkeypatch.chdir(folder)
     m = MappedCollection([path.name])
     monkeypatch.chdir("/")
@@ -616,7 +619,7 @@ def test_paths_may_be_text(two):
 
 def test_the_tables_are_closed_after_opening(folder):
     """Hundreds of files must not need hundreds of open handles before a row is read."""
-    path = write(cells(np.random.default_rng(10), 3, ["a"]), folder, "closed")
+    path = write(cells(3, ["a"], seed=10), folder / "closed.h5ad")
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     m = MappedCollection([path] * 20, obs_keys=[])
     after = len(list(Path("/proc/self/fd").iterdir())) if before else 0
@@ -635,7 +638,7 @@ def test_opening_keeps_no_object_per_row_and_reads_no_matrix(folder, monkeypatch
     adata = ad.AnnData(
         sp.csr_matrix((n_rows, 3), dtype="float32"), obs=pd.DataFrame(obs, index=np.arange(n_rows).astype(str))
     )
-    path = write(adata, folder, "many_rows")
+    path = write(adata, folder / "many_rows.h5ad")
     monkeypatch.setattr(StoredArray, "read", None)
     MappedCollection([path])  # imports are not what is counted here
     gc.collect()
@@ -674,12 +677,12 @@ def test_a_file_of_the_first_generation(tmp_path, two):
         np.testing.assert_array_equal([sample["X"] for sample in samples[:2]], X.toarray()[[3, 2]])
         np.testing.assert_array_equal(samples[0]["raw.X"], X.toarray()[3])
         assert [sample["cell_type"] for sample in samples] == [3, 1, 3]
-        np.testing.assert_array_equal(samples[2]["X"], dense(adatas[0][0, ["c", "b"]].X)[0])
+        np.testing.assert_array_equal(samples[2]["X"], as_array(adatas[0][0, ["c", "b"]].X)[0])
 
 
 def test_a_file_without_rows(folder, two):
-    empty = cells(np.random.default_rng(12), 0, ["b", "c"], cell_type=pd.Categorical([], ["B"]))
-    path = write(empty, folder, "empty")
+    empty = cells(0, ["b", "c"], seed=12, obs={"cell_type": pd.Categorical([], ["B"])})
+    path = write(empty, folder / "empty.h5ad")
     with MappedCollection([path], obs_keys="cell_type") as m:
         assert (len(m), m.shape) == (0, (0, 2))
         assert m.get_label_weights("cell_type").shape == (0,)

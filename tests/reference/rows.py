@@ -16,53 +16,57 @@ def plan_ranges(indptr, rows, address, itemsize, chunk_size):
 
 def named_by_plan(tasks, pieces, chunk_size, itemsize):
     """Return the same for a finished plan, after checking that the task table is consistent."""
-    assert len(set(tasks[:, 0])) == len(tasks), "a chunk has two tasks"
-    assert (np.diff(tasks[:, 0]) > 0).all(), "tasks are not in chunk order"
+    assert len(set(tasks["chunk"].tolist())) == len(tasks), "a chunk has two tasks"
+    assert (np.diff(tasks["chunk"]) > 0).all(), "tasks are not in chunk order"
     named = []
     expected_first = 0
-    for chunk, first, stop, low, high in tasks:
+    for chunk, first, stop, low, high in tasks.tolist():
         assert first == expected_first, "a piece belongs to no task or to two"
         assert first < stop, "a task without pieces"
         expected_first = stop
-        assert low == pieces[first:stop, 0].min()
-        assert high == (pieces[first:stop, 0] + pieces[first:stop, 2]).max()
+        own = pieces[first:stop]
+        assert low == own["source"].min()
+        assert high == (own["source"] + own["n"]).max()
         assert 0 <= low < high <= chunk_size
-        for source, address, n, _ in pieces[first:stop]:
+        for source, address, n, _ in own.tolist():
             named += [(chunk * chunk_size + source + k, address + k * itemsize) for k in range(n)]
     assert expected_first == len(pieces)
     return sorted(named)
 
 
-def check_stretches(indptr, rows, n_wanted, row_work, stretches, extents, arrays):
-    """See that stretches cover all rows once, that none has too much work, and that their tasks bring just their values.
-
-    ``arrays`` describes values and column numbers: (tasks, pieces), first column about them in ``stretches``, item size,
-    chunk size.
-    """
-    covered = [row for first, stop in stretches[:, :2] for row in range(first, stop)]
+def check_stretches(indptr, rows, n_wanted, row_work, plan, value_cut, column_cut):
+    """See that stretches cover all rows once, that none has too much work, and that their tasks bring just their values."""
+    stretches, extents = plan.stretches, plan.extents
+    covered = [row for stretch in stretches for row in range(stretch["first_row"], stretch["stop_row"])]
     assert covered == list(range(len(rows)))
-    n_done = [0, 0]
+    n_done = {"value": 0, "column": 0}
+    arrays = (("value", plan.values, value_cut), ("column", plan.columns, column_cut))
     for stretch in stretches:
-        own_rows, own_extents = rows[stretch[0] : stretch[1]], extents[stretch[0] : stretch[1]]
+        own = slice(stretch["first_row"], stretch["stop_row"])
+        own_rows, first_values = rows[own], extents["first_value"][own]
         lengths = indptr[own_rows + 1] - indptr[own_rows]
-        np.testing.assert_array_equal(own_extents[:, 1], lengths)
+        np.testing.assert_array_equal(extents["n_values"][own], lengths)
         assert (lengths[:-1] + row_work).sum() < max(4 * n_wanted, 1)
         # Copies of a row share its values.
-        place_of_row = dict(zip(own_rows.tolist(), own_extents[:, 0].tolist(), strict=True))
+        place_of_row = dict(zip(own_rows.tolist(), first_values.tolist(), strict=True))
         distinct, places = np.array(list(place_of_row), np.int64), np.array(list(place_of_row.values()), np.int64)
-        np.testing.assert_array_equal(own_extents[:, 0], [place_of_row[row] for row in own_rows.tolist()])
-        assert stretch[6] == sum(indptr[row + 1] - indptr[row] for row in distinct)
-        for k, ((tasks, pieces), at, itemsize, chunk_size) in enumerate(arrays):
-            first_task, stop_task = stretch[at : at + 2]
-            assert first_task == n_done[k]
-            n_done[k] = stop_task
+        np.testing.assert_array_equal(first_values, [place_of_row[row] for row in own_rows.tolist()])
+        assert stretch["n_values"] == sum(indptr[row + 1] - indptr[row] for row in distinct)
+        for name, (tasks, pieces), cut in arrays:
+            first_task, stop_task = stretch[f"first_{name}_task"], stretch[f"stop_{name}_task"]
+            assert first_task == n_done[name]
+            n_done[name] = stop_task
             own_tasks = tasks[first_task:stop_task].copy()
-            first_piece, stop_piece = (own_tasks[0, 1], own_tasks[-1, 2]) if len(own_tasks) else (0, 0)
-            own_tasks[:, 1:3] -= first_piece
-            expected = plan_ranges(indptr, distinct, itemsize * places, itemsize, chunk_size)
-            assert named_by_plan(own_tasks, pieces[first_piece:stop_piece], chunk_size, itemsize) == expected
-            assert sorted(address for _, address in expected) == list(range(0, itemsize * stretch[6], itemsize))
-    assert n_done == [len(tasks) for (tasks, _), *_ in arrays]
+            first_piece = own_tasks[0]["first_piece"] if len(own_tasks) else 0
+            stop_piece = own_tasks[-1]["stop_piece"] if len(own_tasks) else 0
+            own_tasks["first_piece"] -= first_piece
+            own_tasks["stop_piece"] -= first_piece
+            expected = plan_ranges(indptr, distinct, cut.itemsize * places, cut.itemsize, cut.chunk_size)
+            own_pieces = pieces[first_piece:stop_piece]
+            assert named_by_plan(own_tasks, own_pieces, cut.chunk_size, cut.itemsize) == expected
+            n_bytes = cut.itemsize * int(stretch["n_values"])
+            assert sorted(address for _, address in expected) == list(range(0, n_bytes, cut.itemsize))
+    assert n_done == {name: len(tasks) for name, (tasks, _), _ in arrays}
 
 
 def dense_rows(matrices, columns, n_var):

@@ -15,13 +15,13 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from annbatch import storage
+from tests.cells import csr_attrs, csr_parts, random_csr, write_h5, write_zarr
 
 from .kinds import KINDS, options_of
-from .stores import csr_attrs, csr_parts, random_csr, write_h5, write_zarr
 
 N_OBS, N_VAR = 300, 40
 ROWS = np.arange(N_OBS)
-MATRIX = random_csr(np.random.default_rng(0), N_OBS, N_VAR)
+MATRIX = random_csr(N_OBS, N_VAR, seed=0)
 COMPRESSED = (ZstdCodec(),)
 
 
@@ -49,15 +49,15 @@ def flip(path, offset):
 
 def sharded(tmp_path, codecs=COMPRESSED):
     options = {"chunks": (200,), "shards": (2000,), "compressors": codecs}
-    return write_zarr(tmp_path / "a.zarr", csr_parts(MATRIX), csr_attrs(MATRIX), **options)
+    return write_zarr(csr_parts(MATRIX), tmp_path / "a.zarr", csr_attrs(MATRIX), **options)
 
 
 def plain_zarr(tmp_path, codecs=COMPRESSED):
-    return write_zarr(tmp_path / "a.zarr", csr_parts(MATRIX), csr_attrs(MATRIX), chunks=(200,), compressors=codecs)
+    return write_zarr(csr_parts(MATRIX), tmp_path / "a.zarr", csr_attrs(MATRIX), chunks=(200,), compressors=codecs)
 
 
 def hdf5(tmp_path, **options):
-    return write_h5(tmp_path / "a.h5ad", csr_parts(MATRIX), csr_attrs(MATRIX), chunks=(200,), **options)
+    return write_h5(csr_parts(MATRIX), tmp_path / "a.h5ad", csr_attrs(MATRIX), chunks=(200,), **options)
 
 
 def h5_chunk(path, name="data", number=1):
@@ -75,7 +75,7 @@ def truncated_shard(tmp_path):
 def truncated_shard_with_its_index_in_front(tmp_path):
     shards = {"shape": (2000,), "index_location": "start"}
     options = {"chunks": (200,), "shards": shards, "compressors": COMPRESSED}
-    path = write_zarr(tmp_path / "a.zarr", csr_parts(MATRIX), csr_attrs(MATRIX), **options)
+    path = write_zarr(csr_parts(MATRIX), tmp_path / "a.zarr", csr_attrs(MATRIX), **options)
     os.truncate(path / "X/data/c/0", 500)
     return path
 
@@ -267,14 +267,14 @@ def test_parts_that_contradict_each_other_are_refused(case, form, tmp_path):
     arrays, changed, text = CONTRADICTIONS[case]
     attrs = {key: value for key, value in {**csr_attrs(MATRIX), **changed}.items() if value is not None}
     write, name = (write_h5, "a.h5ad") if form == "h5" else (write_zarr, "a.zarr")
-    path = write(tmp_path / name, arrays, attrs)
+    path = write(arrays, tmp_path / name, attrs)
     with pytest.raises(storage.CorruptDataError, match=text) as caught:
         read_all(opened(path))
     assert name in str(caught.value)
 
 
 def test_values_that_are_no_numbers_are_refused(tmp_path):
-    path = write_h5(tmp_path / "a.h5ad", matrix_with(data=MATRIX.data.astype("S5")), csr_attrs(MATRIX))
+    path = write_h5(matrix_with(data=MATRIX.data.astype("S5")), tmp_path / "a.h5ad", csr_attrs(MATRIX))
     with pytest.raises(TypeError, match=r"a\.h5ad :: /X/data must hold numbers, got \|S5"):
         opened(path)
 
@@ -380,13 +380,13 @@ def test_random_damage_never_crashes_and_never_reads_outside(kind, tmp_path):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         if form == "h5":
-            path = write_h5(folder / "a.h5ad", csr_parts(MATRIX), csr_attrs(MATRIX), **options)
+            path = write_h5(csr_parts(MATRIX), folder / "a.h5ad", csr_attrs(MATRIX), **options)
             with h5py.File(path, "r") as f:
                 dataset = f["X/data"].id
                 places = [dataset.get_chunk_info(i) for i in range(dataset.get_num_chunks())]
             spans = [(path, info.byte_offset, info.size) for info in places]
         else:
-            path = write_zarr(folder / "a.zarr", csr_parts(MATRIX), csr_attrs(MATRIX), int(form[-1]), **options)
+            path = write_zarr(csr_parts(MATRIX), folder / "a.zarr", csr_attrs(MATRIX), int(form[-1]), **options)
             files = [
                 f
                 for f in (path / "X/data").rglob("*")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from annbatch import storage
 from annbatch.storage.engine import _engine
+from tests.cells import csr_attrs, csr_parts, open_store, random_csr, write_h5, write_zarr
 
 from .kinds import KINDS, options_of
-from .stores import csr_attrs, csr_parts, random_csr, read_only, write_h5, write_zarr
 from .test_reading import check_csr, check_dense, requests
 
 FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -36,11 +36,11 @@ class Stored:
                 # HDF5 refuses chunks longer than a dataset of fixed size.
                 shape = min(array.shape for name, array in arrays.items() if name != "indptr")
                 options["chunks"] = tuple(max(1, min(c, n)) for c, n in zip(chunks, shape, strict=True))
-            write_h5(path, arrays, attrs, **options)
+            write_h5(arrays, path, attrs, **options)
         else:
             path = self.folder / "a.zarr"
-            write_zarr(path, arrays, attrs, int(form[-1]), **options)
-        self.handle = read_only(path)
+            write_zarr(arrays, path, attrs, int(form[-1]), **options)
+        self.handle = open_store(path)
         self.group = self.handle["X"]
 
     def __enter__(self):
@@ -70,8 +70,8 @@ def test_csr_rows_equal_those_of_scipy_and_of_the_fallback(kind, data):
     n_var, n_obs = data.draw(st.integers(1, 60)), data.draw(st.integers(0, 30))
     chunks, per_shard = (data.draw(st.integers(1, 300)),), (data.draw(st.integers(1, 4)),)
     density = data.draw(st.sampled_from([0.0, 0.1, 0.6]))
-    matrix = random_csr(rng, n_obs, n_var, density, dtype)
-    memory = random_csr(rng, 5, n_var, density, dtype)
+    matrix = random_csr(n_obs, n_var, density, seed=rng, dtype=dtype)
+    memory = random_csr(5, n_var, density, seed=rng, dtype=dtype)
     matrices = [matrix, memory]
     request = data.draw(requests(matrices))
     out_dtype = data.draw(st.sampled_from([None, "float64"]))
@@ -98,7 +98,7 @@ def test_csr_rows_equal_those_of_scipy_and_of_the_fallback(kind, data):
 @pytest.mark.parametrize("kind", KINDS)
 def test_reads_that_wait_are_announced_and_give_the_same(kind, monkeypatch):
     monkeypatch.setattr(_engine, "waiting_ns", -(1 << 40))  # every read counts as one that waited
-    matrix = random_csr(np.random.default_rng(0), 300, 40, 0.3, "float32")
+    matrix = random_csr(300, 40, 0.3, seed=0, dtype="float32")
     rows = np.random.default_rng(1).permutation(300)[:200]
     with Stored(csr_parts(matrix), csr_attrs(matrix), kind, (50,), (4,)) as group:
         part = storage.Part(storage.open_matrix(group), rows, np.arange(200))
@@ -116,7 +116,7 @@ def test_reads_that_wait_are_announced_and_give_the_same(kind, monkeypatch):
 @pytest.mark.parametrize("per_shard", [3, 5])
 def test_of_every_shard_all_reads_but_the_first_are_announced(per_shard, monkeypatch):
     monkeypatch.setattr(_engine, "waiting_ns", -(1 << 40))
-    matrix = random_csr(np.random.default_rng(0), 300, 40, 0.5, "float32")
+    matrix = random_csr(300, 40, 0.5, seed=0, dtype="float32")
     with Stored(csr_parts(matrix), csr_attrs(matrix), "shards-zstd", (50,), (per_shard,)) as group:
         before = _engine.counts["announced"]
         part = storage.Part(storage.open_matrix(group), np.arange(300), np.arange(300))
@@ -130,7 +130,7 @@ def test_of_every_shard_all_reads_but_the_first_are_announced(per_shard, monkeyp
 
 def test_nothing_is_announced_where_no_read_waits(monkeypatch):
     monkeypatch.setattr(_engine, "waiting_ns", 1 << 40)
-    matrix = random_csr(np.random.default_rng(0), 300, 40, 0.3, "float32")
+    matrix = random_csr(300, 40, 0.3, seed=0, dtype="float32")
     with Stored(csr_parts(matrix), csr_attrs(matrix), "shards-zstd", (50,), (4,)) as group:
         before = _engine.counts["announced"]
         part = storage.Part(storage.open_matrix(group), np.arange(300), np.arange(300))
@@ -210,8 +210,8 @@ def test_chunks_that_are_not_stored_have_the_fill_value(form, fill, tmp_path):
 
 
 def test_each_chunk_is_decoded_once_per_request(tmp_path):
-    matrix = random_csr(np.random.default_rng(0), 200, 50)
-    path = write_zarr(tmp_path / "a.zarr", csr_parts(matrix), csr_attrs(matrix), chunks=(100,), shards=(1000,))
+    matrix = random_csr(200, 50, seed=0)
+    path = write_zarr(csr_parts(matrix), tmp_path / "a.zarr", csr_attrs(matrix), chunks=(100,), shards=(1000,))
     source = storage.open_matrix(zarr.open_group(path, mode="r")["X"])
     rows = np.random.default_rng(1).permutation(np.repeat(np.arange(200), 2))
     before = chunks_read()

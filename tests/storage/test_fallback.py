@@ -10,10 +10,9 @@ import zarr
 from zarr.storage import MemoryStore, WrapperStore
 
 from annbatch import Loader, storage
+from tests.cells import csr_attrs, csr_parts, random_csr
 
-from .stores import csr_attrs, csr_parts, random_csr
-
-MATRIX = random_csr(np.random.default_rng(0), 800, 60)
+MATRIX = random_csr(800, 60, seed=0)
 LAYOUTS = {"plain": {"chunks": (100,)}, "shards": {"chunks": (100,), "shards": (4000,)}}
 
 
@@ -91,7 +90,7 @@ def test_reads_of_several_datasets_overlap(read):
 
 
 def test_dense_rows_of_datasets_of_different_width():
-    matrices = [random_csr(np.random.default_rng(n), 20, n, 0.4) for n in (1, 7, 60, 0)]
+    matrices = [random_csr(20, n, 0.4, seed=n) for n in (1, 7, 60, 0)]
     parts = [
         storage.Part(
             storage.open_matrix(matrix, direct=number == 2),

@@ -13,10 +13,9 @@ import pytest
 import zarr
 
 from annbatch import storage
+from tests.cells import csr_attrs, csr_parts, random_csr, write_h5, write_zarr
 
-from .stores import csr_attrs, csr_parts, random_csr, write_h5, write_zarr
-
-MATRIX = random_csr(np.random.default_rng(0), 100, 30)
+MATRIX = random_csr(100, 30, seed=0)
 ROWS = np.random.default_rng(1).permutation(100)
 
 
@@ -37,7 +36,7 @@ def send(source, queue):
 def test_a_source_reads_in_another_process(method, form, direct, used, tmp_path):
     if method not in mp.get_all_start_methods():
         pytest.skip(f"this system cannot start processes by {method}")
-    path = (write_h5 if form == "h5" else write_zarr)(tmp_path / f"a.{form}", csr_parts(MATRIX), csr_attrs(MATRIX))
+    path = (write_h5 if form == "h5" else write_zarr)(csr_parts(MATRIX), tmp_path / f"a.{form}", csr_attrs(MATRIX))
     handle = h5py.File(path, "r") if form == "h5" else zarr.open_group(path, mode="r")
     source = storage.open_matrix(handle["X"], direct=direct)
     if used:
@@ -57,7 +56,7 @@ def test_several_threads_read_from_one_source(form, tmp_path):
     if form == "memory":
         source = storage.open_matrix(MATRIX)
     else:
-        path = (write_h5 if form == "h5" else write_zarr)(tmp_path / f"a.{form}", csr_parts(MATRIX), csr_attrs(MATRIX))
+        path = (write_h5 if form == "h5" else write_zarr)(csr_parts(MATRIX), tmp_path / f"a.{form}", csr_attrs(MATRIX))
         handle = h5py.File(path, "r") if form == "h5" else zarr.open_group(path, mode="r")
         source = storage.open_matrix(handle["X"])
     wrong = []

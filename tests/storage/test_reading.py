@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annbatch import storage
+from tests.cells import csr_attrs, csr_parts, open_csr, random_csr, write_h5, write_zarr
 from tests.reference.rows import csr_row, dense_rows
-
-from .stores import as_dataset, csr_attrs, csr_parts, random_csr, write_h5, write_zarr
 
 
 @st.composite
@@ -85,7 +84,7 @@ def test_memory_csr_equals_scipy(data):
     index_dtype = data.draw(st.sampled_from(["int32", "int64"]))
     n_var = data.draw(st.integers(1, 30))
     matrices = [
-        random_csr(rng, data.draw(st.integers(0, 20)), n_var, dtype=dtype, index_dtype=index_dtype)
+        random_csr(data.draw(st.integers(0, 20)), n_var, seed=rng, dtype=dtype, index_dtype=index_dtype)
         for _ in range(data.draw(st.integers(1, 3)))
     ]
     sources = [storage.open_matrix(m) for m in matrices]
@@ -127,12 +126,12 @@ def test_rows_without_columns_are_read(shape, direct, tmp_path):
 
 @pytest.mark.parametrize("kind", ["h5", "zarr2", "zarr3"])
 def test_csr_dataset_of_anndata_opens_and_reads(kind, tmp_path):
-    matrix = random_csr(np.random.default_rng(0), 50, 20)
+    matrix = random_csr(50, 20, seed=0)
     if kind == "h5":
-        path = write_h5(tmp_path / "a.h5ad", csr_parts(matrix), csr_attrs(matrix), chunks=(16,), compression="gzip")
+        path = write_h5(csr_parts(matrix), tmp_path / "a.h5ad", csr_attrs(matrix), chunks=(16,), compression="gzip")
     else:
-        path = write_zarr(tmp_path / "a.zarr", csr_parts(matrix), csr_attrs(matrix), int(kind[-1]), chunks=(16,))
-    opened = as_dataset(path)
+        path = write_zarr(csr_parts(matrix), tmp_path / "a.zarr", csr_attrs(matrix), int(kind[-1]), chunks=(16,))
+    opened = open_csr(path)
     for elem in (opened.elem, opened.handle["X"]):
         for direct in (True, False):
             source = storage.open_matrix(elem, direct=direct)
@@ -149,9 +148,9 @@ def test_csr_dataset_of_anndata_opens_and_reads(kind, tmp_path):
 
 
 def test_old_group_names_of_anndata_are_read(tmp_path):
-    matrix = random_csr(np.random.default_rng(0), 10, 5)
+    matrix = random_csr(10, 5, seed=0)
     path = write_h5(
-        tmp_path / "old.h5ad", csr_parts(matrix), {"h5sparse_format": "csr", "h5sparse_shape": matrix.shape}
+        csr_parts(matrix), tmp_path / "old.h5ad", {"h5sparse_format": "csr", "h5sparse_shape": matrix.shape}
     )
     with h5py.File(path, "r") as f:
         check_csr([storage.open_matrix(f["X"])], [matrix], ([(0, 2), (0, 1)], np.array([0, 2]), [None], 5))
@@ -220,7 +219,7 @@ CSC = sp.csc_matrix(np.eye(3, dtype="float32"))
 
 def test_csc_is_refused_with_advice(tmp_path):
     attrs = {"encoding-type": "csc_matrix", "encoding-version": "0.1.0", "shape": CSC.shape}
-    write_h5(tmp_path / "a.h5ad", csr_parts(CSC), attrs)
+    write_h5(csr_parts(CSC), tmp_path / "a.h5ad", attrs)
     with h5py.File(tmp_path / "a.h5ad", "r") as f:
         for elem in (CSC, ad.io.sparse_dataset(f["X"]), f["X"]):
             with pytest.raises(TypeError, match=r"must be stored by rows \(CSR\), got csc; convert it first"):
@@ -280,7 +279,7 @@ def test_no_rows_and_no_parts_give_empty_batches():
 
 def test_batches_from_a_pool_are_equal_and_independent():
     rng = np.random.default_rng(0)
-    matrix = random_csr(rng, 300, 400)
+    matrix = random_csr(300, 400, seed=rng)
     source, pool = storage.open_matrix(matrix), storage.BufferPool()
     rows = rng.permutation(300)
     edges = np.array([0, 100, 300])

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annbatch.storage.dtypes import as_bytes, type_code
-from annbatch.storage.engine import _rows
+from annbatch.storage.engine import _plan, _rows
+from annbatch.storage.engine._plan import PIECE, ArrayCut
 from tests.reference import rows as reference_rows
 
 
@@ -36,36 +37,38 @@ def test_a_plan_of_ranges_names_every_value_once(case):
 def test_neighbouring_rows_become_one_piece():
     indptr = np.array([0, 3, 3, 7, 10])
     tasks, pieces = _rows.plan_ranges(indptr, np.arange(4), 4 * indptr[:-1], 4, 100)
-    np.testing.assert_array_equal(tasks, [[0, 0, 1, 0, 10]])
-    np.testing.assert_array_equal(pieces, [[0, 0, 10, -1]])
+    assert tasks.tolist() == [(0, 0, 1, 0, 10)]
+    assert pieces.tolist() == [(0, 0, 10, -1)]
 
 
 def test_a_row_that_is_wanted_twice_does_not_split_a_task():
     tasks, pieces = _rows.plan_ranges(np.array([0, 10]), np.zeros(2, np.int64), np.array([0, 400]), 4, 4)
-    np.testing.assert_array_equal(tasks, [[0, 0, 2, 0, 4], [1, 2, 4, 0, 4], [2, 4, 6, 0, 2]])
-    np.testing.assert_array_equal(pieces[:, 1], [0, 400, 16, 416, 32, 432])
+    assert tasks.tolist() == [(0, 0, 2, 0, 4), (1, 2, 4, 0, 4), (2, 4, 6, 0, 2)]
+    assert pieces["address"].tolist() == [0, 400, 16, 416, 32, 432]
 
 
 @given(sparse_rows(), st.integers(0, 30), st.integers(0, 5), st.booleans(), st.booleans(), st.integers(1, 20))
-def test_stretches_name_every_value_of_their_rows_once(case, n_wanted, row_work, values_cut, columns_cut, column_chunk):
+def test_stretches_name_every_value_of_their_rows_once(
+    case, n_wanted, row_work, values_anywhere, columns_anywhere, column_chunk
+):
     indptr, rows, _, value_chunk = case
-    stretches, extents, values, columns = _rows.plan_stretches(
-        indptr, rows, n_wanted, row_work, 4, value_chunk, values_cut, 8, column_chunk, columns_cut
-    )
-    arrays = ((values, 2, 4, value_chunk), (columns, 4, 8, column_chunk))
-    reference_rows.check_stretches(indptr, rows, n_wanted, row_work, stretches, extents, arrays)
+    cuts = ArrayCut(4, value_chunk, values_anywhere), ArrayCut(8, column_chunk, columns_anywhere)
+    plan = _rows.plan_stretches(indptr, rows, n_wanted, row_work, *cuts)
+    reference_rows.check_stretches(indptr, rows, n_wanted, row_work, plan, *cuts)
 
 
 def test_a_stretch_ends_where_the_next_row_starts_in_another_chunk():
     # Rows of 3 values in chunks of 6: rows 1, 3 and 5 end with their chunk, and after two rows the work is enough.
-    indptr = np.arange(0, 30, 3)
-    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 4, 0, 4, 6, False, 4, 6, False)
-    np.testing.assert_array_equal(stretches[:, :2], [[0, 2], [2, 4], [4, 6], [6, 8], [8, 9]])
+    def stretches(n_wanted, value_cut, column_cut):
+        plan = _rows.plan_stretches(np.arange(0, 30, 3), np.arange(9), n_wanted, 0, value_cut, column_cut)
+        return plan.stretches[["first_row", "stop_row"]].tolist()
+
+    small, large = ArrayCut(4, 6, anywhere=False), ArrayCut(4, 100, anywhere=False)
+    assert stretches(4, small, small) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 9)]
     # Where only the end of the work is a reason, it ends at four times as much; where cuts are free, at once.
-    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 4, 0, 4, 100, False, 4, 6, False)
-    np.testing.assert_array_equal(stretches[:, :2], [[0, 6], [6, 9]])
-    stretches, *_ = _rows.plan_stretches(indptr, np.arange(9), 3, 0, 4, 100, True, 4, 6, True)
-    np.testing.assert_array_equal(stretches[:, :2], [[row, row + 1] for row in range(9)])
+    assert stretches(4, large, small) == [(0, 6), (6, 9)]
+    free = small._replace(anywhere=True), large._replace(anywhere=True)
+    assert stretches(3, *free) == [(row, row + 1) for row in range(9)]
 
 
 @given(st.sampled_from([1, 2, 2047, 2048, 2049, 2**22 + 1, 2**40]), st.data())
@@ -95,11 +98,32 @@ def test_indices_are_renumbered_and_checked(index_type, wide, renumber):
     items.flags.writeable = False
     new = np.array([7, -1, 2, 30, 4, 100000], np.int64) if renumber else None
     out = np.zeros(4, np.int64 if wide else np.int32)
-    pieces = np.array([[1, out.ctypes.data, 2, -1], [3, out[2:].ctypes.data, 2, -1]], np.int64)
-    arguments = (as_bytes(items), 0, pieces, type_code(items.dtype), wide)
-    assert _rows.place_indices(*arguments, 6, new, items.itemsize) == -1
+    pieces = np.array([(1, out.ctypes.data, 2, -1), (3, out[2:].ctypes.data, 2, -1)], PIECE)
+    types = type_code(items.dtype), type_code(out.dtype)
+    arguments = (as_bytes(items), 0, pieces, *types, items.itemsize, out.itemsize)
+    assert _rows.place(*arguments, 6, new) == -1
     np.testing.assert_array_equal(out, new[items[1:]] if renumber else items[1:])
-    assert _rows.place_indices(*arguments, 5, new, items.itemsize) == 1
+    assert _rows.place(*arguments, 5, new) == 1
+
+
+@pytest.mark.parametrize("source_type", ["uint8", "int64", "float64"])
+def test_columns_of_dense_rows_are_scattered_and_converted(source_type):
+    # More values than are converted at a time; the first two items of the chunk are not wanted.
+    items = np.random.default_rng(0).integers(0, 100, 5000).astype(source_type)
+    new = np.random.default_rng(1).permutation(5000)
+    new[::7] = -1
+    out = np.zeros(5000, np.float32)
+    expected = out.copy()
+    expected[new[2:][new[2:] >= 0]] = items[2:][new[2:] >= 0]
+    pieces = np.array([(2, out.ctypes.data, 4998, 2)], PIECE)
+    types = type_code(items.dtype), type_code(out.dtype)
+    assert _rows.place(as_bytes(items), 0, pieces, *types, items.itemsize, 4, -1, new) == -1
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_rows_of_tables_lie_in_memory_as_the_kernels_think():
+    for name, dtype in _rows._py_layouts().items():
+        assert getattr(_plan, name) == dtype, name
 
 
 def csr_of(rows):

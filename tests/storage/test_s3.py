@@ -8,14 +8,13 @@ import scipy.sparse as sp
 import zarr
 
 from annbatch import Loader, storage
-
-from .stores import csr_attrs, csr_parts, random_csr
+from tests.cells import csr_attrs, csr_parts, random_csr
 
 pytest.importorskip("s3fs", reason="s3fs, the S3 client of fsspec, is not installed")
 server = pytest.importorskip("moto.server", reason="moto[server], a local S3 server, is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # moto's and botocore's own
 
-MATRIX = random_csr(np.random.default_rng(0), 400, 40)
+MATRIX = random_csr(400, 40, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from annbatch.storage.dtypes import as_bytes, native
+from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError
 
 from .tables import ChunkTable
@@ -81,12 +82,12 @@ class StoredArray(ABC):
         return (self.read_rows, *self.shape[1:]) if self.table is None else self.table.chunk_shape
 
     def row_spans(self) -> np.ndarray:
-        """Return the stretches of a row that are contiguous in a chunk, as ``_rows.plan_rows`` wants them."""
+        """Return which parts of a row are contiguous in a chunk: a table of SPAN."""
         whole, inside = self.shape[1:], self.chunk_shape[1:]
         if not prod(whole):
-            return np.empty((0, 4), np.int64)
+            return np.empty(0, SPAN)
         if whole == inside:
-            return np.array([[0, 0, 0, prod(whole)]], np.int64)
+            return np.array([(0, 0, 0, prod(whole))], SPAN)
         whole_strides = [prod(whole[axis + 1 :]) for axis in range(len(whole))]
         inside_strides = [prod(inside[axis + 1 :]) for axis in range(len(inside))]
         grid = [-(-n // c) for n, c in zip(whole, inside, strict=True)]
@@ -98,8 +99,8 @@ class StoredArray(ABC):
                 at = (*line, 0)
                 source = sum(i * stride for i, stride in zip(at, inside_strides, strict=True))
                 target = sum((f + i) * stride for f, i, stride in zip(first, at, whole_strides, strict=True))
-                spans.append([cell, source, target, extent[-1]])
-        return np.array(spans, np.int64).reshape(-1, 4)
+                spans.append((cell, source, target, extent[-1]))
+        return np.array(spans, SPAN)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return start <= row < stop along the first axis, C-contiguous and in native byte order.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from annbatch.storage.engine import _engine
+from annbatch.storage.engine._plan import STAMP
 
 from .tables import ChunkTable, Codec, codec
 
@@ -51,7 +52,7 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     start = dataset.id.get_offset()
     if start is None:
         return None
-    # Contiguous: cut into stretches of whole rows.
+    # Contiguous: cut into chunks of whole rows that the file knows nothing of.
     row_size = prod(shape[1:])
     rows = max(1, _CONTIGUOUS_CHUNK // row_size)
     n_chunks = -(-shape[0] // rows)
@@ -90,7 +91,7 @@ def _stamp(dataset: h5py.Dataset) -> np.ndarray | None:
         return None
     if (opened.st_ino, opened.st_dev) != (named.st_ino, named.st_dev):
         return None
-    return np.array([opened.st_size, opened.st_mtime_ns, opened.st_ino], np.int64)
+    return np.array([(opened.st_size, opened.st_mtime_ns, opened.st_ino)], STAMP)
 
 
 def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -58,7 +58,7 @@ class ChunkTable:
     file
         int32, the file of each chunk. None: chunk ``i`` is in file ``i``, or there is just one file.
     stamp
-        int64, three per file: size, modification time in ns, inode, as they were when ``offset`` and ``length`` were read.
+        A row of STAMP per file: size, modification time in ns, inode, as they were when ``offset`` and ``length`` were read.
     document
         Path of the array's metadata. A chunk whose file is missing has the fill value only while this is there.
     prepare

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from annbatch.storage.engine import _engine
+from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
 
 from .tables import ChunkTable, Codec, codec
@@ -135,7 +136,7 @@ def _sharded(
     table.file_grid = file_grid
     table.offset, table.length = np.zeros(prod(grid), np.int64), np.full(prod(grid), -1, np.int64)
     table.file = np.ascontiguousarray(file.reshape(-1))
-    table.stamp = np.full(3 * prod(file_grid), -1, np.int64)
+    table.stamp = np.full(prod(file_grid), -1, STAMP)
     table.prepare = _ShardIndexes(
         table, per_shard, has_checksum=bool(index_codecs), at_end=settings.get("index_location", "end") == "end"
     )
@@ -224,7 +225,7 @@ class _ShardIndexes:
         used = tuple(slice(0, s.stop - s.start) for s in inside)
         table.offset.reshape(table.grid)[inside] = offset[used]
         table.length.reshape(table.grid)[inside] = length[used]
-        table.stamp[3 * file : 3 * file + 3] = stat.st_size, stat.st_mtime_ns, stat.st_ino
+        table.stamp[file] = stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 /* Moving values between dtypes, for kernels that learn the dtypes at run time.
  *
  * Everything here is a plain loop over pointers: no Python, no allocation, no policy. A dtype is a small code (below, the
- * same order as storage/_dtypes.py); the loops for each pair of codes come from one macro, so that no pair can be
+ * same order as storage/dtypes.py); the loops for each pair of codes come from one macro, so that no pair can be
  * forgotten. A loop reports "a value would change" through its result and never computes something undefined.
  */
 #ifndef ANNBATCH_CONVERT_H

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_plan.h"
+
 #ifdef ANNBATCH_BLOSC2
 #include <blosc2.h>
 /* The parts of zstd, lz4 and zlib-ng that libblosc2.a brings along; their headers are not in its wheel. */
@@ -265,7 +267,7 @@ static int blosc_ready(scratch_t *s) {
 
 /* Decode the blocks of a Blosc chunk that hold the pieces (their items counted from the start of the chunk, `itemsize`
  * bytes each) to their place in `to`. The other blocks are left as they are. */
-static int64_t decode_blosc(scratch_t *s, const char *from, size_t n, char *to, size_t capacity, const int64_t *pieces,
+static int64_t decode_blosc(scratch_t *s, const char *from, size_t n, char *to, size_t capacity, const piece_t *pieces,
                             int64_t n_pieces, int itemsize) {
     int64_t n_bytes, block;
     int typesize;
@@ -279,9 +281,9 @@ static int64_t decode_blosc(scratch_t *s, const char *from, size_t n, char *to, 
         if (!wanted) return NO_MEMORY;
         memset(wanted, 0, (size_t)n_blocks);
         for (int64_t p = 0; p < n_pieces; p++) {
-            int64_t last = ((pieces[4 * p] + pieces[4 * p + 2]) * itemsize - 1) / block;
+            int64_t last = ((pieces[p].source + pieces[p].n) * itemsize - 1) / block;
             if (last >= n_blocks) return BAD_CHUNK;
-            for (int64_t b = pieces[4 * p] * itemsize / block; b <= last; b++) {
+            for (int64_t b = pieces[p].source * itemsize / block; b <= last; b++) {
                 n_wanted += !wanted[b];
                 wanted[b] = 1;
             }
@@ -329,7 +331,7 @@ static int64_t decode_lz4_hdf5(const char *from, size_t n, char *to, size_t capa
 
 /* Decode one step that writes its result to `to`. Blosc is asked for the pieces only when `pieces` is not NULL. */
 static int64_t decode_step(scratch_t *s, int kind, int parameter, const char *from, size_t n, char *to, size_t capacity,
-                           const int64_t *pieces, int64_t n_pieces, int itemsize) {
+                           const piece_t *pieces, int64_t n_pieces, int itemsize) {
     switch (kind) {
     case CODEC_ZLIB:
     case CODEC_GZIP: return decode_deflate(s, kind, from, n, to, capacity);

@@ -1,9 +1,9 @@
 """The direct engine: worker threads that read, decode and place chunks without the GIL.
 
-The work of a request is a list of jobs, one per stored array (see storage/jobs.py). All their tasks form one queue;
-each worker takes the next task, reads that chunk, decodes it, and copies the pieces while the chunk is still in its
-cache. Where sparse rows are made dense, the queue holds stretches of rows instead: a worker has all tasks of a stretch
-placed in its own scratch, which fits its cache, and writes the finished rows from there.
+The work of a request is a list of jobs, one per stored array (see storage/reading/jobs.py). All their tasks form one
+queue; each worker takes the next task, reads that chunk, decodes it, and copies the pieces while the chunk is still in
+its cache. Where sparse rows are made dense, the queue holds stretches of rows instead: a worker has all tasks of a
+stretch placed in its own scratch, which fits its cache, and writes the finished rows from there.
 
 Once a read had to wait for the disk or the network, the reads of the tasks after it are announced to the system, which
 then has many of them under way. Where files are in the page cache, that never happens.
@@ -22,23 +22,18 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-cdef extern from "_convert.h" nogil:
-    enum: N_TYPES
-    ctypedef int (*convert_fn)(const char *, char *, int64_t)
-    ctypedef int64_t (*index_fn)(const char *, char *, int64_t, int64_t, const int64_t *)
-    ctypedef void (*densify_fn)(const char *, const char *, int64_t, char *)
-    convert_fn CONVERT[N_TYPES][N_TYPES]
-    index_fn RENUMBER[2][8]
-    densify_fn DENSIFY[2][N_TYPES]
-    void scatter_items(const char *, char *, int64_t, int, const int64_t *)
+from ._plan cimport (
+    CANNOT_READ, CHANGED, CHECKSUM, COLUMN, CUT_SHORT, DAMAGED, DENSIFY, FINE, LOSSY, MEMORY, PYTHON, WRONG_SIZE,
+    densify_fn, extent_t, piece_t, place_piece, placing_t, stamp_t, stretch_t, task_t,
+)
+
+from ._plan import Failure
 
 cdef extern from "_system.h" nogil:
     enum: CAN_READ_FILES
     cdef struct iovec:
         void *iov_base
         size_t iov_len
-    ctypedef struct stamp_t:
-        int64_t size, time_ns, inode
     ctypedef void (*worker_fn)(void *, int) noexcept nogil
     int file_open(const char *, stamp_t *)
     bint file_exists(const char *)
@@ -67,7 +62,6 @@ cdef extern from "_decode.h" nogil:
         BAD_CHUNK
         BAD_CHECKSUM
         NO_MEMORY
-        HAVE_BLOSC2
     ctypedef struct scratch_t:
         pass
     int can_decode(int)
@@ -77,7 +71,7 @@ cdef extern from "_decode.h" nogil:
     char *scratch_buffer(scratch_t *, int, size_t)
     void scratch_clear(scratch_t *)
     size_t scratch_bytes(const scratch_t *)
-    int64_t decode_step(scratch_t *, int, int, const char *, size_t, char *, size_t, const int64_t *, int64_t, int)
+    int64_t decode_step(scratch_t *, int, int, const char *, size_t, char *, size_t, const piece_t *, int64_t, int)
     int64_t check_sum(int, const char *, size_t)
 
 make_crc_table()
@@ -89,7 +83,6 @@ CODECS = {
     "fletcher32": CODEC_FLETCHER32, "python": CODEC_PYTHON,
 }
 can_read_files = bool(CAN_READ_FILES)
-has_blosc2 = bool(HAVE_BLOSC2)
 
 # Counters for tests and benchmarks: calls of the engine, chunks that it read from files, and reads that it announced.
 counts = {"runs": 0, "chunks": 0, "announced": 0}
@@ -102,27 +95,12 @@ cdef enum:
     MAX_PATH = 4096
     # Pieces that one vector read fills; the least that POSIX allows is 16, Linux and macOS take 1,024.
     MAX_VECTOR = 256
-    # A dense row is converted in stretches of this many bytes before its columns are renumbered.
-    STRETCH_BYTES = 4096
     # Scratch that a worker may keep for later calls.
     MAX_IDLE_SCRATCH = 1 << 26
     # Tasks whose reads are announced to the system while the one before them waits.
     N_ANNOUNCED = 64
 
-# How a task can end.
-cdef enum:
-    FINE = 0
-    CANNOT_READ = 1
-    CUT_SHORT = 2
-    CHANGED = 3
-    DAMAGED = 4
-    CHECKSUM = 5
-    WRONG_SIZE = 6
-    COLUMN = 7
-    LOSSY = 8
-    MEMORY = 9
-    PYTHON = 10
-
+# How a task can end besides FINE.
 FAILURES = {
     CANNOT_READ: "cannot_read", CUT_SHORT: "cut_short", CHANGED: "changed", DAMAGED: "damaged", CHECKSUM: "checksum",
     WRONG_SIZE: "wrong_size", COLUMN: "column", LOSSY: "lossy", MEMORY: "memory", PYTHON: "python",
@@ -163,7 +141,7 @@ cdef struct Table:
     const int64_t *length
     const uint32_t *mask
     const int32_t *file
-    const int64_t *stamp
+    const stamp_t *stamp
     int64_t n_files
     int64_t chunk_bytes
     int itemsize
@@ -179,42 +157,38 @@ cdef struct Table:
     char separator
     const char *key_prefix
 
-cdef struct WorkItem:
+# Pieces of one stored array: an EngineJob, and how far the workers are with it.
+cdef struct job_t:
     Table table
-    const int64_t *task
-    const int64_t *piece
+    placing_t placing
+    const task_t *task
+    const piece_t *piece
     int64_t n_tasks
     int64_t n_announced  # tasks before this one need no announcement
     int64_t first_number
-    int source_type
-    int target_type
-    int target_itemsize
-    bint is_index
-    int64_t n_columns
-    const int64_t *columns
 
-# Rows of a CSR matrix that become dense: the two items that bring their values and column numbers.
-cdef struct DenseItem:
-    int values
+# Rows of a CSR matrix that become dense: an EngineDenseJob.
+cdef struct dense_job_t:
+    int values  # number of the job that brings them
     int columns
-    const int64_t *stretch
-    const int64_t *extent
+    const stretch_t *stretch
+    const extent_t *extent
     const int64_t *address
     int64_t row_bytes
     int64_t first_number
     densify_fn densify
 
-cdef struct Failure:
+cdef struct failure_t:
     int kind
-    int item
+    int job
     int64_t chunk
     int64_t number
     int64_t detail
 
 cdef struct Run:
-    WorkItem *item
-    int n_items
-    DenseItem *dense
+    job_t *job
+    int n_jobs
+    dense_job_t *dense
     int n_dense
     int64_t n_in_queue
     int64_t next_number
@@ -222,13 +196,14 @@ cdef struct Run:
     int64_t n_announced
     bint waits  # reads have to wait, so it pays to announce them
     bint stop
-    Failure *failure
+    failure_t *failure
     PyObject **scratch
     PyObject *error
 
-cdef struct OpenFile:
+# The one file that a worker has open.
+cdef struct chunk_file_t:
     int fd
-    int item
+    int job
     int64_t number
     int64_t size
 
@@ -253,7 +228,7 @@ cdef void file_path(const Table *table, int64_t number, char *path) noexcept nog
             n += snprintf(path + n, MAX_PATH - n, "%lld", <long long>position[d])
 
 
-cdef int open_chunk_file(const Table *table, int item, int64_t number, OpenFile *opened,
+cdef int open_chunk_file(const Table *table, int job, int64_t number, chunk_file_t *opened,
                          int64_t *detail) noexcept nogil:
     """Have the file of a chunk open; the one open before is closed. -1 when the array lacks it.
 
@@ -261,9 +236,10 @@ cdef int open_chunk_file(const Table *table, int item, int64_t number, OpenFile 
     """
     cdef char path[MAX_PATH]
     cdef stamp_t stamp = [0, 0, 0]
+    cdef const stamp_t *expected
     cdef int fd
     if opened.fd >= 0:
-        if opened.item == item and opened.number == number:
+        if opened.job == job and opened.number == number:
             return FINE
         file_close(opened.fd)
         opened.fd = -1
@@ -274,13 +250,12 @@ cdef int open_chunk_file(const Table *table, int item, int64_t number, OpenFile 
             return -1 if table.stamp == NULL and file_exists(table.document) else CHANGED
         detail[0] = -fd
         return CANNOT_READ
-    if table.stamp != NULL and (
-        stamp.size != table.stamp[3 * number] or stamp.time_ns != table.stamp[3 * number + 1]
-        or stamp.inode != table.stamp[3 * number + 2]
-    ):
-        file_close(fd)
-        return CHANGED
-    opened.fd, opened.item, opened.number, opened.size = fd, item, number, stamp.size
+    if table.stamp != NULL:
+        expected = table.stamp + number
+        if stamp.size != expected.size or stamp.time_ns != expected.time_ns or stamp.inode != expected.inode:
+            file_close(fd)
+            return CHANGED
+    opened.fd, opened.job, opened.number, opened.size = fd, job, number, stamp.size
     return FINE
 
 
@@ -308,16 +283,17 @@ cdef int decode_in_python(PyObject *decoder, const char *source, int64_t n, char
 cdef dict kept_errors = {}
 
 
-cdef int decode_chunk(const Table *table, scratch_t *scratch, const WorkItem *item, int64_t chunk, const int64_t *task,
-                      int64_t n, const char **decoded, PyObject **error) noexcept nogil:
+cdef int decode_chunk(const job_t *job, const task_t *task, int64_t n, scratch_t *scratch, const char **decoded,
+                      PyObject **error) noexcept nogil:
     """Decode the ``n`` bytes in scratch buffer 0; the result is in one of the scratch buffers."""
+    cdef const Table *table = &job.table
     cdef int step, at = 0, kind, status
     cdef int64_t size, capacity = table.chunk_bytes + 64
     cdef char *source = scratch_buffer(scratch, 0, <size_t>n)
     cdef char *target
-    cdef const int64_t *pieces
+    cdef const piece_t *pieces
     for step in range(table.n_codecs - 1, -1, -1):
-        if table.mask != NULL and table.mask[chunk] >> step & 1:
+        if table.mask != NULL and table.mask[task.chunk] >> step & 1:
             continue
         kind = table.codec[step]
         if kind == CODEC_CRC32C or kind == CODEC_FLETCHER32:
@@ -333,10 +309,10 @@ cdef int decode_chunk(const Table *table, scratch_t *scratch, const WorkItem *it
                     return status
             else:
                 # Only the first encoding step sees items where the pieces say they are.
-                pieces = item.piece + 4 * task[1] if step == 0 else NULL
+                pieces = job.piece + task.first_piece if step == 0 else NULL
                 size = decode_step(
                     scratch, kind, table.parameter[step], source, <size_t>n, target, <size_t>capacity, pieces,
-                    task[2] - task[1], table.itemsize
+                    task.stop_piece - task.first_piece, table.itemsize
                 )
             source = target
         if size < 0:
@@ -346,84 +322,54 @@ cdef int decode_chunk(const Table *table, scratch_t *scratch, const WorkItem *it
     return FINE if n == table.chunk_bytes else WRONG_SIZE
 
 
-cdef int place_piece(const WorkItem *item, const char *source, const int64_t *piece, uintptr_t base) noexcept nogil:
-    """Copy one piece from ``source`` to its address, which counts from ``base``, converting or renumbering."""
-    cdef char *target = <char *>(base + <uintptr_t>piece[1])
-    cdef int64_t i, n
-    cdef char stretch[STRETCH_BYTES]
-    cdef int itemsize = item.table.itemsize
-    if item.is_index:
-        if RENUMBER[item.target_itemsize == 8][item.source_type](
-            source, target, piece[2], item.n_columns, item.columns
-        ) >= 0:
-            return COLUMN
-    elif item.columns == NULL:
-        if item.source_type == item.target_type:
-            memcpy(target, source, <size_t>(piece[2] * itemsize))
-        elif CONVERT[item.target_type][item.source_type](source, target, piece[2]):
-            return LOSSY
-    elif item.source_type == item.target_type:
-        scatter_items(source, target, piece[2], itemsize, item.columns + piece[3])
-    else:
-        i = 0
-        while i < piece[2]:
-            n = min(piece[2] - i, STRETCH_BYTES // item.target_itemsize)
-            if CONVERT[item.target_type][item.source_type](source + i * itemsize, stretch, n):
-                return LOSSY
-            scatter_items(stretch, target, n, item.target_itemsize, item.columns + piece[3] + i)
-            i += n
-    return FINE
-
-
-cdef int place_filled(const WorkItem *item, const int64_t *task, uintptr_t base, scratch_t *scratch) noexcept nogil:
+cdef int place_filled(const job_t *job, const task_t *task, uintptr_t base, scratch_t *scratch) noexcept nogil:
     """Place the pieces of a chunk that is not stored: they have the fill value."""
     cdef int64_t p, i, longest = 0
-    cdef int itemsize = item.table.itemsize, status
+    cdef int itemsize = job.table.itemsize, status
     cdef char *items
-    for p in range(task[1], task[2]):
-        longest = max(longest, item.piece[4 * p + 2])
+    for p in range(task.first_piece, task.stop_piece):
+        longest = max(longest, job.piece[p].n)
     items = scratch_buffer(scratch, 0, <size_t>(longest * itemsize))
     if items == NULL:
         return MEMORY
     for i in range(longest):
-        memcpy(items + i * itemsize, item.table.fill, <size_t>itemsize)
-    for p in range(task[1], task[2]):
-        status = place_piece(item, items, item.piece + 4 * p, base)
+        memcpy(items + i * itemsize, job.table.fill, <size_t>itemsize)
+    for p in range(task.first_piece, task.stop_piece):
+        status = place_piece(&job.placing, items, &job.piece[p], base)
         if status != FINE:
             return status
     return FINE
 
 
-cdef void announce(Run *run, WorkItem *item, int64_t t, const OpenFile *opened) noexcept nogil:
+cdef void announce(Run *run, job_t *job, int64_t t, const chunk_file_t *opened) noexcept nogil:
     """Tell the system which reads of the open file come after task ``t``.
 
     A few threads that wait for one read each leave a disk or a network mostly idle. What is announced is read
     meanwhile.
     """
-    cdef const Table *table = &item.table
-    cdef int64_t last = min(item.n_tasks, t + 1 + N_ANNOUNCED), stop = t + 1, k, chunk, at, p, low, high
+    cdef const Table *table = &job.table
+    cdef const task_t *task
+    cdef int64_t last = min(job.n_tasks, t + 1 + N_ANNOUNCED), stop = t + 1, k, at, p, low, high
     if table.n_files > 1 and table.file == NULL:
         return  # a file for each chunk: opening it costs as much as reading it
-    while stop < last and (table.n_files == 1 or table.file[item.task[5 * stop]] == opened.number):
+    while stop < last and (table.n_files == 1 or table.file[job.task[stop].chunk] == opened.number):
         stop += 1
-    k = max(raise_to(&item.n_announced, stop), t + 1)
-    while k < stop:
-        chunk = item.task[5 * k]
-        at = 0 if table.offset == NULL else table.offset[chunk]
+    for k in range(max(raise_to(&job.n_announced, stop), t + 1), stop):
+        task = job.task + k
+        at = 0 if table.offset == NULL else table.offset[task.chunk]
         if table.n_codecs:
-            if table.length != NULL and table.length[chunk] > 0:
-                file_advise(opened.fd, table.length[chunk], at)
+            if table.length != NULL and table.length[task.chunk] > 0:
+                file_advise(opened.fd, table.length[task.chunk], at)
                 next_number(&run.n_announced)
         else:
-            p = item.task[5 * k + 1]
-            while p < item.task[5 * k + 2]:
-                low = high = item.piece[4 * p]
-                while p < item.task[5 * k + 2] and item.piece[4 * p] == high:
-                    high += item.piece[4 * p + 2]
+            p = task.first_piece
+            while p < task.stop_piece:
+                low = high = job.piece[p].source
+                while p < task.stop_piece and job.piece[p].source == high:
+                    high += job.piece[p].n
                     p += 1
                 file_advise(opened.fd, (high - low) * table.itemsize, at + low * table.itemsize)
                 next_number(&run.n_announced)
-        k += 1
 
 
 cdef int64_t read_bytes(Run *run, int fd, char *to, int64_t n, int64_t at) noexcept nogil:
@@ -442,24 +388,27 @@ cdef int64_t read_pieces(Run *run, int fd, iovec *to, int n_pieces, int64_t n, i
     return got
 
 
-cdef int read_plain(Run *run, const WorkItem *item, const int64_t *task, uintptr_t base, int64_t at, int64_t n,
+cdef int read_plain(Run *run, const job_t *job, const task_t *task, uintptr_t base, int64_t at, int64_t n,
                     int fd, scratch_t *scratch, int64_t *detail) noexcept nogil:
     """Read the pieces of a chunk that is stored as it is; pieces that are only copied go straight to their address."""
     cdef iovec vector[MAX_VECTOR]
-    cdef int itemsize = item.table.itemsize, status, k
-    cdef int64_t p = task[1], q, got, low, high, wanted
-    cdef bint copies = not item.is_index and item.columns == NULL and item.source_type == item.target_type
-    cdef const int64_t *piece
+    cdef const placing_t *placing = &job.placing
+    cdef int itemsize = job.table.itemsize, status, k
+    cdef int64_t p = task.first_piece, q, got, low, high, wanted
+    cdef bint copies = (
+        not placing.is_column_number and placing.columns == NULL and placing.source_type == placing.target_type
+    )
+    cdef const piece_t *piece
     cdef char *items
-    while p < task[2]:
-        # A stretch of neighbouring pieces: one system call.
+    while p < task.stop_piece:
+        # Neighbouring pieces: one system call.
         q, k = p, 0
-        low = high = item.piece[4 * p]
-        while q < task[2] and k < MAX_VECTOR and item.piece[4 * q] == high:
-            piece = item.piece + 4 * q
-            vector[k].iov_base = <void *>(base + <uintptr_t>piece[1])
-            vector[k].iov_len = <size_t>(piece[2] * itemsize)
-            high += piece[2]
+        low = high = job.piece[p].source
+        while q < task.stop_piece and k < MAX_VECTOR and job.piece[q].source == high:
+            piece = job.piece + q
+            vector[k].iov_base = <void *>(base + <uintptr_t>piece.address)
+            vector[k].iov_len = <size_t>(piece.n * itemsize)
+            high += piece.n
             q += 1
             k += 1
         wanted = (high - low) * itemsize
@@ -479,21 +428,21 @@ cdef int read_plain(Run *run, const WorkItem *item, const int64_t *task, uintptr
             return CUT_SHORT
         if not copies:
             for k in range(<int>(q - p)):
-                piece = item.piece + 4 * (p + k)
-                status = place_piece(item, items + (piece[0] - low) * itemsize, piece, base)
+                piece = job.piece + p + k
+                status = place_piece(placing, items + (piece.source - low) * itemsize, piece, base)
                 if status != FINE:
                     return status
         p = q
     return FINE
 
 
-cdef int run_task(Run *run, int item_number, int64_t t, uintptr_t base, OpenFile *opened, scratch_t *scratch,
+cdef int run_task(Run *run, int number, int64_t t, uintptr_t base, chunk_file_t *opened, scratch_t *scratch,
                   int64_t *detail) noexcept nogil:
-    """Read, decode and place one chunk."""
-    cdef WorkItem *item = run.item + item_number
-    cdef const Table *table = &item.table
-    cdef const int64_t *task = item.task + 5 * t
-    cdef int64_t chunk = task[0], p, n, at = 0, got, file_number
+    """Read, decode and place one chunk: task ``t`` of a job."""
+    cdef job_t *job = run.job + number
+    cdef const Table *table = &job.table
+    cdef const task_t *task = job.task + t
+    cdef int64_t chunk = task.chunk, p, n, at = 0, got, file_number
     cdef const char *decoded = NULL
     cdef char *buffer
     cdef int status
@@ -501,11 +450,11 @@ cdef int run_task(Run *run, int item_number, int64_t t, uintptr_t base, OpenFile
         decoded = table.memory + chunk * table.chunk_bytes
     else:
         if table.length != NULL and table.length[chunk] < 0:
-            return place_filled(item, task, base, scratch)
+            return place_filled(job, task, base, scratch)
         file_number = 0 if table.n_files == 1 else chunk if table.file == NULL else table.file[chunk]
-        status = open_chunk_file(table, item_number, file_number, opened, detail)
+        status = open_chunk_file(table, number, file_number, opened, detail)
         if status == -1:
-            return place_filled(item, task, base, scratch)
+            return place_filled(job, task, base, scratch)
         if status != FINE:
             return status
         n = opened.size if table.length == NULL else table.length[chunk]
@@ -514,9 +463,9 @@ cdef int run_task(Run *run, int item_number, int64_t t, uintptr_t base, OpenFile
         if at < 0 or n > opened.size - at:
             return CUT_SHORT
         if run.waits:
-            announce(run, item, t, opened)
+            announce(run, job, t, opened)
         if not table.n_codecs:
-            return read_plain(run, item, task, base, at, n, opened.fd, scratch, detail)
+            return read_plain(run, job, task, base, at, n, opened.fd, scratch, detail)
         buffer = scratch_buffer(scratch, 0, <size_t>max(n, 1))
         if buffer == NULL:
             return MEMORY
@@ -526,19 +475,19 @@ cdef int run_task(Run *run, int item_number, int64_t t, uintptr_t base, OpenFile
             return CANNOT_READ
         if got != n:
             return CUT_SHORT
-        status = decode_chunk(table, scratch, item, chunk, task, n, &decoded, &run.error)
+        status = decode_chunk(job, task, n, scratch, &decoded, &run.error)
         if status != FINE:
             return status
-    for p in range(task[1], task[2]):
-        status = place_piece(item, decoded + item.piece[4 * p] * table.itemsize, item.piece + 4 * p, base)
+    for p in range(task.first_piece, task.stop_piece):
+        status = place_piece(&job.placing, decoded + job.piece[p].source * table.itemsize, &job.piece[p], base)
         if status != FINE:
             return status
     return FINE
 
 
-cdef void fail(Run *run, Failure *failure, int kind, int item, int64_t chunk, int64_t number) noexcept nogil:
+cdef void fail(Run *run, failure_t *failure, int kind, int job, int64_t chunk, int64_t number) noexcept nogil:
     """Note how a worker failed, and let all of them stop."""
-    failure.kind, failure.item, failure.chunk, failure.number = kind, item, chunk, number
+    failure.kind, failure.job, failure.chunk, failure.number = kind, job, chunk, number
     run.stop = True
 
 
@@ -546,8 +495,8 @@ cdef void place_tasks(void *context, int worker) noexcept nogil:
     """Take tasks from the queue until it is empty or a worker failed."""
     cdef Run *run = <Run *>context
     cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
-    cdef Failure *failure = run.failure + worker
-    cdef OpenFile opened
+    cdef failure_t *failure = run.failure + worker
+    cdef chunk_file_t opened
     cdef int64_t number, t
     cdef int i = 0, status
     opened.fd = -1
@@ -555,25 +504,25 @@ cdef void place_tasks(void *context, int worker) noexcept nogil:
         number = next_number(&run.next_number)
         if number >= run.n_in_queue:
             break
-        while i + 1 < run.n_items and run.item[i + 1].first_number <= number:
+        while i + 1 < run.n_jobs and run.job[i + 1].first_number <= number:
             i += 1
-        t = number - run.item[i].first_number
+        t = number - run.job[i].first_number
         status = run_task(run, i, t, 0, &opened, scratch, &failure.detail)
         if status != FINE:
-            fail(run, failure, status, i, run.item[i].task[5 * t], number)
+            fail(run, failure, status, i, run.job[i].task[t].chunk, number)
     if opened.fd >= 0:
         file_close(opened.fd)
 
 
-cdef bint stage(Run *run, int item, int64_t first, int64_t stop, char *base, OpenFile *opened, scratch_t *scratch,
-                Failure *failure, int64_t number) noexcept nogil:
-    """Place the tasks first <= task < stop of an item in scratch memory; False when one failed."""
+cdef bint stage(Run *run, int job, int64_t first, int64_t stop, char *base, chunk_file_t *opened, scratch_t *scratch,
+                failure_t *failure, int64_t number) noexcept nogil:
+    """Place the tasks first <= task < stop of a job in scratch memory; False when one failed."""
     cdef int64_t t
     cdef int status
     for t in range(first, stop):
-        status = run_task(run, item, t, <uintptr_t>base, opened, scratch, &failure.detail)
+        status = run_task(run, job, t, <uintptr_t>base, opened, scratch, &failure.detail)
         if status != FINE:
-            fail(run, failure, status, item, run.item[item].task[5 * t], number)
+            fail(run, failure, status, job, run.job[job].task[t].chunk, number)
             return False
     return True
 
@@ -582,10 +531,11 @@ cdef void densify_stretches(void *context, int worker) noexcept nogil:
     """Take stretches of rows from the queue and make them dense, until it is empty or a worker failed."""
     cdef Run *run = <Run *>context
     cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
-    cdef Failure *failure = run.failure + worker
-    cdef OpenFile value_file, column_file
-    cdef DenseItem *dense
-    cdef const int64_t *stretch
+    cdef failure_t *failure = run.failure + worker
+    cdef chunk_file_t value_file, column_file
+    cdef dense_job_t *dense
+    cdef const stretch_t *stretch
+    cdef const extent_t *extent
     cdef int64_t number, r
     cdef int i = 0, value_size, column_size
     cdef char *values
@@ -599,24 +549,28 @@ cdef void densify_stretches(void *context, int worker) noexcept nogil:
         while i + 1 < run.n_dense and run.dense[i + 1].first_number <= number:
             i += 1
         dense = run.dense + i
-        stretch = dense.stretch + 7 * (number - dense.first_number)
-        value_size, column_size = run.item[dense.values].target_itemsize, run.item[dense.columns].target_itemsize
-        values = scratch_buffer(scratch, 3, <size_t>(stretch[6] * value_size + 1))
-        columns = scratch_buffer(scratch, 4, <size_t>(stretch[6] * column_size + 1))
+        stretch = dense.stretch + (number - dense.first_number)
+        value_size = run.job[dense.values].placing.target_size
+        column_size = run.job[dense.columns].placing.target_size
+        values = scratch_buffer(scratch, 3, <size_t>(stretch.n_values * value_size + 1))
+        columns = scratch_buffer(scratch, 4, <size_t>(stretch.n_values * column_size + 1))
         if values == NULL or columns == NULL:
             fail(run, failure, MEMORY, dense.values, 0, number)
             break
         if not (
-            stage(run, dense.values, stretch[2], stretch[3], values, &value_file, scratch, failure, number)
-            and stage(run, dense.columns, stretch[4], stretch[5], columns, &column_file, scratch, failure, number)
+            stage(run, dense.values, stretch.first_value_task, stretch.stop_value_task, values, &value_file, scratch,
+                  failure, number)
+            and stage(run, dense.columns, stretch.first_column_task, stretch.stop_column_task, columns, &column_file,
+                      scratch, failure, number)
         ):
             break
-        for r in range(stretch[0], stretch[1]):
+        for r in range(stretch.first_row, stretch.stop_row):
             row = <char *><uintptr_t>dense.address[r]
             memset(row, 0, <size_t>dense.row_bytes)
+            extent = dense.extent + r
             dense.densify(
-                values + dense.extent[2 * r] * value_size, columns + dense.extent[2 * r] * column_size,
-                dense.extent[2 * r + 1], row
+                values + extent.first_value * value_size, columns + extent.first_value * column_size, extent.n_values,
+                row
             )
     if value_file.fd >= 0:
         file_close(value_file.fd)
@@ -625,8 +579,9 @@ cdef void densify_stretches(void *context, int worker) noexcept nogil:
 
 
 cdef object set_table(Table *table, object chunk_table):
-    """Point at the arrays of a chunk table (storage/tables.py); returns what must stay alive."""
+    """Point at the arrays of a chunk table (storage/chunks/tables.py); returns what must stay alive."""
     cdef const int64_t[::1] int64s
+    cdef const stamp_t[::1] stamps
     cdef const int32_t[::1] int32s
     cdef const uint32_t[::1] uint32s
     cdef const uint8_t[::1] bytes_
@@ -637,16 +592,15 @@ cdef object set_table(Table *table, object chunk_table):
         bytes_ = chunk_table.memory
         table.memory = <const char *>&bytes_[0] if bytes_.shape[0] else <const char *>1
         return chunk_table
-    for name in ("offset", "length", "stamp"):
-        array = getattr(chunk_table, name)
-        if array is not None:
-            int64s = array
-            if name == "offset":
-                table.offset = &int64s[0]
-            elif name == "length":
-                table.length = &int64s[0]
-            else:
-                table.stamp = &int64s[0]
+    if chunk_table.offset is not None:
+        int64s = chunk_table.offset
+        table.offset = &int64s[0]
+    if chunk_table.length is not None:
+        int64s = chunk_table.length
+        table.length = &int64s[0]
+    if chunk_table.stamp is not None:
+        stamps = chunk_table.stamp
+        table.stamp = &stamps[0]
     if chunk_table.mask is not None:
         uint32s = chunk_table.mask
         table.mask = &uint32s[0]
@@ -677,41 +631,42 @@ cdef class _Call:
     """One call of the engine: what its workers share, and what must stay alive until they are done."""
 
     cdef Run state
-    cdef list jobs, keep, scratch
+    cdef list keep, scratch
 
     def __cinit__(self, list jobs):
         cdef int i
-        cdef WorkItem *item
-        cdef const int64_t[:, ::1] table
+        cdef job_t *job
+        cdef placing_t *placing
+        cdef const task_t[::1] tasks
+        cdef const piece_t[::1] pieces
         cdef const int64_t[::1] columns
-        self.jobs, self.keep, self.scratch = jobs, [], []
-        self.state.n_items = len(jobs)
-        self.state.item = <WorkItem *>calloc(max(1, len(jobs)), sizeof(WorkItem))
-        if self.state.item == NULL:
+        self.keep, self.scratch = [jobs], []
+        self.state.n_jobs = len(jobs)
+        self.state.job = <job_t *>calloc(max(1, len(jobs)), sizeof(job_t))
+        if self.state.job == NULL:
             raise MemoryError
-        for i, job in enumerate(jobs):
-            chunk_table, tasks, pieces, source_type, target_type, itemsize, n_columns, new_columns = job
-            item = self.state.item + i
-            self.keep.append(set_table(&item.table, chunk_table))
-            item.n_tasks = len(tasks)
-            if item.n_tasks:
-                table = tasks
-                item.task = &table[0, 0]
-                table = pieces
-                item.piece = &table[0, 0]
-            item.source_type = source_type
-            item.target_type = target_type
-            item.target_itemsize = itemsize
-            item.is_index = n_columns >= 0
-            item.n_columns = n_columns
-            if new_columns is not None and len(new_columns):
-                columns = new_columns
-                item.columns = &columns[0]
-            counts["chunks"] += len(tasks) if chunk_table.memory is None else 0
+        for i, described in enumerate(jobs):
+            job, placing = self.state.job + i, &self.state.job[i].placing
+            placing.source_type = described.source_type
+            placing.target_type = described.target_type
+            placing.target_size = described.target_size
+            placing.is_column_number = described.n_columns >= 0
+            placing.n_columns = described.n_columns
+            if described.columns is not None and len(described.columns):
+                columns = described.columns
+                placing.columns = &columns[0]
+            tasks, pieces = described.plan.tasks, described.plan.pieces
+            job.n_tasks = tasks.shape[0]
+            if not job.n_tasks:
+                continue
+            job.task, job.piece = &tasks[0], &pieces[0]
+            self.keep.append(set_table(&job.table, described.table))
+            placing.source_size = job.table.itemsize
+            counts["chunks"] += job.n_tasks if job.table.memory == NULL else 0
 
     def __dealloc__(self):
         kept_errors.pop(<uintptr_t>&self.state.error, None)
-        free(self.state.item)
+        free(self.state.job)
         free(self.state.dense)
         free(self.state.failure)
         free(self.state.scratch)
@@ -719,8 +674,8 @@ cdef class _Call:
     cdef object go(self, worker_fn work, int num_threads):
         """Let workers empty the queue; return the first failure as the functions below do."""
         cdef int i, n_workers = <int>max(1, min(num_threads, self.state.n_in_queue))
-        cdef Failure *first = NULL
-        self.state.failure = <Failure *>calloc(n_workers, sizeof(Failure))
+        cdef failure_t *first = NULL
+        self.state.failure = <failure_t *>calloc(n_workers, sizeof(failure_t))
         self.state.scratch = <PyObject **>calloc(n_workers, sizeof(PyObject *))
         if self.state.failure == NULL or self.state.scratch == NULL:
             raise MemoryError
@@ -747,7 +702,7 @@ cdef class _Call:
         detail = first.detail
         if first.kind == PYTHON:
             detail = kept_errors.pop(<uintptr_t>&self.state.error, None)
-        return self.jobs[first.item], first.chunk, FAILURES[first.kind], detail
+        return Failure(first.job, first.chunk, FAILURES[first.kind], detail)
 
 
 def run(list jobs not None, int num_threads):
@@ -756,37 +711,33 @@ def run(list jobs not None, int num_threads):
     Parameters
     ----------
     jobs
-        Tuples (chunk table, tasks, pieces, source type, target type, target itemsize, n_columns or -1, columns or
-        None).
+        List of ``EngineJob``.
     num_threads
         Most threads to use, this one included.
 
     Returns
     -------
-    None, or (job, chunk number, failure name, detail) of the first task that failed. Every destination may then have
-    been written or not.
+    None, or the ``Failure`` of the first task that failed. Every destination may then have been written or not.
     """
-    cdef _Call call
+    cdef _Call call = _Call(jobs)
     cdef int i
-    jobs = [job for job in jobs if len(job[1])]
-    if not jobs:
-        return None
-    call = _Call(jobs)
-    for i, job in enumerate(jobs):
-        call.state.item[i].first_number = call.state.n_in_queue
-        call.state.n_in_queue += len(job[1])
-    return call.go(place_tasks, num_threads)
+    for i in range(call.state.n_jobs):
+        call.state.job[i].first_number = call.state.n_in_queue
+        call.state.n_in_queue += call.state.job[i].n_tasks
+    return call.go(place_tasks, num_threads) if call.state.n_in_queue else None
 
 
-def run_dense(list dense_jobs not None, int num_threads):
+def run_dense(list jobs not None, list dense_jobs not None, int num_threads):
     """Read sparse rows and write them as dense ones.
+
+    Repeated columns of a row add up, those renumbered to -1 are left out.
 
     Parameters
     ----------
+    jobs
+        List of ``EngineJob``: what brings values and column numbers.
     dense_jobs
-        Tuples (job of the values, job of the column numbers, stretches, extents, address, bytes of a dense row, type of
-        a dense value). Tasks, pieces, stretches and extents are a plan of ``_rows.plan_stretches``, ``address`` is
-        where each row goes. Repeated columns of a row add up, those renumbered to -1 are left out.
+        List of ``EngineDenseJob``.
     num_threads
         Most threads to use, this one included.
 
@@ -794,31 +745,24 @@ def run_dense(list dense_jobs not None, int num_threads):
     -------
     As :func:`run`.
     """
-    cdef _Call call
+    cdef _Call call = _Call(jobs)
     cdef int i
-    cdef DenseItem *dense
-    cdef const int64_t[:, ::1] table
+    cdef dense_job_t *dense
+    cdef const stretch_t[::1] stretches
+    cdef const extent_t[::1] extents
     cdef const int64_t[::1] addresses
-    dense_jobs = [job for job in dense_jobs if len(job[2])]
-    if not dense_jobs:
-        return None
-    call = _Call([job for dense_job in dense_jobs for job in dense_job[:2]])
     call.state.n_dense = len(dense_jobs)
-    call.state.dense = <DenseItem *>calloc(len(dense_jobs), sizeof(DenseItem))
+    call.state.dense = <dense_job_t *>calloc(max(1, len(dense_jobs)), sizeof(dense_job_t))
     if call.state.dense == NULL:
         raise MemoryError
-    for i, (_, _, stretches, extents, address, row_bytes, value_type) in enumerate(dense_jobs):
+    for i, described in enumerate(dense_jobs):
         dense = call.state.dense + i
-        dense.values, dense.columns = 2 * i, 2 * i + 1
-        table = stretches
-        dense.stretch = &table[0, 0]
-        table = extents
-        dense.extent = &table[0, 0]
-        addresses = address
-        dense.address = &addresses[0]
-        dense.row_bytes = row_bytes
-        wide_columns = call.state.item[2 * i + 1].target_itemsize == 8
-        dense.densify = DENSIFY[<int>wide_columns][<int>value_type]
+        dense.values, dense.columns, dense.row_bytes = described.values, described.columns, described.row_bytes
+        is_wide = call.state.job[dense.columns].placing.target_size == 8
+        dense.densify = DENSIFY[<int>is_wide][<int>described.value_type]
         dense.first_number = call.state.n_in_queue
-        call.state.n_in_queue += len(stretches)
-    return call.go(densify_stretches, num_threads)
+        stretches, extents, addresses = described.stretches, described.extents, described.address
+        if stretches.shape[0]:
+            dense.stretch, dense.extent, dense.address = &stretches[0], &extents[0], &addresses[0]
+            call.state.n_in_queue += stretches.shape[0]
+    return call.go(densify_stretches, num_threads) if call.state.n_in_queue else None

@@ -1,22 +1,18 @@
 import numpy as np
 
+from ._plan import ArrayCut, Plan, StretchPlan
+
 def ascending(rows: np.ndarray, n_obs: int) -> np.ndarray: ...
 def row_lengths(indptr: np.ndarray, rows: np.ndarray, dest: np.ndarray, length: np.ndarray) -> None: ...
-def plan_ranges(
-    indptr: np.ndarray, rows: np.ndarray, address: np.ndarray, itemsize: int, chunk_size: int
-) -> tuple[np.ndarray, np.ndarray]: ...
+def plan_ranges(indptr: np.ndarray, rows: np.ndarray, address: np.ndarray, itemsize: int, chunk_size: int) -> Plan: ...
 def plan_stretches(
     indptr: np.ndarray,
     rows: np.ndarray,
     n_wanted: int,
     row_work: int,
-    value_size: int,
-    value_chunk: int,
-    values_cut: bool,
-    column_size: int,
-    column_chunk: int,
-    columns_cut: bool,
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]: ...
+    value_cut: ArrayCut,
+    column_cut: ArrayCut,
+) -> StretchPlan: ...
 def plan_rows(
     rows: np.ndarray,
     address: np.ndarray,
@@ -26,23 +22,18 @@ def plan_rows(
     spans: np.ndarray,
     *,
     mapped: bool,
-) -> tuple[np.ndarray, np.ndarray]: ...
-def place_values(
-    items: np.ndarray, offset: int, pieces: np.ndarray, source_type: int, target_type: int, itemsize: int
-) -> int: ...
-def place_indices(
+) -> Plan: ...
+def place(
     items: np.ndarray,
     offset: int,
     pieces: np.ndarray,
     source_type: int,
-    wide: bool,
-    n_columns: int,
-    new_column: np.ndarray | None,
-    itemsize: int,
+    target_type: int,
+    source_size: int,
+    target_size: int,
+    n_columns: int = -1,
+    columns: np.ndarray | None = None,
 ) -> int: ...
-def place_columns(
-    items: np.ndarray, offset: int, pieces: np.ndarray, itemsize: int, new_column: np.ndarray
-) -> None: ...
 def count_kept(columns: np.ndarray, start: np.ndarray, kept: np.ndarray, low: int, high: int) -> None: ...
 def compact(
     columns: np.ndarray,

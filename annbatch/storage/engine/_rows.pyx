@@ -1,17 +1,7 @@
 """Row kernels: plan which stored values go where, then move, renumber and compact them.
 
 Input is checked by the Python face (annbatch/storage). Destinations are plain addresses, because one request fills the
-arrays of many batches; the face keeps those arrays alive. Two tables describe the work, both int64 and C-contiguous:
-
-piece  [source, address, n, column]: n neighbouring items, from item ``source`` of a chunk to ``address``; ``column`` is
-       that of the first item (dense rows only, else -1).
-task   [chunk, first_piece, stop_piece, low, high]: the pieces of one chunk; they lie in its items low <= item < high.
-
-Where sparse rows become dense, two more tables cut the rows into stretches that are worked on one by one. The addresses
-of their pieces count from the start of the stretch's own memory:
-
-stretch [first_row, stop_row, first_value_task, stop_value_task, first_column_task, stop_column_task, n_values].
-extent  [first_value, n_values]: which values of its stretch a row has.
+arrays of many batches; the face keeps those arrays alive. What a plan consists of is said in _plan.h.
 """
 
 import numpy as np
@@ -20,17 +10,28 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-cdef extern from "_convert.h" nogil:
-    enum: N_TYPES
-    ctypedef int (*convert_fn)(const char *, char *, int64_t)
-    ctypedef int64_t (*index_fn)(const char *, char *, int64_t, int64_t, const int64_t *)
-    convert_fn CONVERT[N_TYPES][N_TYPES]
-    index_fn RENUMBER[2][8]
-    void scatter_items(const char *, char *, int64_t, int, const int64_t *)
+from ._plan cimport FINE, extent_t, piece_t, place_piece, placing_t, span_t, stamp_t, stretch_t, task_t
+
+from ._plan import EXTENT, PIECE, STRETCH, TASK, Plan, StretchPlan
 
 ctypedef fused index_t:
     int32_t
     int64_t
+
+
+def _py_layouts():
+    """Return the dtype of each struct as the C compiler lays it out. For tests."""
+    cdef piece_t piece
+    cdef task_t task
+    cdef stretch_t stretch
+    cdef extent_t extent
+    cdef span_t span
+    cdef stamp_t stamp
+    return {
+        "PIECE": np.asarray(<piece_t[:1]>&piece).dtype, "TASK": np.asarray(<task_t[:1]>&task).dtype,
+        "STRETCH": np.asarray(<stretch_t[:1]>&stretch).dtype, "EXTENT": np.asarray(<extent_t[:1]>&extent).dtype,
+        "SPAN": np.asarray(<span_t[:1]>&span).dtype, "STAMP": np.asarray(<stamp_t[:1]>&stamp).dtype,
+    }
 
 
 # --- planning -------------------------------------------------------------------------------------------------------
@@ -39,19 +40,20 @@ cdef class _Plan:
     """Growing task and piece tables. Counting first would walk everything twice; growing doubles instead."""
 
     cdef object tasks, pieces
-    cdef int64_t[:, ::1] task_view, piece_view
-    cdef int64_t *task
-    cdef int64_t *piece
+    cdef task_t[::1] task_view
+    cdef piece_t[::1] piece_view
+    cdef task_t *task
+    cdef piece_t *piece
     cdef Py_ssize_t n_tasks, n_pieces
     cdef bint closed  # the next piece begins a task, whatever its chunk
 
     def __init__(self, Py_ssize_t expected):
-        self.hold(np.empty((expected + 16, 5), np.int64), np.empty((expected + 16, 4), np.int64))
+        self.hold(np.empty(expected + 16, TASK), np.empty(expected + 16, PIECE))
 
     cdef int hold(self, tasks, pieces) except -1:
         self.tasks, self.pieces = tasks, pieces
         self.task_view, self.piece_view = tasks, pieces
-        self.task, self.piece = &self.task_view[0, 0], &self.piece_view[0, 0]
+        self.task, self.piece = &self.task_view[0], &self.piece_view[0]
         return 0
 
     cdef inline int room(self, Py_ssize_t more) except -1 nogil:
@@ -63,32 +65,32 @@ cdef class _Plan:
 
     cdef inline void add(self, int64_t chunk, int64_t source, int64_t address, int64_t n, int64_t column,
                          int itemsize) noexcept nogil:
-        cdef int64_t *task = self.task + 5 * (self.n_tasks - 1)
-        cdef int64_t *piece = self.piece + 4 * (self.n_pieces - 1)
-        if not self.n_tasks or self.closed or task[0] != chunk:
+        cdef task_t *task = self.task + self.n_tasks - 1
+        cdef piece_t *piece = self.piece + self.n_pieces - 1
+        if not self.n_tasks or self.closed or task.chunk != chunk:
             self.closed = False
             self.n_tasks += 1
-            task += 5
-            task[0], task[1], task[3], task[4] = chunk, self.n_pieces, source, source + n
-        elif column < 0 and piece[0] + piece[2] == source and piece[1] + piece[2] * itemsize == address:
-            piece[2] += n
-            task[4] = max(task[4], source + n)
+            task += 1
+            task.chunk, task.first_piece, task.low, task.high = chunk, self.n_pieces, source, source + n
+        elif column < 0 and piece.source + piece.n == source and piece.address + piece.n * itemsize == address:
+            piece.n += n
+            task.high = max(task.high, source + n)
             return
         self.n_pieces += 1
-        piece += 4
-        piece[0], piece[1], piece[2], piece[3] = source, address, n, column
-        task[2] = self.n_pieces
-        task[3] = min(task[3], source)
-        task[4] = max(task[4], source + n)
+        piece += 1
+        piece.source, piece.address, piece.n, piece.column = source, address, n, column
+        task.stop_piece = self.n_pieces
+        task.low = min(task.low, source)
+        task.high = max(task.high, source + n)
 
     def result(self):
-        return self.tasks[: self.n_tasks], self.pieces[: self.n_pieces]
+        return Plan(self.tasks[: self.n_tasks], self.pieces[: self.n_pieces])
 
 
 def _grown(table, needed):
     if needed <= len(table):
         return table
-    bigger = np.empty((max(needed, 2 * len(table)), table.shape[1]), np.int64)
+    bigger = np.empty(max(needed, 2 * len(table)), table.dtype)
     bigger[: len(table)] = table
     return bigger
 
@@ -157,8 +159,8 @@ def plan_ranges(const int64_t[::1] indptr not None, const int64_t[::1] rows not 
 
     Returns
     -------
-    tasks, pieces
-        Every chunk has one task; tasks are in chunk order. Ranges that are neighbours at both ends are one piece.
+    Plan
+        Ranges that are neighbours at both ends are one piece.
     """
     cdef Py_ssize_t n_rows = rows.shape[0], i = 0, j
     cdef _Plan plan = _Plan(n_rows)
@@ -193,8 +195,7 @@ cdef int _add_values(_Plan plan, int64_t low, int64_t high, const int64_t *addre
 
 
 def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows not None, int64_t n_wanted,
-                   int64_t row_work, int value_size, int64_t value_chunk, bint values_cut, int column_size,
-                   int64_t column_chunk, bint columns_cut):
+                   int64_t row_work, value_cut not None, column_cut not None):
     """Cut CSR rows into stretches of about the same work, and plan the reading of each.
 
     A chunk that two stretches touch is decoded for both. So a stretch ends, if it can, where the next row starts in
@@ -208,39 +209,42 @@ def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows n
         A stretch may end once its work is so many values, and ends at the latest when it is four times as many.
     row_work
         Work that a row is besides its values, in values.
-    value_size, column_size
-        Bytes of a value, and of a column number, at their destination.
-    value_chunk, column_chunk
-        Values, and column numbers, per chunk.
-    values_cut, columns_cut
-        True when a part of a chunk costs no more than that part, so that a stretch may end anywhere.
+    value_cut, column_cut
+        :class:`ArrayCut` of the array of the values, and of that of the column numbers.
 
     Returns
     -------
-    stretches, extents, (value tasks, value pieces), (column tasks, column pieces)
+    StretchPlan
     """
-    cdef Py_ssize_t n_rows = rows.shape[0], r, s = -1
-    cdef int64_t low, high = 0, work = 0, n_values = 0, address
+    cdef Py_ssize_t n_rows = rows.shape[0], r
+    cdef int64_t n_stretches = 0, low, high = 0, work = 0, n_values = 0, address
+    cdef int64_t value_chunk = value_cut.chunk_size, column_chunk = column_cut.chunk_size
+    cdef int value_size = value_cut.itemsize, column_size = column_cut.itemsize
+    cdef bint values_anywhere = value_cut.anywhere, columns_anywhere = column_cut.anywhere
     cdef bint copied, free_cut
     cdef _Plan values = _Plan(n_rows), columns = _Plan(n_rows)
-    stretches, extents = np.empty((n_rows, 7), np.int64), np.empty((n_rows, 2), np.int64)
-    cdef int64_t[:, ::1] stretch = stretches, extent = extents
+    stretches, extents = np.empty(n_rows, STRETCH), np.empty(n_rows, EXTENT)
+    cdef stretch_t[::1] stretch_view = stretches
+    cdef extent_t[::1] extent = extents
+    cdef stretch_t *stretch = NULL
     with nogil:
         for r in range(n_rows):
             low = indptr[rows[r]]
-            free_cut = (values_cut or low // value_chunk > (high - 1) // value_chunk) and (
-                columns_cut or low // column_chunk > (high - 1) // column_chunk
+            free_cut = (values_anywhere or low // value_chunk > (high - 1) // value_chunk) and (
+                columns_anywhere or low // column_chunk > (high - 1) // column_chunk
             )
             copied = r > 0 and rows[r] == rows[r - 1]
             if r == 0 or work >= 4 * n_wanted or (work >= n_wanted and free_cut):
-                s += 1
-                stretch[s, 0], stretch[s, 2], stretch[s, 4] = r, values.n_tasks, columns.n_tasks
+                stretch = &stretch_view[n_stretches]
+                n_stretches += 1
+                stretch.first_row, stretch.first_value_task = r, values.n_tasks
+                stretch.first_column_task = columns.n_tasks
                 values.closed = columns.closed = True
                 work = n_values = 0
                 copied = False
             high = indptr[rows[r] + 1]
-            extent[r, 0] = n_values - (high - low) if copied else n_values
-            extent[r, 1] = high - low
+            extent[r].first_value = n_values - (high - low) if copied else n_values
+            extent[r].n_values = high - low
             if not copied:
                 address = n_values * value_size
                 _add_values(values, low, high, &address, 1, value_size, value_chunk)
@@ -248,13 +252,13 @@ def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows n
                 _add_values(columns, low, high, &address, 1, column_size, column_chunk)
                 n_values += high - low
             work += high - low + row_work
-            stretch[s, 1], stretch[s, 3], stretch[s, 5] = r + 1, values.n_tasks, columns.n_tasks
-            stretch[s, 6] = n_values
-    return stretches[: s + 1], extents, values.result(), columns.result()
+            stretch.stop_row, stretch.stop_value_task, stretch.stop_column_task = r + 1, values.n_tasks, columns.n_tasks
+            stretch.n_values = n_values
+    return StretchPlan(stretches[:n_stretches], extents, values.result(), columns.result())
 
 
 def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not None, int itemsize, int64_t chunk_rows,
-              int64_t row_stride, const int64_t[:, ::1] spans not None, *, bint mapped):
+              int64_t row_stride, const span_t[::1] spans not None, *, bint mapped):
     """Cut dense rows at chunk borders.
 
     Parameters
@@ -266,17 +270,16 @@ def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not N
     row_stride
         Items from one row to the next inside a chunk.
     spans
-        One line per stretch of a row that is contiguous in a chunk: [chunk beside the first one, first item in the
-        chunk's row, first item in the whole row, items], in order of the first column.
+        Table of SPAN, in order of ``cell``.
     mapped
         True: the address of each piece is that of its row, for columns that are renumbered later.
 
     Returns
     -------
-    tasks, pieces
+    Plan
     """
     cdef Py_ssize_t n_rows = rows.shape[0], n_spans = spans.shape[0], i = 0, j, k, m, r
-    cdef int64_t block, chunk, n_cells = spans[n_spans - 1, 0] + 1 if n_spans else 0
+    cdef int64_t block, chunk, n_cells = spans[n_spans - 1].cell + 1 if n_spans else 0
     cdef _Plan plan = _Plan(n_rows * n_spans)
     with nogil:
         while i < n_rows:
@@ -288,102 +291,69 @@ def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not N
             k = 0
             while k < n_spans:
                 m = k
-                chunk = block * n_cells + spans[k, 0]
-                while m < n_spans and spans[m, 0] == spans[k, 0]:
+                chunk = block * n_cells + spans[k].cell
+                while m < n_spans and spans[m].cell == spans[k].cell:
                     m += 1
                 for r in range(i, j):
-                    _add_row(plan, chunk, (rows[r] - block * chunk_rows) * row_stride, address[r], itemsize, spans,
-                             k, m, mapped)
+                    _add_row(plan, chunk, (rows[r] - block * chunk_rows) * row_stride, address[r], itemsize,
+                             &spans[k], m - k, mapped)
                 k = m
             i = j
     return plan.result()
 
 
-cdef void _add_row(_Plan plan, int64_t chunk, int64_t source, int64_t address, int itemsize,
-                   const int64_t[:, ::1] spans, Py_ssize_t k, Py_ssize_t m, bint mapped) noexcept nogil:
+cdef void _add_row(_Plan plan, int64_t chunk, int64_t source, int64_t address, int itemsize, const span_t *span,
+                   Py_ssize_t n_spans, bint mapped) noexcept nogil:
     cdef Py_ssize_t s
-    for s in range(k, m):
+    for s in range(n_spans):
         if mapped:
-            plan.add(chunk, source + spans[s, 1], address, spans[s, 3], spans[s, 2], itemsize)
+            plan.add(chunk, source + span[s].source, address, span[s].n, span[s].target, itemsize)
         else:
-            plan.add(chunk, source + spans[s, 1], address + spans[s, 2] * itemsize, spans[s, 3], -1, itemsize)
+            plan.add(chunk, source + span[s].source, address + span[s].target * itemsize, span[s].n, -1, itemsize)
 
 
 # --- placing pieces of a chunk --------------------------------------------------------------------------------------
 
-def place_values(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None,
-                 int source_type, int target_type, int itemsize):
-    """Copy pieces to their addresses, converting between dtype codes.
+def place(const uint8_t[::1] items not None, int64_t offset, const piece_t[::1] pieces not None, int source_type,
+          int target_type, int source_size, int target_size, int64_t n_columns=-1, const int64_t[::1] columns=None):
+    """Move pieces to their addresses, as the engine does with those of a chunk that it decoded.
 
     Parameters
     ----------
     items
         Bytes of the items ``offset``, ``offset + 1``, ... of the chunk.
     source_type, target_type
-        Dtype codes; equal codes copy, and then only ``itemsize`` counts (the codes may be -1).
+        Dtype codes; equal codes copy, and then only the itemsize counts (the codes may be -1).
+    source_size, target_size
+        Bytes of an item in the chunk and at its destination.
+    n_columns
+        Not negative: the items are column numbers 0 <= column < n_columns, to be written as int32 or int64.
+    columns
+        New number of each old column, -1 to drop. None: they stay.
 
     Returns
     -------
     int
-        -1, or the number of the first piece of which a value would change in the conversion.
+        -1, or the number of the first piece that has a column number out of range, or of which a value would change.
     """
     cdef Py_ssize_t p
     cdef const char *base
+    cdef placing_t placing
+    placing.source_type, placing.target_type = source_type, target_type
+    placing.source_size, placing.target_size = source_size, target_size
+    placing.is_column_number, placing.n_columns = n_columns >= 0, n_columns
+    placing.columns = NULL
+    if columns is not None and columns.shape[0]:
+        placing.columns = &columns[0]
     if not pieces.shape[0]:
         return -1
-    base = <const char *>&items[0] - offset * itemsize
+    base = <const char *>&items[0] - offset * source_size
     with nogil:
         for p in range(pieces.shape[0]):
-            if source_type == target_type:
-                memcpy(<char *><uintptr_t>pieces[p, 1], base + pieces[p, 0] * itemsize,
-                       <size_t>(pieces[p, 2] * itemsize))
-            elif CONVERT[target_type][source_type](
-                base + pieces[p, 0] * itemsize, <char *><uintptr_t>pieces[p, 1], pieces[p, 2]
-            ):
+            if place_piece(&placing, base + pieces[p].source * source_size, &pieces[p], 0) != FINE:
                 with gil:
                     return p
     return -1
-
-
-def place_indices(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None,
-                  int source_type, bint wide, int64_t n_columns, const int64_t[::1] new_column, int itemsize):
-    """Copy column numbers to their addresses as int32 (int64 if ``wide``), checked and renumbered.
-
-    Returns
-    -------
-    int
-        -1, or the number of the first piece with a column number outside 0 <= column < n_columns.
-    """
-    cdef Py_ssize_t p
-    cdef const char *base
-    cdef const int64_t *renumber = NULL
-    if not pieces.shape[0]:
-        return -1
-    base = <const char *>&items[0] - offset * itemsize
-    if new_column is not None and new_column.shape[0]:
-        renumber = &new_column[0]
-    with nogil:
-        for p in range(pieces.shape[0]):
-            if RENUMBER[wide][source_type](
-                base + pieces[p, 0] * itemsize, <char *><uintptr_t>pieces[p, 1], pieces[p, 2], n_columns, renumber
-            ) >= 0:
-                with gil:
-                    return p
-    return -1
-
-
-def place_columns(const uint8_t[::1] items not None, int64_t offset, const int64_t[:, ::1] pieces not None,
-                  int itemsize, const int64_t[::1] new_column not None):
-    """Copy pieces of dense rows: item i goes to column ``new_column[column + i]`` of its row; -1 drops it."""
-    cdef Py_ssize_t p
-    cdef const char *base
-    if not pieces.shape[0] or not new_column.shape[0]:
-        return
-    base = <const char *>&items[0] - offset * itemsize
-    with nogil:
-        for p in range(pieces.shape[0]):
-            scatter_items(base + pieces[p, 0] * itemsize, <char *><uintptr_t>pieces[p, 1], pieces[p, 2], itemsize,
-                          &new_column[pieces[p, 3]])
 
 
 # --- whole rows -----------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "_plan.h"
+
 typedef void (*worker_fn)(void *context, int number);
 
 #ifdef _WIN32
 /* No positional vector reads here: files go through the fallback, and memory is copied by the calling thread. */
 #define CAN_READ_FILES 0
 struct iovec { void *iov_base; size_t iov_len; };
-typedef struct { int64_t size, time_ns, inode; } stamp_t;
 static int file_open(const char *path, stamp_t *stamp) { (void)path; (void)stamp; return -ENOSYS; }
 static int file_exists(const char *path) { (void)path; return 0; }
 static void file_close(int fd) { (void)fd; }
@@ -40,9 +41,6 @@ static int64_t raise_to(int64_t *mark, int64_t value) {
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
-
-/* What tells a file from the one that was there when its table was read. */
-typedef struct { int64_t size, time_ns, inode; } stamp_t;
 
 static int file_exists(const char *path) { return access(path, F_OK) == 0; }
 

@@ -27,7 +27,7 @@ def run_fallback(jobs: list[Job], num_threads: int) -> None:
     calls: dict[int, list[tuple[Job, np.ndarray]]] = {}
     for job in jobs:
         n_concurrent = job.array.n_concurrent or num_threads
-        calls.setdefault(n_concurrent, []).extend((job, tasks) for tasks in _stretches(job, n_concurrent))
+        calls.setdefault(n_concurrent, []).extend((job, tasks) for tasks in _calls(job, n_concurrent))
     one_by_one = calls.pop(1, [])
     futures: list[Future[None]] = []
     with ExitStack() as stack:
@@ -43,9 +43,9 @@ def run_fallback(jobs: list[Job], num_threads: int) -> None:
             future.result()
 
 
-def _stretches(job: Job, n_concurrent: int) -> Iterator[np.ndarray]:
-    """Yield stretches of the task table that are read by one call each: neighbouring chunks, but work for all calls."""
-    chunks = job.tasks[:, 0]
+def _calls(job: Job, n_concurrent: int) -> Iterator[np.ndarray]:
+    """Yield the tasks that are read by one call each: neighbouring chunks, but work for all calls."""
+    chunks = job.plan.tasks["chunk"]
     chunk_bytes = max(1, job.chunk_size * job.array.dtype.itemsize)
     # zarr-python reads the chunks of a shard one after the other.
     shared_out = -(-len(chunks) // n_concurrent)
@@ -53,24 +53,24 @@ def _stretches(job: Job, n_concurrent: int) -> Iterator[np.ndarray]:
     first = 0
     for i in range(1, len(chunks) + 1):
         if i == len(chunks) or chunks[i] != chunks[i - 1] + 1 or i - first == longest:
-            yield job.tasks[first:i]
+            yield job.plan.tasks[first:i]
             first = i
 
 
 def _read_and_place(job: Job, tasks: np.ndarray) -> None:
     row_size = prod(job.array.shape[1:])
     # Only whole rows can be asked for; a row of a one-dimensional array is one item.
-    low = int(tasks[0, 0] * job.chunk_size + tasks[0, 3]) // row_size
-    high = -(-int(tasks[-1, 0] * job.chunk_size + tasks[-1, 4]) // row_size)
+    low = int(tasks[0]["chunk"] * job.chunk_size + tasks[0]["low"]) // row_size
+    high = -(-int(tasks[-1]["chunk"] * job.chunk_size + tasks[-1]["high"]) // row_size)
     try:
         items = job.array.read(low, high).reshape(-1)
     except CorruptDataError as error:
         if len(tasks) == 1:
-            msg = f"{error} (in chunk {tasks[0, 0]})"
+            msg = f"{error} (in chunk {tasks[0]['chunk']})"
             raise CorruptDataError(msg) from error
         # One by one, to find the chunk to name.
         for number in range(len(tasks)):
             _read_and_place(job, tasks[number : number + 1])
         return
     for task in tasks:
-        job.place(task, items, low * row_size - int(task[0]) * job.chunk_size)
+        job.place(task, items, low * row_size - int(task["chunk"]) * job.chunk_size)

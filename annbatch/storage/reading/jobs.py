@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from annbatch.storage.dtypes import as_bytes, cast_exactly, lossy, type_code
-from annbatch.storage.engine import _engine, _rows
+from annbatch.storage.engine import _rows
+from annbatch.storage.engine._plan import EngineJob
 from annbatch.storage.errors import CorruptDataError
-
-from .fallback import run_fallback
 
 if TYPE_CHECKING:
     import numpy as np
 
     from annbatch.storage.chunks.arrays import StoredArray
+    from annbatch.storage.engine._plan import Plan, StretchPlan
 
-__all__ = ["DenseJob", "Job", "run", "run_dense"]
+__all__ = ["DenseJob", "Job"]
 
 
 @dataclass(slots=True, eq=False)
@@ -28,8 +28,8 @@ class Job:
     ----------
     array
         Where the items come from.
-    tasks, pieces
-        As described in ``_rows.pyx``.
+    plan
+        Which items go where.
     chunk_size
         Items per chunk of the tasks.
     target
@@ -42,8 +42,7 @@ class Job:
     """
 
     array: StoredArray
-    tasks: np.ndarray
-    pieces: np.ndarray
+    plan: Plan
     chunk_size: int
     target: np.dtype
     n_columns: int | None = None
@@ -51,43 +50,26 @@ class Job:
 
     def place(self, task: np.ndarray, items: np.ndarray, offset: int) -> None:
         """Move the pieces of a task from items that were read, whose first one is number ``offset`` of the chunk."""
-        pieces = self.pieces[task[1] : task[2]]
-        if self.n_columns is not None:
-            bad = _rows.place_indices(
-                as_bytes(items),
-                offset,
-                pieces,
-                type_code(items.dtype),
-                self.target.itemsize == 8,
-                self.n_columns,
-                self.columns,
-                items.dtype.itemsize,
-            )
-            if bad >= 0:
-                raise self.bad_column(int(task[0]))
-            return
-        if self.columns is not None:
-            _rows.place_columns(
-                as_bytes(cast_exactly(items, self.target)), offset, pieces, self.target.itemsize, self.columns
-            )
-            return
+        pieces = self.plan.pieces[task["first_piece"] : task["stop_piece"]]
         source, target = type_code(items.dtype), type_code(self.target)
-        if min(source, target) < 0:
+        if self.n_columns is None and min(source, target) < 0:
             items, source, target = cast_exactly(items, self.target), -1, -1
-        if _rows.place_values(as_bytes(items), offset, pieces, source, target, items.dtype.itemsize) >= 0:
-            raise self.lossy_cast()
+        n_columns = -1 if self.n_columns is None else self.n_columns
+        sizes = items.dtype.itemsize, self.target.itemsize
+        if _rows.place(as_bytes(items), offset, pieces, source, target, *sizes, n_columns, self.columns) >= 0:
+            raise self.lossy_cast() if self.n_columns is None else self.bad_column(int(task["chunk"]))
 
-    def for_engine(self) -> tuple[Any, ...] | None:
+    def for_engine(self) -> EngineJob | None:
         """Return the job as the engine takes it, or None when the engine cannot do it."""
         table, source, target = self.array.table, type_code(self.array.dtype), type_code(self.target)
         if table is None or not self.engine_takes(self.array, self.target):
             return None
         if self.array.dtype == self.target:
             source = target = max(source, 0)  # equal codes copy, whatever the dtype
-        if table.prepare is not None and len(self.tasks):
-            table.prepare(self.tasks[:, 0])
+        if table.prepare is not None and len(self.plan.tasks):
+            table.prepare(self.plan.tasks["chunk"])
         n_columns = -1 if self.n_columns is None else self.n_columns
-        return table, self.tasks, self.pieces, source, target, self.target.itemsize, n_columns, self.columns
+        return EngineJob(table, self.plan, source, target, self.target.itemsize, n_columns, self.columns)
 
     @staticmethod
     def engine_takes(array: StoredArray, target: np.dtype) -> bool:
@@ -138,8 +120,8 @@ class DenseJob:
     ----------
     values, columns
         How the values and the column numbers come into the memory of a stretch.
-    stretches, extents
-        As described in ``_rows.pyx``.
+    plan
+        Which rows make a stretch.
     address
         int64, where each dense row goes.
     row_bytes
@@ -148,34 +130,6 @@ class DenseJob:
 
     values: Job
     columns: Job
-    stretches: np.ndarray
-    extents: np.ndarray
+    plan: StretchPlan
     address: np.ndarray
     row_bytes: int
-
-
-def run(jobs: list[Job], num_threads: int) -> None:
-    """Read and place everything: in the compiled engine, and what it cannot read through zarr-python and h5py."""
-    direct = [(job, described) for job in jobs if (described := job.for_engine()) is not None]
-    _check(_engine.run([described for _, described in direct], num_threads), direct)
-    engine_jobs = {id(job) for job, _ in direct}
-    run_fallback([job for job in jobs if id(job) not in engine_jobs], num_threads)
-
-
-def run_dense(jobs: list[DenseJob], num_threads: int) -> None:
-    """Read sparse rows and write them as dense ones, in the compiled engine."""
-    described: list[tuple[Job, Any]] = []
-    dense_jobs = []
-    for job in jobs:
-        pair = [job.values.for_engine(), job.columns.for_engine()]
-        described += zip((job.values, job.columns), pair, strict=True)
-        value_type = type_code(job.values.target)
-        dense_jobs.append((*pair, job.stretches, job.extents, job.address, job.row_bytes, value_type))
-    _check(_engine.run_dense(dense_jobs, num_threads), described)
-
-
-def _check(failed: tuple[Any, int, str, Any] | None, described: list[tuple[Job, Any]]) -> None:
-    """Raise the error for what the engine says of a job that it knows by its description."""
-    if failed is not None:
-        which, chunk, kind, detail = failed
-        raise next(job for job, description in described if description is which).failure(chunk, kind, detail)

@@ -13,9 +13,11 @@ import numpy as np
 from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import common_dtype, native, type_code
 from annbatch.storage.engine import _rows
+from annbatch.storage.engine._plan import ArrayCut
 from annbatch.storage.sources import DenseSource, SparseSource, open_matrix
 
-from .jobs import DenseJob, Job, run, run_dense
+from .jobs import DenseJob, Job
+from .run import run, run_dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import DTypeLike
 
+    from annbatch.storage.chunks.arrays import StoredArray
     from annbatch.storage.pool import BufferPool
 
 __all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
@@ -232,10 +235,10 @@ class _Request:
     def compacted(self, staged: _Staged) -> list[CSRBlock]:
         """Cut staged rows into batches, without the dropped columns."""
         kept = np.empty(self.n_out, np.int64)
-        self._in_blocks(lambda low, high: _rows.count_kept(staged.indices, staged.start, kept, low, high))
+        self._in_shares(lambda low, high: _rows.count_kept(staged.indices, staged.start, kept, low, high))
         blocks, value_address, index_address = self._new_blocks(kept, staged.indices.dtype)
         sort = any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts)
-        self._in_blocks(
+        self._in_shares(
             lambda low, high: _rows.compact(
                 staged.indices,
                 _address(staged.data),
@@ -251,13 +254,13 @@ class _Request:
         )
         return blocks
 
-    def _in_blocks(self, work: Callable[[int, int], None]) -> None:
-        """Call ``work(low, high)`` for stretches that cover all rows, in several threads when there are many rows."""
+    def _in_shares(self, work: Callable[[int, int], None]) -> None:
+        """Call ``work(low, high)`` for shares that cover all rows, in several threads when there are many rows."""
         n_threads = min(self.num_threads, self.n_out // _MIN_ROWS)
         if n_threads <= 1:
             work(0, self.n_out)
             return
-        # More stretches than threads: the last ones even out what the first ones differed in.
+        # More shares than threads: the last ones even out what the first ones differed in.
         borders = np.linspace(0, self.n_out, 4 * n_threads + 1).astype(int).tolist()
         with ThreadPoolExecutor(n_threads, thread_name_prefix="annbatch-rows") as threads:
             for future in [threads.submit(work, low, high) for low, high in pairwise(borders)]:
@@ -288,9 +291,9 @@ class _Request:
                 (source.indices, index_address, index_dtype, source.shape[1]),
             ):
                 chunk_size = array.chunk_shape[0]
-                tasks, pieces = _rows.plan_ranges(source.indptr, rows, address[dest], target.itemsize, chunk_size)
+                plan = _rows.plan_ranges(source.indptr, rows, address[dest], target.itemsize, chunk_size)
                 columns = None if n_columns is None else part.columns
-                jobs.append(Job(array, tasks, pieces, chunk_size, target, n_columns, columns))
+                jobs.append(Job(array, plan, chunk_size, target, n_columns, columns))
         run(jobs, self.num_threads)
 
     # -- dense
@@ -300,6 +303,7 @@ class _Request:
         batches, address = self._new_dense()
         row_bytes = self.n_var * self.dtype.itemsize
         row_work = row_bytes // _BYTES_LIKE_A_VALUE
+        index_dtype = _index_dtype(self.n_var, 0)
         work = int(self.row_lengths().sum()) + self.n_out * row_work
         # Small requests are cut finer: the last stretches even out what the first ones of each thread differed in.
         n_wanted = min(_STRETCH_VALUES, work // (4 * self.num_threads))
@@ -307,25 +311,13 @@ class _Request:
         for part in self._readable_parts():
             rows, dest = _ascending(part)
             source = _sparse(part)
-            value, column = (source.data, self.dtype), (source.indices, _index_dtype(self.n_var, 0))
-            sizes = [
-                (target.itemsize, array.chunk_shape[0], not array.table.codecs)
-                for array, target in (value, column)
-                if array.table is not None
-            ]
-            stretches, extents, *plans = _rows.plan_stretches(
-                source.indptr, rows, n_wanted, row_work, *sizes[0], *sizes[1]
+            value_cut, column_cut = _cut(source.data, self.dtype), _cut(source.indices, index_dtype)
+            plan = _rows.plan_stretches(source.indptr, rows, n_wanted, row_work, value_cut, column_cut)
+            values = Job(source.data, plan.values, value_cut.chunk_size, self.dtype)
+            columns = Job(
+                source.indices, plan.columns, column_cut.chunk_size, index_dtype, source.shape[1], part.columns
             )
-            jobs.append(
-                DenseJob(
-                    Job(value[0], *plans[0], sizes[0][1], value[1]),
-                    Job(column[0], *plans[1], sizes[1][1], column[1], source.shape[1], part.columns),
-                    stretches,
-                    extents,
-                    address[dest],
-                    row_bytes,
-                )
-            )
+            jobs.append(DenseJob(values, columns, plan, address[dest], row_bytes))
         run_dense(jobs, self.num_threads)
         return batches
 
@@ -378,7 +370,7 @@ class _Request:
             array = _dense(part).array
             rows, dest = _ascending(part)
             chunk_rows, row_stride = array.chunk_shape[0], prod(array.chunk_shape[1:])
-            tasks, pieces = _rows.plan_rows(
+            plan = _rows.plan_rows(
                 rows,
                 address[dest],
                 self.dtype.itemsize,
@@ -387,7 +379,7 @@ class _Request:
                 array.row_spans(),
                 mapped=part.columns is not None,
             )
-            jobs.append(Job(array, tasks, pieces, chunk_rows * row_stride, self.dtype, None, part.columns))
+            jobs.append(Job(array, plan, chunk_rows * row_stride, self.dtype, None, part.columns))
         run(jobs, self.num_threads)
         return batches
 
@@ -491,6 +483,13 @@ def _int64(values: np.ndarray, name: str) -> np.ndarray:
         msg = f"{name} must be a one-dimensional array of integers, got {values.dtype} of shape {values.shape}"
         raise TypeError(msg)
     return np.ascontiguousarray(values, np.int64)
+
+
+def _cut(array: StoredArray, target: np.dtype) -> ArrayCut:
+    """Return how an array that the engine reads may be cut."""
+    table = array.table
+    assert table is not None
+    return ArrayCut(target.itemsize, table.chunk_shape[0], not table.codecs)
 
 
 def _ascending(part: Part) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __all__ = [
-    "EXTENT", "PIECE", "SPAN", "STAMP", "STRETCH", "TASK", "ArrayCut", "EngineDenseJob", "EngineJob", "Failure", "Plan",
+    "EXTENT", "FETCHED", "PIECE", "SPAN", "STAMP", "STRETCH", "TASK", "ArrayCut", "EngineDenseJob", "EngineJob", "Failure", "Plan",
     "StretchPlan",
 ]  # fmt: skip
 
@@ -33,6 +33,7 @@ STRETCH = _row(
 EXTENT = _row("first_value", "n_values")
 SPAN = _row("cell", "source", "target", "n")
 STAMP = _row("size", "time_ns", "inode")
+FETCHED = _row("address", "n_bytes")
 
 
 class Plan(NamedTuple):
@@ -86,6 +87,8 @@ class EngineJob(NamedTuple):
         -1 for values; for column numbers what they are checked against.
     columns
         int64, new number of each old column, -1 to drop. None: they stay.
+    fetched
+        A row of FETCHED per task: where its bytes are in memory. None: they are read from the files of the table.
     """
 
     table: Any
@@ -95,6 +98,7 @@ class EngineJob(NamedTuple):
     target_size: int
     n_columns: int
     columns: np.ndarray | None
+    fetched: np.ndarray | None = None
 
 
 class EngineDenseJob(NamedTuple):

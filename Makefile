@@ -1,4 +1,5 @@
 # Every target sets up its own virtual environment in .venv when there is none; needs only Python 3.11+ and a C compiler.
+# `make help` prints the targets: the text after two number signs behind each.
 #
 #   make test PYTHON=python3.13                     another interpreter, in an environment of its own (.venv-python3.13)
 #   make test WITH="torch==2.13.0"                  packages to install besides, so that the tests that need them run
@@ -23,48 +24,53 @@ define in_copy
 	find $(VENV)/$(1)/annbatch \( -name '*.so' -o -name '*.c' \) -delete
 endef
 
-.PHONY: demo test test-quick test-debug sanitize lint format bench bench-quick versus clean
+.DEFAULT_GOAL := help
+.PHONY: demo test test-quick test-debug sanitize lint format bench bench-quick versus clean help
 
-demo: $(VENV)/built
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/built  ## build a collection from real cells, train a classifier on it, show what came out
 	$(BIN)/annbatch demo $(ARGS)
 
-test: $(VENV)/test
+test: $(VENV)/test  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-quick: $(VENV)/test
+test-quick: $(VENV)/test  ## the tests that are not marked slow
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 # The same tests with bounds checks on, in a copy of the sources, so that the modules that were built here stay as they are.
-test-debug: $(VENV)/test
+test-debug: $(VENV)/test  ## the tests with bounds checks on in the kernels
 	$(call in_copy,debug)
 	cd $(VENV)/debug && export ANNBATCH_CYTHON_DEBUG=1 PYTHONPATH="$(CURDIR)/$(VENV)/debug" && \
 	../bin/python setup.py --quiet build_ext --inplace && ../bin/python -m pytest -p no:cacheprovider $(ARGS)
 
-lint: $(VENV)/dev
+lint: $(VENV)/dev $(VENV)/test  ## ruff, cython-lint, mypy, codespell, the order of imports: what every change must pass
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint annbatch
 	$(BIN)/mypy
 	$(BIN)/codespell annbatch tests benchmarks docs README.md CHANGELOG.md
+	$(BIN)/python -m pytest -q tests/test_house.py
 
-format: $(VENV)/dev
+format: $(VENV)/dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/bench
+bench: $(VENV)/bench  ## the asv suites
 	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) $(ARGS)
 
 # Each benchmark once, on small data, to see that it still runs.
-bench-quick: $(VENV)/bench
+bench-quick: $(VENV)/bench  ## each benchmark once, on small data, to see that it still runs
 	$(BIN)/python -m benchmarks.quick $(ARGS)
 
 # Side by side with other loaders, each in an environment of its own. Needs Python 3.12 (for the others), half an hour, and
 # torch: make versus WITH="torch==2.13.0" ARGS="--python python3.12"
-versus: $(VENV)/bench $(VENV)/test
+versus: $(VENV)/bench $(VENV)/test  ## side by side with other loaders: data, runs, table and plot (half an hour)
 	$(BIN)/python -m benchmarks.versus --out docs/versus --write README.md --write docs/performance.md $(ARGS)
 
 # The tests of kernels and storage under the address and undefined-behaviour sanitizers, in a copy, too.
-sanitize: $(VENV)/test
+sanitize: $(VENV)/test  ## tests of kernels and storage under the address and undefined-behaviour sanitizers
 	$(call in_copy,sanitize)
 	cd $(VENV)/sanitize && export ANNBATCH_CYTHON_DEBUG=1 ANNBATCH_SANITIZE=1 PYTHONPATH="$(CURDIR)/$(VENV)/sanitize" && \
 	../bin/python setup.py --quiet build_ext --inplace && \
@@ -100,5 +106,5 @@ $(VENV)/bench: $(VENV)/built
 	$(PIP) install $$($(EXTRA) bench)
 	touch $@
 
-clean:
+clean:  ## remove everything that was built here
 	rm -rf .venv* build dist *.egg-info annbatch/*.c annbatch/*.so annbatch/*/*.c annbatch/*/*.so

@@ -263,8 +263,9 @@ class DatasetCollection:
         >>> DatasetCollection("both.zarr").add_adatas(["first.h5ad", "second.h5ad"], rng=rng, progress=False)
         <DatasetCollection both.zarr: 1 dataset>
         """
-        from .building.build import Options, build
+        from .building.build import build
         from .building.inputs.inputs import InputSpec
+        from .building.options import Options
 
         if self._mode == "r":
             msg = f'{self._place} was opened with mode="r"; open it with mode="a" to add to it'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
@@ -11,9 +10,19 @@ from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .building.build import Target
+from annbatch._shared.collection_format import (
+    H5AD_SUFFIX,
+    MARKER,
+    WORK_FOLDER,
+    dataset_number,
+    is_marked,
+    sorted_datasets,
+)
+
 from .building.files import replace_text
-from .building.journal import WORK_FOLDER, say, unpublished
+from .building.journal import unpublished
+from .building.options import Target
+from .building.warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
 
     from .building.inputs.inputs import Input
 
-MARKER = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 # Attribute of a collection that is no folder: datasets that are being copied to it.
 _UNPUBLISHED = "annbatch-unpublished"
 
@@ -57,7 +65,7 @@ def place_of(
 class Place(ABC):
     """Where a collection is."""
 
-    _pattern = re.compile(r"dataset_(\d+)")
+    _suffix = ""
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -113,7 +121,7 @@ class Place(ABC):
         ValueError
             Something else is there.
         """
-        if self.attributes().get("encoding-type") != MARKER["encoding-type"]:
+        if not is_marked(self.attributes()):
             members = self.members()
             if members:
                 msg = f"{self} exists and is no collection: it holds {', '.join(sorted(members)[:5])}; choose another place"
@@ -121,8 +129,7 @@ class Place(ABC):
 
     def names(self) -> list[str]:
         """Names of the datasets, in the order of their numbers."""
-        numbered = [(int(m[1]), m[0]) for name in self.members() if (m := self._pattern.fullmatch(name))]
-        return [name for _, name in sorted(numbered)]
+        return sorted_datasets(self.members(), self._suffix)
 
     def open_input(self, name: str) -> Input:
         """A dataset that is there already, to see what it holds."""
@@ -160,8 +167,6 @@ class _Folder(Place):
     def target(self) -> Iterator[Target]:
         yield Target(self.root, self._suffix, self._mark, self.names, self.open_input)
 
-    _suffix = ""
-
     def _mark(self) -> None:
         """Make the folder a collection."""
 
@@ -169,11 +174,11 @@ class _Folder(Place):
 class H5Folder(_Folder):
     """A folder of h5ad files; it has no marker but their names."""
 
-    _pattern = re.compile(r"dataset_(\d+)\.h5ad")
-    _suffix = ".h5ad"
+    _suffix = H5AD_SUFFIX
 
     def attributes(self) -> dict[str, Any]:
-        strangers = [name for name in self.members() if not self._pattern.fullmatch(name)]
+        """Those of a collection, unless the folder holds other files too."""
+        strangers = [name for name in self.members() if dataset_number(name, self._suffix) is None]
         return {} if strangers else MARKER
 
     def _open(self, name: str, *, writable: bool) -> h5py.File:
@@ -186,6 +191,7 @@ class LocalZarr(_Folder):
     """A Zarr group in a local folder."""
 
     def attributes(self) -> dict[str, Any]:
+        """Attributes in its zarr.json."""
         return dict(self._metadata().get("attributes", {}))
 
     def _open(self, name: str, *, writable: bool) -> zarr.Group:
@@ -256,13 +262,16 @@ class OtherZarr(Place):
         return str(self._group.store_path)
 
     def exists(self) -> bool:
+        """Whether there is a group: it was opened."""
         return True
 
     def members(self) -> list[str]:
+        """Names of all that is there, without what an interrupted call was copying."""
         hidden = self.attributes().get(_UNPUBLISHED, ())
         return [name for name, _ in self._group.members() if name not in hidden]
 
     def attributes(self) -> dict[str, Any]:
+        """Attributes as they are now."""
         import zarr
 
         group = zarr.open_group(self._group.store, path=self._group.path, mode="r", use_consolidated=False)
@@ -278,12 +287,13 @@ class OtherZarr(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
+        """A temporary folder of this machine; what is built there is copied in the end."""
         self._remove_unpublished()
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
             yield Target(root, "", lambda: None, lambda: before, self.open_input)
-            names = [path.name for path in root.glob("dataset_*")]
+            names = sorted_datasets(path.name for path in root.iterdir())
             self._set_attributes({_UNPUBLISHED: names})
             for name in names:
                 self.take_in(root / name, name)
@@ -303,7 +313,7 @@ class OtherZarr(Place):
         if not store.supports_deletes:
             msg = f"{self} holds unfinished datasets of an interrupted call ({', '.join(names)}), and its store cannot remove them"
             raise ValueError(msg)
-        say(f"{self}: removed the unfinished work of an interrupted call")
+        warn_user(f"{self}: removed the unfinished work of an interrupted call")
         for name in names:
             sync(store.delete_dir("/".join(part for part in (self._group.path, name) if part)))
         self._set_attributes({})
@@ -337,4 +347,4 @@ def _copy_into(store: Any, prefix: str, root: Path, files: Iterable[Path]) -> No
         sync(store.set(name, buffer.from_bytes(path.read_bytes())))
 
 
-__all__ = ["MARKER", "H5Folder", "LocalZarr", "OtherZarr", "Place", "place_of"]
+__all__ = ["H5Folder", "LocalZarr", "OtherZarr", "Place", "place_of"]

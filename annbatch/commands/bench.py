@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from annbatch import storage
+from annbatch._shared.collection_format import is_h5ad_collection, is_marked
 from annbatch.collection import DatasetCollection
 from annbatch.collection.building.sizes import positive_int
 from annbatch.loader import Loader
@@ -55,8 +56,8 @@ def _measure(path: Path, chunk_size: int, preload_nchunks: int, batch_size: int,
         rng=np.random.default_rng(0),
         preload_to_gpu=False,
     )
-    is_h5ad_folder = path.is_dir() and any(path.glob("dataset_*.h5ad"))
-    if is_h5ad_folder or (path.is_dir() and (path / "dataset_0").exists()):
+    is_h5ad_folder = is_h5ad_collection(path)
+    if is_h5ad_folder or (path.is_dir() and is_marked(storage.open_group(path).attrs)):
         loader.use_collection(DatasetCollection(path, mode="r", is_collection_h5ad=is_h5ad_folder))
     else:
         loader.add_paths([path])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from annbatch import storage
+from annbatch._shared.collection_format import SOURCE_DTYPE, is_h5ad_collection, is_marked
 from annbatch.collection import DatasetCollection
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _groups(path: Path) -> tuple[str, list[str], list[Any]]:
-    h5ad = path.is_dir() and any(path.glob("dataset_*.h5ad"))
-    if h5ad or dict(storage.open_group(path).attrs).get("encoding-type") == "annbatch-preshuffled":
+    h5ad = is_h5ad_collection(path)
+    if h5ad or is_marked(storage.open_group(path).attrs):
         collection = DatasetCollection(path, mode="r", is_collection_h5ad=h5ad)
         return "collection of h5ad files" if h5ad else "collection", collection.names, list(collection)
     group = storage.open_group(path)
@@ -85,7 +86,7 @@ def _matrices(group: Any, n_obs: int) -> Iterator[tuple[str, dict[str, Any]]]:
         found = {
             "encoding": str(attributes.get("encoding-type", "array")),
             "dtype": str(values.dtype),
-            "source_dtype": str(attributes.get("annbatch-source-dtype", values.dtype.str)),
+            "source_dtype": str(attributes.get(SOURCE_DTYPE, values.dtype.str)),
             "rows_per_chunk": round(chunks[0] / per_row, 1) if chunks and per_row else None,
         }
         if sparse:

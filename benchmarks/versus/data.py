@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 
 from .environments import REPOSITORY, Environments
-from .measure import WorkerError, run_worker
+from .running import WorkerError, run_worker
 
 __all__ = ["Data", "read_through"]
 

@@ -1,59 +1,23 @@
-"""Run workers, each in a process of its own, and gather what they report."""
+"""Measure the cases: both sides in turn, round by round, and what comes out of the rounds."""
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .running import WorkerError, run_worker
 
 if TYPE_CHECKING:
     from .cases import Case, Side
     from .data import Data
     from .environments import Environments
 
-__all__ = ["Sizes", "Versus", "WorkerError", "run_worker"]
+__all__ = ["Sizes", "Versus"]
 
-WORKERS = Path(__file__).with_name("workers")
 SAMPLER_SIZES = ("n_obs", "n_runs", "num_samples")
-
-
-class WorkerError(RuntimeError):
-    """A worker, or something it needs, failed; the text says why."""
-
-
-def run_worker(
-    environments: Environments, environment: str, worker: str, given: dict[str, Any], timeout: float
-) -> dict[str, Any]:
-    """Run one worker in a fresh process and return the JSON object on its last line."""
-    try:
-        command = [environments.interpreter(environment), str(WORKERS / worker), json.dumps(given)]
-        answer = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-            env=environments.variables(environment),
-            cwd=environments.folder,
-        )
-    except subprocess.TimeoutExpired:
-        msg = f"no result after {timeout:.0f} s"
-        raise WorkerError(msg) from None
-    except (OSError, RuntimeError) as error:
-        raise WorkerError(str(error)) from error
-    if answer.returncode:
-        last = (answer.stderr.strip() or f"exit status {answer.returncode}").splitlines()[-1]
-        raise WorkerError(last)
-    try:
-        return json.loads(answer.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        msg = f"no line of JSON in its output: {answer.stdout[-200:]!r}"
-        raise WorkerError(msg) from None
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ import pytest
 
 from benchmarks.versus.cases import CASES, Case, Measure, Side
 from benchmarks.versus.environments import OLDEST_PYTHON, REQUIREMENTS, find_python
-from benchmarks.versus.measure import WORKERS, Sizes, Versus, WorkerError, run_worker, summary, times_better
+from benchmarks.versus.measure import Sizes, Versus, summary, times_better
 from benchmarks.versus.report import PEERS, figure_text, markdown_table, plot, rewrite_section
+from benchmarks.versus.running import WORKERS, WorkerError, run_worker
 
 
 @pytest.fixture
 def workers(tmp_path, monkeypatch):
     """A folder of workers, and an environment that runs them with this interpreter."""
-    monkeypatch.setattr("benchmarks.versus.measure.WORKERS", tmp_path)
+    monkeypatch.setattr("benchmarks.versus.running.WORKERS", tmp_path)
     environments = SimpleNamespace(
         interpreter=lambda name: sys.executable, variables=lambda name: None, folder=tmp_path
     )

@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from annbatch import DatasetCollection, write_sharded
-from annbatch.collection.building import build, journal
+from annbatch.collection.building import journal, look, plan
 from annbatch.collection.building.inputs import inputs, obs, spool
 from annbatch.collection.building.inputs.inputs import InputSpec, input_of_adata
 from annbatch.collection.building.interning import Interned
@@ -41,8 +41,8 @@ def every_kind(n_obs: int, prefix: str) -> ad.AnnData:
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Everything that is cut into pieces is cut into many."""
-    monkeypatch.setattr(build, "_LEAST_BLOCK_BYTES", 4000)
-    monkeypatch.setattr(build, "_GRAIN_BYTES", 1000)
+    monkeypatch.setattr(plan, "_LEAST_BLOCK_BYTES", 4000)
+    monkeypatch.setattr(look, "_GRAIN_BYTES", 1000)
     monkeypatch.setattr(writing, "_ROWS_AT_ONCE", 13)
     monkeypatch.setattr(obs, "_SAMPLE_ROWS", 10)
     monkeypatch.setattr(obs, "LONG_CHUNK_ROWS", 10)

@@ -115,7 +115,7 @@ def test_view_of_a_backed_file(tmp_path, into):
 
 
 def test_another_load_adata_is_another_call(tmp_path, monkeypatch):
-    import annbatch.collection.building.build as build
+    from annbatch.collection.building import assemble
 
     def stop(*_):
         msg = "stop"
@@ -124,7 +124,7 @@ def test_another_load_adata_is_another_call(tmp_path, monkeypatch):
     path = write(cells(20), tmp_path / "a.h5ad")
     place = DatasetCollection(tmp_path / "c.zarr")
     with monkeypatch.context() as patch:
-        patch.setattr(build, "assemble", stop)
+        patch.setattr(assemble, "assemble", stop)
         with pytest.raises(RuntimeError, match="stop"):
             place.add_adatas([path], load_adata=lambda p: ad.read_h5ad(p), **QUIET)
     with pytest.warns(UserWarning, match="removed the unfinished work of an interrupted call"):
@@ -258,3 +258,15 @@ def test_whole_numbers_that_the_common_type_holds_are_stored(tmp_path):
     paths = [write(first, tmp_path / "a.h5ad"), write(second, tmp_path / "b.h5ad")]
     whole = read_all(DatasetCollection(tmp_path / "c.zarr").add_adatas(paths, shuffle=False, **QUIET))
     np.testing.assert_array_equal(as_array(whole.X)[:20], as_array(first.X))
+
+
+def test_warnings_point_to_the_line_of_the_caller(tmp_path):
+    one, other = cells(5, genes=["a", "b"]), cells(5, genes=["a", "b"], prefix="other")
+    one.layers["only_here"] = one.X.copy()
+    one.obs["src_path"] = "mine"
+    place = DatasetCollection(tmp_path / "c.zarr")
+    with pytest.warns(UserWarning) as said:
+        place.add_adatas([one, other], **QUIET)
+        place.add_adatas([cells(5, genes=["a", "c"])], extra_genes="ignore", **QUIET)
+    assert [str(w.message).split()[0] for w in said] == ["obs['src_path']", "left", "1"]
+    assert {w.filename for w in said} == {__file__}

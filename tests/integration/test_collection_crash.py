@@ -103,7 +103,8 @@ def test_blocks_are_read_again_after_a_restart_of_the_machine(folder, monkeypatc
     place = folder / "new.zarr"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "annbatch.collection.building.assemble.write_dataset", lambda *_: (_ for _ in ()).throw(OSError("stop"))
+            "annbatch.collection.building.assemble.write_dataset",
+            lambda *_, **__: (_ for _ in ()).throw(OSError("stop")),
         )
         with pytest.raises(OSError, match="stop"):
             DatasetCollection(place).add_adatas([folder / "a.h5ad"], **QUIET)

@@ -89,7 +89,7 @@ def test_a_worker_that_dies_and_a_new_executor(tmp_path, inputs, monkeypatch, mo
     spawn = multiprocessing.get_context("spawn")
     here = build(tmp_path, "here", inputs, None)
     with monkeypatch.context() as patch:
-        patch.setattr(f"annbatch.collection.building.build.{module}", DiesOnce(tmp_path / "mark", module))
+        patch.setattr(f"annbatch.collection.building.{module}.{module}", DiesOnce(tmp_path / "mark", module))
         with ProcessPoolExecutor(2, mp_context=spawn) as executor, pytest.raises(BrokenProcessPool) as caught:
             build(tmp_path, "there", inputs, executor)
     assert "the same call continues from there" in caught.value.__notes__[0]
@@ -110,7 +110,7 @@ def test_a_dask_worker_that_dies(tmp_path, inputs, monkeypatch):
     """Dask runs the task again elsewhere: tasks can be run twice."""
     distributed = pytest.importorskip("distributed", reason="dask.distributed is optional")
     here = build(tmp_path, "here", inputs, None)
-    monkeypatch.setattr("annbatch.collection.building.build.deal", DiesOnce(tmp_path / "mark", "deal"))
+    monkeypatch.setattr("annbatch.collection.building.deal.deal", DiesOnce(tmp_path / "mark", "deal"))
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,

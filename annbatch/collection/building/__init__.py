@@ -5,13 +5,17 @@ by the place each row will have in the output. *Assemble*: one output dataset fe
 every one of those files, puts them in place and writes them. The plan (which row goes where) is made before and is a
 function of the seed and the row counts alone, so the result does not depend on memory, threads or machines.
 
-    inputs   what an input file holds, seen as row-aligned fields
-    schema   the fields all inputs share, and how each input is fitted to them
-    plan     which row goes where; how inputs are cut into blocks
-    spill    the temporary file of a block
-    deal     the first task
-    assemble the second task
-    sink     the arrays of a dataset that grow row by row, in Zarr or HDF5
-    shards   Zarr shards written as a stream
-    journal  the lock, what is finished, what a crash left behind
+    build       a whole call, in five steps: look, plan, deal, assemble, put in place
+    options     what a call asks for, and where its datasets go
+    look        what the inputs hold, every clash found
+    schema      the fields all inputs share, and how each input is fitted to them
+    plan        which row goes where; how inputs are cut into blocks; how memory is shared out
+    deal        the first task
+    spill       the temporary file of a block
+    assemble    the second task
+    rows        the rows of a dataset, fetched from the blocks
+    journal     the lock, what is finished, what a crash left behind
+    inputs/     an input seen as row-aligned fields
+    output/     the arrays of a dataset that grow row by row, in Zarr or HDF5; shards written as a stream
+    single      one AnnData, as it is
 """

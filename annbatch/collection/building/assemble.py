@@ -1,23 +1,32 @@
-"""The second task: fetch the rows of one dataset from the blocks, put them in place, and write them."""
+"""The fourth step: each dataset fetches its rows from the blocks, puts them in place, and is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .deal import close_inputs
-from .fields import Array, Field, Ragged, place_ragged, starts_of
+from .fields import WholeRange
 from .files import remove, sync, sync_tree
+from .inputs.held import close_inputs
 from .output.sink import H5Sink, Layout, ZarrSink
 from .output.write import write_dataset
+from .rows import SpilledRows
 from .schema import load_schema
-from .spill import Spill
+from .spill import Spill, read_notes
+from .tasks import bar_of, run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
+
+    import numpy as np
+
+    from .fields import Array
+    from .options import Options
+    from .plan import Budget
+    from .schema import Schema
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,16 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
         sink_type = H5Sink if task.path.suffix == ".h5ad" else ZarrSink
         try:
             with sink_type(unfinished, task.layout, task.obs_row_bytes) as sink:
-                write_dataset(sink, rows, schema, task, wrote)
+                write_dataset(
+                    sink,
+                    rows,
+                    schema,
+                    dtypes=task.dtypes,
+                    text_with_missing=task.text_with_missing,
+                    obs_row_bytes=task.obs_row_bytes,
+                    most_bytes=task.most_bytes,
+                    wrote=wrote,
+                )
             sync_tree(unfinished)
         except BaseException:
             remove(unfinished)  # a disk that is full should not stay so because of half a dataset
@@ -78,86 +96,47 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
     return task.path
 
 
-class SpilledRows:
-    """The output rows ``[start, stop)`` of a build, which lie in its blocks."""
-
-    def __init__(self, spills: Sequence[Spill], start: int, stop: int) -> None:
-        self.n_obs = stop - start
-        self._start = start
-        found = [(spill, *spill.find(start, stop)) for spill in spills]
-        self._spans = [(spill, first, last) for spill, first, last in found if first < last]
-
-    def total(self, name: str) -> int:
-        """Number of values of a ragged field."""
-        return sum(spill.total(name, first, last) for spill, first, last in self._spans)
-
-    def parts(self, most_rows: int) -> Iterator[PartOfRows]:
-        """The rows in order, ``most_rows`` at a time."""
-        spills = [spill for spill, _, _ in self._spans]
-        for start in range(0, self.n_obs, most_rows):
-            stop = min(start + most_rows, self.n_obs)
-            part = SpilledRows(spills, start + self._start, stop + self._start)
-            yield PartOfRows(part._spans, start + self._start, stop - start)
-
-
-class PartOfRows:
-    """Rows whose places are in memory."""
-
-    def __init__(self, spans: Sequence[tuple[Spill, int, int]], start: int, n_obs: int) -> None:
-        self.n_obs = n_obs
-        self._spans = [(spill, first, spill.places(first, last) - start) for spill, first, last in spans]
-
-    def counts(self, name: str) -> Array:
-        """Length (int64) of every row of a ragged field."""
-        counts = np.zeros(self.n_obs, np.int64)
-        for spill, first, places in self._spans:
-            counts[places] = spill.counts(name, first, first + len(places))
-        return counts
-
-    def fetch(self, names: Sequence[str], start: int, stop: int, into: Mapping[str, Field]) -> dict[str, Field]:
-        """Rows ``[start, stop)`` of the named fields, in order.
-
-        A field in ``into`` is filled, with its dtypes, and returned.
-        """
-        out = dict(into)
-        small = [name for name in names if name not in into]
-        held: dict[str, list[tuple[Array, Field]]] = {name: [] for name in small}
-        for spill, first, all_places in self._spans:
-            a, b = (int(i) for i in np.searchsorted(all_places, [start, stop]))
-            if a == b:
-                continue
-            places = all_places[a:b] - start
-            for name, field in spill.fields(names, first + a, first + b).items():
-                if name in into:
-                    _place(field, places, out[name])
-                else:
-                    held[name].append((places, field))
-        for name in small:
-            out[name] = _joined(held[name], stop - start)
-        return out
+def assemble_datasets(
+    folder: Path,
+    schema_path: Path,
+    schema: Schema,
+    blocks: Sequence[Path],
+    names: Sequence[str],
+    edges: Array,
+    budget: Budget,
+    options: Options,
+    executor: Executor | None,
+) -> None:
+    """Write all datasets into ``folder``: the one called ``names[i]`` has the rows ``[edges[i], edges[i + 1])``."""
+    notes = [read_notes(path) for path in blocks]
+    tasks = [
+        AssembleTask(
+            blocks=tuple(blocks),
+            schema_path=schema_path,
+            dtypes=_stored_dtypes(schema, notes),
+            text_with_missing=frozenset(name.removesuffix("#mask") for note in notes for name in note["missing"]),
+            start=start,
+            stop=stop,
+            path=folder / name,
+            layout=options.layout,
+            obs_row_bytes=max(note["obs_row_bytes"] for note in notes),
+            most_bytes=budget.piece_bytes(len(blocks)),
+        )
+        for name, (start, stop) in zip(names, pairwise(edges.tolist()), strict=True)
+    ]
+    del notes
+    bar = bar_of("Writing datasets", int(edges[-1]), shown=options.progress)
+    if executor is not None:
+        run_all(executor, assemble, tasks, bar)
+        return
+    with bar:
+        for task in tasks:
+            assemble(task, bar.update)
 
 
-def _joined(sections: list[tuple[Array, Field]], n_rows: int) -> Field:
-    """One field of sections whose dtypes are the same in all blocks."""
-    like = sections[0][1]
-    out: Field
-    if isinstance(like, Ragged):
-        counts = np.zeros(n_rows, np.int64)
-        for places, field in sections:
-            assert isinstance(field, Ragged)
-            counts[places] = np.diff(field.indptr)
-        indptr = starts_of(counts)
-        out = Ragged(indptr, tuple(np.empty(int(indptr[-1]), values.dtype) for values in like.values))
-    else:
-        out = np.empty((n_rows, *like.shape[1:]), like.dtype)
-    for places, field in sections:
-        _place(field, places, out)
-    return out
-
-
-def _place(section: Field, places: Array, out: Field) -> None:
-    if isinstance(out, Ragged):
-        assert isinstance(section, Ragged)
-        place_ragged(section, places, out)
-    else:
-        out[places] = section
+def _stored_dtypes(schema: Schema, notes: list[dict[str, Any]]) -> dict[str, np.dtype[Any]]:
+    """Type of the stored values of each matrix: one for the whole call, decided by all its values."""
+    return {
+        name: WholeRange.union([note["ranges"][name] for note in notes]).smallest_type(matrix.dtype)
+        for name, matrix in schema.matrices.items()
+    }

@@ -1,10 +1,10 @@
-"""The first task: read a block of input rows once, in order, and write it sorted by destination."""
+"""The third step: read blocks of input rows, each once and in order, and write them sorted by destination."""
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,15 +14,21 @@ import scipy.sparse as sp
 from .columns import Column, encode
 from .fields import Array, Field, Ragged, WholeRange, check_exact, size_of
 from .files import remove
+from .inputs.held import close_inputs, held_input
 from .output.write import INDEX, index_dtype
 from .schema import SRC_PATH, MatrixType, Schema, load_schema
 from .spill import is_complete, write_spill
+from .tasks import bar_of, run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from .inputs.inputs import Input, InputSpec
+    from .look import Survey
+    from .options import Options
+    from .plan import Budget
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def deal(task: DealTask) -> Path:
         order = np.argsort(task.places, kind="stable")
         fields: dict[str, Field] = {}
         ranges: dict[str, WholeRange] = {}
-        with _opened(task) as source:
+        with held_input((task.schema_path, task.number), task.spec, task.path.parent) as source:
             for name, matrix in schema.matrices.items():
                 fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
             obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
@@ -127,45 +133,45 @@ def _encode_obs(obs: pd.DataFrame, schema: Schema, label: str) -> dict[str, Fiel
     return fields
 
 
-class _Held:
-    """An input that tasks of this process have open."""
-
-    def __init__(self) -> None:
-        self.users = 0
-        self.source: Input | None = None
-        self.opening = threading.Lock()
-
-
-# Blocks of one input follow each other, and its row pointers are in memory once, however many threads read from it.
-_held: dict[tuple[Path, int], _Held] = {}
-_held_lock = threading.Lock()
-
-
-@contextmanager
-def _opened(task: DealTask) -> Iterator[Input]:
-    """Open the input of a task, or take the one that is open; inputs that nobody uses are closed."""
-    key = task.schema_path, task.number
-    with _held_lock:
-        idle = [_held.pop(other) for other, held in list(_held.items()) if other != key and not held.users]
-        held = _held.setdefault(key, _Held())
-        held.users += 1
-    try:
-        for other in idle:
-            if other.source is not None:
-                other.source.close()
-        with held.opening:
-            if held.source is None:
-                held.source = task.spec.open(task.path.parent)
-        yield held.source
-    finally:
-        with _held_lock:
-            held.users -= 1
-
-
-def close_inputs() -> None:
-    """Close the inputs that this process holds open and no task uses."""
-    with _held_lock:
-        idle = [_held.pop(key) for key, held in list(_held.items()) if not held.users]
-    for held in idle:
-        if held.source is not None:
-            held.source.close()
+def deal_inputs(
+    folder: Path,
+    schema_path: Path,
+    specs: Sequence[InputSpec],
+    survey: Survey,
+    places: Array,
+    budget: Budget,
+    options: Options,
+    executor: Executor | None,
+) -> list[Path]:
+    """Read all inputs, whose rows go to ``places``. Returns the blocks, in ``folder``."""
+    tasks = []
+    offset = 0
+    for number, (spec, seen) in enumerate(zip(specs, survey.inputs, strict=True)):
+        cuts = seen.block_edges(budget.block_bytes)
+        tasks += [
+            DealTask(
+                number=number,
+                spec=spec,
+                schema_path=schema_path,
+                start=start,
+                stop=stop,
+                places=places[offset + start : offset + stop],
+                path=folder / f"{number}-{start}-{stop}",
+                compact=options.compact,
+                num_threads=1,
+                window_bytes=budget.block_bytes,
+                src_path=spec.label,
+            )
+            for start, stop in pairwise(cuts.tolist())
+        ]
+        offset += int(cuts[-1])
+    bar = bar_of("Reading inputs", offset, shown=options.progress)
+    if executor is not None:
+        run_all(executor, deal, tasks, bar)
+    else:
+        try:
+            with ThreadPoolExecutor(budget.n_parallel, thread_name_prefix="annbatch-deal") as threads:
+                run_all(threads, deal, tasks, bar)
+        finally:
+            close_inputs()
+    return [task.path for task in tasks]

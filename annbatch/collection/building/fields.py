@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-# Attribute of a matrix that is stored in a smaller type than the one its values had, and are given back in.
-SOURCE_DTYPE = "annbatch-source-dtype"
-
 
 @dataclass(frozen=True)
 class Ragged:

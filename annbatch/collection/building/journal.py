@@ -1,8 +1,8 @@
 """The work folder of a build: the lock, what is finished, and what a crash left behind.
 
     OUT/.annbatch/lock           held (by the kernel, so it ends with its process) while someone writes
-    OUT/.annbatch/journal.json   which call this is, its seed, and, from the moment of commit, the names it puts in
-    place OUT/.annbatch/blocks/        temporary files of the first task
+    OUT/.annbatch/journal.json   which call this is, its seed, and, from the moment of commit, the names it puts in place
+    OUT/.annbatch/blocks/        temporary files of the first task
     OUT/.annbatch/ready/         finished datasets, moved to OUT when all are there
 
 A call is committed when its journal says "publishing": from then on it is only ever finished. Readers take no notice of
@@ -14,23 +14,42 @@ from __future__ import annotations
 import errno
 import json
 import os
-import warnings
+import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from annbatch._shared.collection_format import WORK_FOLDER
+
 from .files import remove, replace_text
+from .warn import warn_user
+
+# What is in blocks and journal; an interrupted call is continued by the same version only.
+JOURNAL_VERSION = 2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-WORK_FOLDER = ".annbatch"
 # How often a folder that is removed in between is made again.
 _TRIES = 100
 
 
 class BusyError(RuntimeError):
     """Another process writes to the collection."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call asks for; ``seed`` None: any order of the rows."""
+
+    fingerprint: str
+    seed: int | None
+
+    def is_that_of(self, journal: dict[str, Any]) -> bool:
+        """Whether an interrupted call asked for the same."""
+        return bool(journal["call"] == self.fingerprint and self.seed in (None, journal["seed"]))
 
 
 class WorkFolder:
@@ -96,26 +115,62 @@ class WorkFolder:
         """The journal, if there is one."""
         return read_journal(self.root)
 
-    def begin(self, call: dict[str, Any]) -> None:
-        """Write the journal of a new call."""
+    def finish_interrupted(self, call: Call, mark: Callable[[], None]) -> bool:
+        """Put datasets in place that an interrupted call had decided to add.
+
+        Returns whether this call asks for just those.
+        """
+        journal = self.read()
+        if journal is None or journal["state"] != "publishing":
+            return False
+        self.finish(journal["names"], mark)
+        same = call.is_that_of(journal)
+        rest = (
+            "this call asked for the same and adds nothing more"
+            if same
+            else "it had asked for something else than this call"
+        )
+        warn_user(f"{self.root}: finished an interrupted call, which only had to put its datasets in place; {rest}")
+        return same
+
+    def begin(self, call: Call, existing: list[str]) -> int:
+        """Open the journal, or go on with that of an interrupted call. Returns the seed."""
+        journal = self.read()
+        if journal is not None and journal["existing"] == existing and call.is_that_of(journal):
+            self._drop_unfinished(journal)
+            blocks, datasets = len(list(self.blocks.glob("*.json"))), len(list(self.ready.glob("dataset_*")))
+            warn_user(
+                f"{self.root}: continuing an interrupted call; {blocks} blocks and {datasets} datasets were finished"
+            )
+        else:
+            if journal is not None:
+                warn_user(
+                    f"{self.root}: removed the unfinished work of an interrupted call with other inputs or arguments"
+                )
+            self.discard()
+            seed = secrets.randbits(63) if call.seed is None else call.seed
+            journal = {"version": JOURNAL_VERSION, "call": call.fingerprint, "seed": seed, "existing": existing}
         for folder in (self.blocks, self.ready):
             folder.mkdir(parents=True, exist_ok=True)
-        self._write({**call, "state": "building", "boot": boot_id()})
+        self._write({**journal, "state": "building", "boot": boot_id()})
+        return int(journal["seed"])
 
     def commit(self, names: list[str]) -> None:
         """Decide that these datasets become part of the collection."""
         self._write({**(self.read() or {}), "state": "publishing", "names": names})
+
+    def finish(self, names: list[str], mark: Callable[[], None]) -> None:
+        """Do what was decided: put the datasets in place, make the folder a collection, and forget the call."""
+        self.publish(names)
+        mark()
+        self._journal.unlink()
+        self.discard()
 
     def publish(self, names: list[str]) -> None:
         """Move finished datasets to their place; those that are there already stay."""
         for name in names:
             if (self.ready / name).exists():
                 (self.ready / name).rename(self.root / name)
-
-    def finish(self) -> None:
-        """The call is done: forget it."""
-        self._journal.unlink()
-        self.discard()
 
     def discard(self) -> None:
         """Remove all that a call left, except the lock."""
@@ -124,7 +179,7 @@ class WorkFolder:
             if path.name != "lock":
                 remove(path)
 
-    def drop_unfinished(self, journal: dict[str, Any]) -> None:
+    def _drop_unfinished(self, journal: dict[str, Any]) -> None:
         """Remove what an interrupted call has not finished, or may not have finished.
 
         Blocks are not synced to the disk: after a restart of the machine none can be trusted.
@@ -158,11 +213,6 @@ def unpublished(root: Path) -> frozenset[str]:
     return frozenset(journal.get("names", ())) if journal else frozenset()
 
 
-def say(text: str) -> None:
-    """Tell the user what was found of an earlier call."""
-    warnings.warn(text, UserWarning, stacklevel=2)
-
-
 def boot_id() -> str:
     """What changes when the machine restarts ("" where that cannot be told)."""
     try:
@@ -186,4 +236,4 @@ def _lock(descriptor: int) -> None:
         if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             raise BlockingIOError from error
         # Some network file systems have no locks.
-        say(f"writers cannot be kept apart here ({error}): see to it that nothing else writes to this collection")
+        warn_user(f"writers cannot be kept apart here ({error}): see to it that nothing else writes to this collection")

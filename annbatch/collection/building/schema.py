@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .columns import Column, describe, unify
+from .warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -255,7 +255,7 @@ def _agree_matrices(
         agreed[name] = MatrixType(sparse, dtype, types[0].row_shape)
     if left_out:
         listed = "; ".join(f"{name} ({reason})" for name, reason in sorted(left_out.items()))
-        warnings.warn(f"left out of the collection: {listed}", UserWarning, stacklevel=5)
+        warn_user(f"left out of the collection: {listed}")
     return agreed
 
 
@@ -301,4 +301,4 @@ def _check_extra_genes(
     if extra_genes == "error":
         msg = f'{said}; pass extra_genes="ignore" to leave them out, or name the genes you want in var_subset'
         raise ValueError(msg)
-    warnings.warn(f"{said}; they are left out", UserWarning, stacklevel=5)
+    warn_user(f"{said}; they are left out")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .assemble import AssembleTask, assemble
-from .deal import DealTask, close_inputs, deal
+from .deal import DealTask, deal
+from .inputs.held import close_inputs
 from .inputs.inputs import InputSpec
 from .output.sink import write_element
 from .plan import block_edges

@@ -6,20 +6,22 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from tqdm.auto import tqdm
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from tqdm import tqdm
 
 
 class RowsTask(Protocol):
     """A task that deals with rows ``[start, stop)``."""
 
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """First row."""
 
     @property
-    def stop(self) -> int: ...
+    def stop(self) -> int:
+        """Row after the last."""
 
 
 T = TypeVar("T", bound=RowsTask)
@@ -50,3 +52,8 @@ def run_all(executor: Executor, function: Callable[[T], Any], tasks: Iterable[T]
             for future in running:
                 future.cancel()
             wait(running)
+
+
+def bar_of(what: str, n_rows: int, *, shown: bool) -> tqdm[Any]:
+    """Progress bar of a step."""
+    return tqdm(total=n_rows, desc=what, unit="row", unit_scale=True, disable=not shown)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.collection.building.fields import SOURCE_DTYPE, Array, Field, Ragged
+from annbatch._shared.collection_format import SOURCE_DTYPE
+from annbatch.collection.building.fields import Array, Field, Ragged
 from annbatch.collection.building.sizes import ROW_BYTES
 
 from .obs import FrameObs, Obs, StoredObs, in_memory
@@ -140,7 +141,7 @@ def function_fingerprint(function: Callable[..., Any] | None) -> str:
         what = marshal.dumps(code, 2), getattr(function, "__defaults__", None), closure
     try:
         return hashlib.sha256(pickle.dumps(what)).hexdigest()
-    except Exception:  # pickle raises whatever the object raises
+    except Exception:  # noqa: BLE001 - pickle raises whatever the object raises
         return secrets.token_hex()
 
 
@@ -285,6 +286,7 @@ class Input:
 
 
 def input_of_group(label: str, group: Any, *, owned: bool, scratch: Path | None = None) -> Input:
+    """Input of an open h5py or Zarr group; ``owned``: closing the input closes its file."""
     from annbatch import storage
 
     if "obs" not in group or "var" not in group:
@@ -325,6 +327,7 @@ def _read_varm(group: Any) -> dict[str, Any]:
 
 
 def input_of_adata(label: str, adata: ad.AnnData) -> Input:
+    """Input of an AnnData in memory, backed or of dask arrays."""
     elements: dict[str, Any] = {} if adata.X is None else {"X": adata.X}
     raw_var = None
     if adata.raw is not None:

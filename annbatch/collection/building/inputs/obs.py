@@ -78,16 +78,20 @@ class StoredObs(Obs):
 
     @property
     def decoding_bytes(self) -> int:
+        """Most that a column of text takes while a chunk of it is decoded."""
         return max((text.decoding_bytes for text in self._spooled), default=0)
 
     def close(self) -> None:
+        """Remove the temporary files."""
         for text in self._spooled:
             text.close()
 
     def rows(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows ``[start, stop)``, read from the file."""
         return self._reader.frame(rows=slice(start, stop))
 
     def labels(self, name: str) -> pd.Categorical[Any]:
+        """A whole column, without a Python object a row."""
         codes, categories = self._reader.labels(name)
         return pd.Categorical.from_codes(codes, pd.Index(categories))
 
@@ -100,13 +104,16 @@ class FrameObs(Obs):
         self.n_obs = frame.shape[0]
 
     def rows(self, start: int, stop: int) -> pd.DataFrame:
+        """Rows ``[start, stop)``, in memory."""
         return in_memory(self._frame.iloc[start:stop])
 
     def labels(self, name: str) -> pd.Categorical[Any]:
+        """A whole column as codes and categories."""
         return pd.Categorical(in_memory(self._frame[[name]])[name])
 
     @cached_property
     def head(self) -> pd.DataFrame:
+        """All rows of a frame in memory, none of a lazy one."""
         if isinstance(self._frame, pd.DataFrame):
             return in_memory(self._frame)  # what a column of Python objects holds, only all of them tell
         head = self.rows(0, 0)

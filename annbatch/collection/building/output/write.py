@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch._shared.collection_format import SOURCE_DTYPE
 from annbatch.collection.building.columns import Column, ColumnWriter
-from annbatch.collection.building.fields import SOURCE_DTYPE, Array, Field, Ragged, starts_of
+from annbatch.collection.building.fields import Array, Field, Ragged, starts_of
 from annbatch.collection.building.plan import cut_by_bytes
 from annbatch.collection.building.sizes import ROW_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from annbatch.collection.building.assemble import AssembleTask, PartOfRows, SpilledRows
+    from annbatch.collection.building.rows import PartOfRows, SpilledRows
     from annbatch.collection.building.schema import MatrixType, Schema
 
     from .sink import Sink, Stream
@@ -33,17 +34,37 @@ def index_dtype(n_columns: int) -> np.dtype[Any]:
 
 
 def write_dataset(
-    sink: Sink, rows: SpilledRows, schema: Schema, task: AssembleTask, wrote: Callable[[int], object]
+    sink: Sink,
+    rows: SpilledRows,
+    schema: Schema,
+    *,
+    dtypes: Mapping[str, np.dtype[Any]],
+    text_with_missing: frozenset[str],
+    obs_row_bytes: int,
+    most_bytes: int,
+    wrote: Callable[[int], object],
 ) -> None:
-    """Write everything, at most ``task.most_bytes`` of rows at a time; ``wrote`` is told how many rows they were."""
+    """Write everything.
+
+    Parameters
+    ----------
+    dtypes
+        What the values of matrices are stored in.
+    text_with_missing
+        Fields of text that need a mask.
+    obs_row_bytes
+        Mean size of a row of obs in a block.
+    most_bytes
+        Of rows that are in memory at a time; ``wrote`` is told how many rows they were.
+    """
     _write_head(sink, schema)
-    matrices = [_MatrixWriter(sink, name, matrix, task.dtypes[name], rows) for name, matrix in schema.matrices.items()]
-    columns = _column_writers(sink, schema, task.text_with_missing, rows.n_obs)
+    matrices = [_MatrixWriter(sink, name, matrix, dtypes[name], rows) for name, matrix in schema.matrices.items()]
+    columns = _column_writers(sink, schema, text_with_missing, rows.n_obs)
     for part in rows.parts(_ROWS_AT_ONCE):
-        row_bytes = np.full(part.n_obs, ROW_BYTES + task.obs_row_bytes, np.int64)
+        row_bytes = np.full(part.n_obs, ROW_BYTES + obs_row_bytes, np.int64)
         for matrix in matrices:
             row_bytes += matrix.begin(part)
-        for start, stop in pairwise(cut_by_bytes(row_bytes, task.most_bytes).tolist()):
+        for start, stop in pairwise(cut_by_bytes(row_bytes, most_bytes).tolist()):
             for matrix in matrices:
                 matrix.append(part, start, stop)
             for column, names in columns:

@@ -1,0 +1,61 @@
+"""Inputs that the tasks of this process share while they read from them."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+    from pathlib import Path
+
+    from .inputs import Input, InputSpec
+
+
+class _Held:
+    """An input that tasks have open."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.source: Input | None = None
+        self.opening = threading.Lock()
+
+
+# Blocks of one input follow each other, and its row pointers are in memory once, however many threads read from it.
+_held: dict[Hashable, _Held] = {}
+_held_lock = threading.Lock()
+
+
+@contextmanager
+def held_input(key: Hashable, spec: InputSpec, scratch: Path) -> Iterator[Input]:
+    """Open an input, or take the one that is open under this key; others that nobody uses are closed.
+
+    ``scratch``: a folder for temporary files.
+    """
+    with _held_lock:
+        idle = [_held.pop(other) for other, held in list(_held.items()) if other != key and not held.users]
+        held = _held.setdefault(key, _Held())
+        held.users += 1
+    try:
+        _close(idle)
+        with held.opening:
+            if held.source is None:
+                held.source = spec.open(scratch)
+        yield held.source
+    finally:
+        with _held_lock:
+            held.users -= 1
+
+
+def close_inputs() -> None:
+    """Close the inputs that this process holds open and no task uses."""
+    with _held_lock:
+        idle = [_held.pop(key) for key, held in list(_held.items()) if not held.users]
+    _close(idle)
+
+
+def _close(held: list[_Held]) -> None:
+    for each in held:
+        if each.source is not None:
+            each.source.close()

@@ -6,7 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .building.sizes import parse_bytes, parse_rows_or_bytes, positive_int
+from annbatch._shared.sizes import as_n_bytes
+
+from .building.sizes import parse_rows_or_bytes, positive_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -294,7 +296,7 @@ class DatasetCollection:
             shuffle=bool(shuffle),
             merge=merge,
             extra_genes=extra_genes,
-            max_memory=parse_bytes("max_memory", max_memory),
+            max_memory=as_n_bytes("max_memory", max_memory),
             compact=bool(compact),
             progress=bool(progress),
         )

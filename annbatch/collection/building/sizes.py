@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from numbers import Integral
+
+from annbatch._shared.sizes import as_n_bytes
 
 # What a row counts besides its matrices and obs, so that rows without either have a size.
 ROW_BYTES = 64
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b(?:ytes?)?\s*", re.IGNORECASE)
-
-
-def parse_bytes(name: str, value: int | str) -> int:
-    """Bytes meant by a number of bytes or a text with a unit ("2GB" is 2 * 10**9, "2GiB" is 2 * 2**30)."""
-    if isinstance(value, str):
-        match = _PATTERN.fullmatch(value)
-        if match is None:
-            msg = f'{name} must be a size such as "2GB" or "512MiB", got {value!r}'
-            raise ValueError(msg)
-        value = int(float(match[1]) * _UNITS[(match[2] or "").lower()])
-    return positive_int(name, value)
-
-
 def parse_rows_or_bytes(name: str, value: int | str) -> tuple[int | None, int | None]:
     """(rows, None) for a number, (None, bytes) for a text with a unit."""
     if isinstance(value, str):
-        return None, parse_bytes(name, value)
+        return None, as_n_bytes(name, value)
     return positive_int(name, value), None
 
 

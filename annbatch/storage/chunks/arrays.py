@@ -255,6 +255,10 @@ class ZarrArray(StoredArray):
         return None if self.is_local else 16
 
     def _make_table(self) -> ChunkTable | None:
+        if not self.is_local:
+            from annbatch.storage.far.tables import far_table
+
+            return far_table(self.array)
         from .zarr_table import zarr_table
 
         return zarr_table(self.array)

@@ -13,12 +13,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from annbatch.storage.errors import CorruptDataError
 
 from .errors import Abandoned, ChangedError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from .stores import Objects, Stamp
 
@@ -31,6 +33,10 @@ LONGEST_PAUSE_S = 5.0
 
 # What the libraries of stores raise when it makes no sense to try again.
 _FINAL = (FileNotFoundError, PermissionError, NotImplementedError, TypeError, ValueError, KeyError, CorruptDataError)
+
+# Memory is taken in such steps, so that a buffer fits again, and so much is kept.
+_BUFFER_STEP = 1 << 21
+_MOST_KEPT = 1 << 26
 
 # For tests and benchmarks: requests that were answered, their bytes, tries that failed, and bytes that came from a cache.
 counts = {"requests": 0, "bytes": 0, "retries": 0, "cached_bytes": 0}
@@ -151,13 +157,20 @@ class Budget:
         self._condition = threading.Condition()
         self._most, self._taken = n_bytes, 0
 
-    def take(self, n_bytes: int, *, wait: bool) -> bool:
+    @property
+    def most(self) -> int:
+        """Bytes there are in all."""
+        return self._most
+
+    def take(self, n_bytes: int, cancel: Cancel | None, *, wait: bool) -> bool:
         """Take room, once there is some; one that alone exceeds all there is gets it when nobody has any."""
         with self._condition:
             while self._taken and self._taken + n_bytes > self._most:
+                if cancel is not None and cancel.is_set:
+                    raise Abandoned
                 if not wait:
                     return False
-                self._condition.wait()
+                self._condition.wait(0.1)
             self._taken += n_bytes
             return True
 
@@ -168,12 +181,40 @@ class Budget:
             self._condition.notify_all()
 
 
+class Buffers:
+    """Memory that ranges are fetched to, kept for the next ones: the first touch of fresh memory is slow."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[np.ndarray] = []
+
+    def take(self, n_bytes: int) -> np.ndarray:
+        """Return at least so many bytes (uint8)."""
+        with self._lock:
+            for number, buffer in enumerate(self._free):
+                if n_bytes <= len(buffer) <= 4 * n_bytes + _BUFFER_STEP:
+                    return self._free.pop(number)
+        return np.empty(max(1, -(-n_bytes // _BUFFER_STEP)) * _BUFFER_STEP, np.uint8)
+
+    def give_back(self, buffer: np.ndarray) -> None:
+        """Return what was taken and is used no more."""
+        with self._lock:
+            if sum(map(len, self._free)) + len(buffer) <= _MOST_KEPT:
+                self._free.append(buffer)
+
+    def clear(self) -> None:
+        """Free what nobody uses."""
+        with self._lock:
+            self._free.clear()
+
+
 class Fetcher:
     """The queue of one process."""
 
     def __init__(self, max_requests: int, max_in_flight: int) -> None:
         self.max_requests = max_requests
         self.budget = Budget(max_in_flight)
+        self.buffers = Buffers()
         self.loop = _event_loop()
         self._queue: deque[Want] = deque()
         self._workers: dict[asyncio.Task[None], Want | None] = {}
@@ -183,7 +224,7 @@ class Fetcher:
     @property
     def wave_bytes(self) -> int:
         """Bytes that are ordered together: little enough for several orders to be under way."""
-        return max(1 << 16, min(1 << 23, self.budget._most // 8))  # noqa: SLF001 (the two belong together)
+        return max(1 << 16, min(1 << 23, self.budget.most // 8))
 
     def order(self, wants: Iterable[Want], cancel: Cancel | None = None) -> Order:
         """Ask for bytes; returns at once."""
@@ -210,8 +251,8 @@ class Fetcher:
                 cancel.forget(order)
         return list(order.wants)
 
-    def gather(self, calls: Sequence[Coroutine[Any, Any, Any]], names: Sequence[str]) -> list[Any]:
-        """Await calls of a store, so many at a time as there may be requests; their results or their errors, in order.
+    def gather(self, calls: Sequence[Callable[[], Any]], names: Sequence[str]) -> list[Any]:
+        """Await what calls of a store return, as many at a time as there may be requests: results or errors, in order.
 
         They are tried again as requests for ranges are.
         """
@@ -260,6 +301,7 @@ class Fetcher:
                 except asyncio.CancelledError:
                     if not order.ended:
                         raise
+                    task.uncancel()
                     continue
                 except BaseException as error:  # noqa: BLE001 (raised where the bytes are waited for)
                     order.end(error)
@@ -355,6 +397,7 @@ async def _gather(calls: Sequence[Any], names: Sequence[str], most: int) -> list
         async with room:
             return await retried(call, name)
 
+    counts["requests"] += len(calls)
     return await asyncio.gather(*(one(*pair) for pair in zip(calls, names, strict=True)), return_exceptions=True)
 
 

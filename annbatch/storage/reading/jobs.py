@@ -86,9 +86,9 @@ class Job:
             return MemoryError()
         table = self.array.table
         assert table is not None
-        path = table.path(table.file_of(chunk))
+        path = table.name_of(chunk)
         if kind == "cannot_read":
-            return OSError(detail, os.strerror(detail), str(path))
+            return OSError(detail, os.strerror(detail), path)
         if kind == "python" and not isinstance(detail, Exception):
             return RuntimeError(f"decoding was interrupted: {detail!r}")
         what = {

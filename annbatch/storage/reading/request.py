@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
     from annbatch.storage.chunks.arrays import StoredArray
+    from annbatch.storage.far.fetch import Cancel
     from annbatch.storage.pool import BufferPool
 
 __all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
@@ -86,6 +87,7 @@ def read_csr(
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,
     pool: BufferPool | None = None,
+    cancel: Cancel | None = None,
 ) -> list[CSRBlock]:
     """Read rows of CSR matrices into CSR batches.
 
@@ -103,6 +105,8 @@ def read_csr(
         Threads to decode with; None: the CPUs this process may use.
     pool
         Where the big arrays come from; None: fresh memory.
+    cancel
+        Set from another thread, ends the waiting for a far store with ``Abandoned``.
 
     Returns
     -------
@@ -118,7 +122,7 @@ def read_csr(
     IndexError
         A row number is out of range.
     """
-    request = _Request(parts, edges, n_var, dtype, num_threads, pool, sparse=True)
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, cancel, sparse=True)
     lengths = request.row_lengths()
     if not request.drops_or_reorders:
         return request.fill_csr(lengths)
@@ -134,12 +138,13 @@ def read_dense(
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,
     pool: BufferPool | None = None,
+    cancel: Cancel | None = None,
 ) -> list[np.ndarray]:
     """Read rows into dense batches.
 
     Parameters
     ----------
-    parts, edges, dtype, num_threads, pool
+    parts, edges, dtype, num_threads, pool, cancel
         As in :func:`read_csr`. The sources are all dense or all sparse. Repeated columns of a sparse row add up.
     n_var
         Number of columns of the result; None: that of the first source. Dense arrays of three and more dimensions keep
@@ -155,7 +160,7 @@ def read_dense(
         As in :func:`read_csr`.
     """
     sparse = bool(parts) and parts[0].source.is_sparse
-    request = _Request(parts, edges, n_var, dtype, num_threads, pool, sparse=sparse)
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, cancel, sparse=sparse)
     if not sparse:
         return request.fill_dense()
     return request.densified() if type_code(request.dtype) >= 0 else request.densified_by_numpy()
@@ -181,6 +186,7 @@ class _Request:
         dtype: DTypeLike | None,
         num_threads: int | None,
         pool: BufferPool | None,
+        cancel: Cancel | None = None,
         *,
         sparse: bool,
     ) -> None:
@@ -198,6 +204,7 @@ class _Request:
             _check_columns(part, self.n_var)
         self.dtype = native(np.dtype(dtype)) if dtype is not None else common_dtype(p.source.dtype for p in self.parts)
         self._empty = np.empty if pool is None else pool.empty
+        self._cancel = cancel
 
     # -- sparse
 
@@ -294,7 +301,7 @@ class _Request:
                 plan = _rows.plan_ranges(source.indptr, rows, address[dest], target.itemsize, chunk_size)
                 columns = None if n_columns is None else part.columns
                 jobs.append(Job(array, plan, chunk_size, target, n_columns, columns))
-        run(jobs, self.num_threads)
+        run(jobs, self.num_threads, self._cancel)
 
     # -- dense
 
@@ -318,7 +325,7 @@ class _Request:
                 source.indices, plan.columns, column_cut.chunk_size, index_dtype, source.shape[1], part.columns
             )
             jobs.append(DenseJob(values, columns, plan, address[dest], row_bytes))
-        run_dense(jobs, self.num_threads)
+        run_dense(jobs, self.num_threads, self._cancel)
         return batches
 
     def _readable_parts(self) -> list[Part]:
@@ -343,6 +350,7 @@ class _Request:
             n_var=max(widths),
             dtype=self.dtype,
             num_threads=self.num_threads,
+            cancel=self._cancel,
         )
         for part, width, block in zip(others, widths, blocks, strict=True):
             in_memory = open_matrix(replace(block, shape=(len(part.rows), width)).to_scipy())
@@ -352,7 +360,7 @@ class _Request:
     def densified_by_numpy(self) -> list[np.ndarray]:
         """Do the same for dtypes that the kernels do not compute with (float16, complex)."""
         batches, _ = self._new_dense()
-        blocks = read_csr(self.parts, self.edges, n_var=self.n_var, dtype=self.dtype, num_threads=self.num_threads)
+        blocks = read_csr(self.parts, self.edges, n_var=self.n_var, dtype=self.dtype, num_threads=self.num_threads, cancel=self._cancel)
         for batch, block in zip(batches, blocks, strict=True):
             batch.fill(0)
             rows = np.repeat(np.arange(len(batch)), np.diff(block.indptr))
@@ -380,7 +388,7 @@ class _Request:
                 mapped=part.columns is not None,
             )
             jobs.append(Job(array, plan, chunk_rows * row_stride, self.dtype, None, part.columns))
-        run(jobs, self.num_threads)
+        run(jobs, self.num_threads, self._cancel)
         return batches
 
     def _new_dense(self) -> tuple[list[np.ndarray], np.ndarray]:

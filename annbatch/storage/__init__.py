@@ -9,7 +9,10 @@ functions.
 from .cpus import available_cpus
 from .errors import CorruptDataError
 from .frames import read_frame
-from .opening import is_store, open_group
+from .far.fetch import Cancel
+from .far.opening import Needs, far_group, fetched_ahead, find_datasets, is_url
+from .far.options import FarOptions
+from .opening import is_store, open_group, open_groups
 from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense
 from .sources import DenseSource, SparseSource, open_matrix
@@ -17,13 +20,21 @@ from .sources import DenseSource, SparseSource, open_matrix
 __all__ = [
     "BufferPool",
     "CSRBlock",
+    "Cancel",
     "CorruptDataError",
     "DenseSource",
+    "FarOptions",
+    "Needs",
     "Part",
     "SparseSource",
     "available_cpus",
+    "far_group",
+    "fetched_ahead",
+    "find_datasets",
     "is_store",
+    "is_url",
     "open_group",
+    "open_groups",
     "open_matrix",
     "read_csr",
     "read_dense",

@@ -9,11 +9,14 @@ from .errors import CorruptDataError
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import h5py
     import zarr
 
-__all__ = ["is_store", "open_group"]
+    from .far.options import FarOptions
+
+__all__ = ["is_store", "open_group", "open_groups"]
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
 
@@ -31,13 +34,25 @@ def is_store(path: str | os.PathLike[str]) -> bool:
     return path.is_file() and bool(h5py.is_hdf5(path))
 
 
-def open_group(path: str | os.PathLike[str]) -> h5py.Group | zarr.Group:
+def open_groups(
+    paths: Sequence[str | os.PathLike[str]], far: FarOptions | None = None
+) -> list[h5py.Group | zarr.Group]:
+    """Open several paths and URLs as :func:`open_group` does; what is far, all together."""
+    from .far.opening import is_url, open_urls
+
+    opened = iter(open_urls([str(path) for path in paths if is_url(path)], far)) if any(map(is_url, paths)) else iter(())
+    return [next(opened) if is_url(path) else open_group(path) for path in paths]
+
+
+def open_group(path: str | os.PathLike[str], far: FarOptions | None = None) -> h5py.Group | zarr.Group:
     """Open an ``.h5ad`` or ``.zarr`` path for reading.
 
     Parameters
     ----------
     path
-        An HDF5 file, the folder of a Zarr group (format 2 or 3), or a URL that zarr can open.
+        An HDF5 file, the folder of a Zarr group (format 2 or 3), or the URL of either.
+    far
+        How a URL is read; None: as is usual.
 
     Returns
     -------
@@ -47,15 +62,21 @@ def open_group(path: str | os.PathLike[str]) -> h5py.Group | zarr.Group:
     ------
     FileNotFoundError
         Nothing is there.
+    PermissionError
+        It must not be read.
+    ImportError
+        The library for such a URL is not installed.
     CorruptDataError
         Something is there, but it is neither of the two, or it is damaged.
     """
     import h5py
     import zarr
 
-    if "://" in str(path):
-        return zarr.open_group(str(path), mode="r")
-    path = Path(path)
+    from .far.opening import is_url, open_urls
+
+    if is_url(path):
+        return open_urls([str(path)], far)[0]
+    path = Path(str(path).removeprefix("file://"))
     if not path.exists():
         msg = f"no such file or folder: {path}"
         raise FileNotFoundError(msg)

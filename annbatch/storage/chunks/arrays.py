@@ -13,6 +13,7 @@ import numpy as np
 from annbatch.storage.dtypes import as_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.far.hdf5 import far_file_of
 
 from .tables import ChunkTable
 
@@ -162,7 +163,9 @@ class Hdf5Array(StoredArray):
     n_concurrent = 1
 
     def __init__(self, dataset: h5py.Dataset) -> None:
-        self.path, self.name = os.path.abspath(dataset.file.filename), dataset.name  # noqa: PTH100
+        self._far = far_file_of(dataset.file)
+        filename = dataset.file.filename
+        self.path, self.name = os.path.abspath(filename) if self._far is None else filename, dataset.name  # noqa: PTH100
         self.location = f"{dataset.file.filename} :: {self.name}"
         self.shape, self.dtype = dataset.shape, native(dataset.dtype)
         self._chunks = dataset.chunks
@@ -170,7 +173,7 @@ class Hdf5Array(StoredArray):
         self._own_file: h5py.File | None = None
         self._pid = os.getpid()
         self._may_change = dataset.file.mode != "r"
-        self._stamp = _file_stamp(self.path)
+        self._stamp = _file_stamp(self.path) if self._far is None else None
 
     @property
     def read_rows(self) -> int:
@@ -187,7 +190,7 @@ class Hdf5Array(StoredArray):
 
             self._check_unchanged()
             try:
-                self._own_file = h5py.File(self.path, "r")
+                self._own_file = h5py.File(self.path, "r") if self._far is None else self._far.open()
                 self._dataset = self._own_file[self.name]
             except (OSError, KeyError) as error:
                 msg = f"{self.location} cannot be opened again: {error}"
@@ -197,6 +200,8 @@ class Hdf5Array(StoredArray):
 
     def _check_unchanged(self) -> None:
         """Raise when the path no longer leads to what was opened."""
+        if self._far is not None:
+            return  # it looks after that itself, at every read
         if self._stamp is None:
             msg = (
                 f"{self.location} cannot be opened again, as another process must: it is in no file; open it by a path"
@@ -209,7 +214,12 @@ class Hdf5Array(StoredArray):
     def _make_table(self) -> ChunkTable | None:
         from .hdf5_table import hdf5_table
 
-        return hdf5_table(self.dataset)
+        table = hdf5_table(self.dataset)
+        if self._far is None or table is None:
+            return table
+        from annbatch.storage.far.tables import far_hdf5_table
+
+        return far_hdf5_table(table, self._far)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         values: np.ndarray = self.dataset[start:stop]
@@ -221,6 +231,8 @@ class Hdf5Array(StoredArray):
         if self._own_file is not None and self._pid == os.getpid():
             self._own_file.close()
         self._own_file = None
+        if self._far is not None:
+            self._far.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_unchanged()

@@ -68,6 +68,9 @@ class _Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.n_received += nbytes
+        if self.waiting is None:
+            self.abort()  # nobody has asked
+            return
         if self.body is not None:
             self.n_body += nbytes
             if self.n_body == len(self.body):
@@ -159,6 +162,7 @@ class _Connection(asyncio.BufferedProtocol):
     def _finish(self, *, close: bool) -> None:
         waiting, answer = self.waiting, self.answer
         self.waiting = self.answer = self.body = self.into = self.own = None
+        self.n_head = 0  # so that there is room for the word that the connection has ended
         self.is_used = True
         if close:
             self.abort()
@@ -168,6 +172,7 @@ class _Connection(asyncio.BufferedProtocol):
     def _fail(self, error: Exception) -> None:
         waiting = self.waiting
         self.waiting = self.answer = self.body = self.into = self.own = None
+        self.n_head = 0
         self.abort()
         if waiting is not None and not waiting.done():
             waiting.set_exception(error)

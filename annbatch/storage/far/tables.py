@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     import zarr
 
     from .fetch import Fetcher
+    from .hdf5 import FarFile
     from .stores import Objects, Stamp
 
-__all__ = ["FarTable", "far_table", "read_shard_indexes"]
+__all__ = ["FarTable", "check_document", "far_hdf5_table", "far_table", "read_shard_indexes"]
 
 
 @dataclass(slots=True, eq=False)
@@ -124,6 +125,14 @@ def far_table(array: zarr.Array[Any]) -> FarTable | None:
     if isinstance(table.prepare, ShardIndexes):
         far.shards = table.prepare
         far.shards.table = far
+    return far
+
+
+def far_hdf5_table(table: ChunkTable, file: FarFile) -> FarTable:
+    """Return the table of a dataset in a far file, given as that of a local one."""
+    given = {field.name: getattr(table, field.name) for field in fields(ChunkTable)}
+    far = FarTable(**{**given, "root": file.key.encode()})
+    far.objects, far.options, far.stamps = file.objects, file.options, {0: file.stamp}
     return far
 
 

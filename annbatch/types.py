@@ -41,9 +41,9 @@ class LoaderOutput(TypedDict):
     X
         The matrix of the batch, ``n_rows x n_var``, in the format that the loader was asked for.
     obs
-        Annotations of the rows, row-aligned with ``X``, or None when the data has none.
+        Annotations of the rows, row-aligned with ``X``, or None when the data has none. A copy.
     var
-        Annotations of the variables, or None when the data has none. A shallow copy: do not write into its values.
+        Annotations of the variables, or None when the data has none. A copy: changing it changes no other batch.
     index
         Global row numbers (int64), or None unless ``return_index=True``.
     layers, obsm

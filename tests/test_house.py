@@ -45,26 +45,15 @@ BELOW = {
 }
 
 # Modules that import each other in a circle.
-NOT_YET_FREE_OF_CIRCLES = {
-    frozenset({"annbatch.storage.reading.fallback", "annbatch.storage.reading.jobs"}),
-    frozenset(
-        {
-            "annbatch.collection.building.assemble",
-            "annbatch.collection.building.deal",
-            "annbatch.collection.building.output.write",
-        }
-    ),
-}
+NOT_YET_FREE_OF_CIRCLES: set[frozenset[str]] = set()
 
 # (from, to) of imports that run against the order.
-NOT_YET_IN_ORDER = {
-    ("annbatch._shared.options", "annbatch.abc"),
-    ("annbatch._shared.options", "annbatch.samplers"),
+NOT_YET_IN_ORDER: set[tuple[str, str]] = {
     ("annbatch.loader.loader", "annbatch.collection"),
 }
 
 # Names that two classes share.
-NOT_YET_ONE_NAME = {"Column", "Matrix", "OpenFile", "Pass", "Position", "Table"}
+NOT_YET_ONE_NAME = {"Table"}
 
 
 class Import(NamedTuple):
@@ -237,7 +226,9 @@ def test_faces_do_not_know_each_other_nor_samplers_storage():
 
 def test_kernels_import_kernels_alone(house):
     compiled = {module for module, path in house.modules.items() if path.suffix in (".pyx", ".pxd")}
-    assert {arrow for arrow in house.imports if arrow.source in compiled and arrow.target not in compiled} == set()
+    # What the records of a plan are called in Python stands beside the header that lays them out.
+    below = compiled | {"annbatch.storage.engine._plan"}
+    assert {arrow for arrow in house.imports if arrow.source in compiled and arrow.target not in below} == set()
 
 
 def test_the_walk_sees_every_kind_of_import(tmp_path):

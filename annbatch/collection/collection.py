@@ -130,7 +130,7 @@ class DatasetCollection:
         """
         import pandas as pd
 
-        from annbatch._shared.options import as_names
+        from annbatch._shared.args import as_names
         from annbatch.storage import read_frame
 
         from .frames import concat_frames

@@ -9,7 +9,7 @@ import numpy as np
 from annbatch import storage
 from annbatch._shared.requests import check_bounds, requested_rows
 
-from .datasets import Matrix, Table, X
+from .datasets import Table, TableMatrix, X
 from .sealing import own_copy
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ class BatchReader:
             check_bounds("splits", int(positions.min()), int(positions.max()), len(rows))
         return rows[positions.astype(np.intp, copy=False)], edges
 
-    def _read(self, matrix: Matrix, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray) -> list[Any]:
+    def _read(
+        self, matrix: TableMatrix, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray
+    ) -> list[Any]:
         genes = self._table.genes if matrix.has_genes and self._table.has_var else None
         parts = [
             storage.Part(

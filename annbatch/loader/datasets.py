@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from annbatch import storage
-from annbatch._shared.args import _levels_to_user
-from annbatch._shared.options import as_numeric
+from annbatch._shared.args import as_numeric, levels_to_user
 
 from .obs_table import ObsTable
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from .genes import Genes
 
-__all__ = ["Dataset", "Key", "Matrix", "Table", "Wanted", "X", "collection_groups"]
+__all__ = ["Dataset", "Key", "Table", "TableMatrix", "Wanted", "X", "collection_groups"]
 
 Source: TypeAlias = "storage.SparseSource | storage.DenseSource"
 
@@ -57,6 +56,7 @@ class Wanted:
 
     @property
     def keys(self) -> list[Key]:
+        """Which matrices."""
         return [X, *(Key("layers", name) for name in self.layers), *(Key("obsm", name) for name in self.obsm)]
 
 
@@ -85,6 +85,7 @@ class Dataset:
 
     @property
     def n_obs(self) -> int:
+        """Number of rows."""
         return int(self.sources[X].shape[0])
 
     def close(self) -> None:
@@ -157,7 +158,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class TableMatrix:
     """One matrix over all datasets."""
 
     key: Key
@@ -166,6 +167,7 @@ class Matrix:
 
     @property
     def is_sparse(self) -> bool:
+        """Whether all datasets hold it as CSR; otherwise all hold it dense."""
         return bool(self.sources[0].is_sparse)
 
     @property
@@ -173,7 +175,7 @@ class Matrix:
         """Whether axis 1 is the variables, so that joins and subsets apply to it."""
         return self.key.kind != "obsm"
 
-    def added(self, datasets: Sequence[Dataset], *, join: bool) -> Matrix:
+    def added(self, datasets: Sequence[Dataset], *, join: bool) -> TableMatrix:
         """Return the matrix with the rows of more datasets."""
         first = (*self.sources, datasets[0].sources[self.key])[0]
         dtype, first_shape = self.dtype, first.shape
@@ -198,10 +200,10 @@ class Matrix:
                 warnings.warn(
                     f"{self.key} has dtype {dtype}, and {its_dtype} in {dataset.name}; batches will have {promoted}",
                     UserWarning,
-                    stacklevel=_levels_to_user(),
+                    stacklevel=levels_to_user(),
                 )
                 dtype = promoted
-        return Matrix(self.key, self.sources + tuple(dataset.sources[self.key] for dataset in datasets), dtype)
+        return TableMatrix(self.key, self.sources + tuple(dataset.sources[self.key] for dataset in datasets), dtype)
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Table:
     genes: Genes
     lengths: tuple[int, ...] = ()
     kind: type | None = None
-    matrices: Mapping[Key, Matrix] = field(default_factory=dict)
+    matrices: Mapping[Key, TableMatrix] = field(default_factory=dict)
     obs: ObsTable | None = None
     has_var: bool = False
 
@@ -239,7 +241,7 @@ class Table:
         if len(first.sources[X].shape) > 2 and (join or self.genes.wanted is not None):
             msg = f"join and var_names need an X with 2 dimensions, got shape {first.sources[X].shape} in {first.name}"
             raise ValueError(msg)
-        matrices = {key: self.matrices.get(key, Matrix(key, (), first.dtypes[key])) for key in first.sources}
+        matrices = {key: self.matrices.get(key, TableMatrix(key, (), first.dtypes[key])) for key in first.sources}
         genes = self.genes.added([d.var for d in datasets if d.var is not None], names) if has_var else self.genes
         obs = (self.obs or ObsTable()).added([d.obs for d in datasets if d.obs is not None]) if has_obs else None
         return replace(
@@ -270,14 +272,17 @@ class Table:
 
     @property
     def n_obs(self) -> int:
+        """Number of rows of all datasets."""
         return int(self.offsets[-1])
 
     @property
     def n_var(self) -> int:
+        """Number of variables of a batch."""
         return len(self.genes.names) if self.has_var else int(self.matrices[X].sources[0].shape[1])
 
     @property
     def var(self) -> pd.DataFrame | None:
+        """Annotations of the variables of a batch, sealed; None when the data has none."""
         return self.genes.frame if self.has_var else None
 
     def locate(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -124,9 +124,11 @@ def let_torch_warn_unheard() -> None:
 def _jax(dtypes: set[np.dtype[Any]]) -> Makers:
     import jax
     import jax.numpy as jnp
-    from jax.experimental.sparse import CSR
+    from jax.experimental import sparse as jax_sparse
 
-    has_64_bit = bool(jax.config.jax_enable_x64)
+    csr: Any = jax_sparse.CSR
+    config: Any = jax.config
+    has_64_bit = bool(config.jax_enable_x64)
     if not has_64_bit:
         wide = sorted(str(dtype) for dtype in dtypes if dtype.itemsize // (2 if dtype.kind == "c" else 1) > 4)
         if wide:
@@ -140,7 +142,7 @@ def _jax(dtypes: set[np.dtype[Any]]) -> Makers:
         if block.indices.dtype.itemsize > 4 and not has_64_bit:
             msg = "to='jax' cannot hold a batch of more than 2**31 values; choose a smaller batch_size"
             raise ValueError(msg)
-        return CSR(tuple(map(jnp.asarray, (block.data, block.indices, block.indptr))), shape=block.shape)
+        return csr(tuple(map(jnp.asarray, (block.data, block.indices, block.indptr))), shape=block.shape)
 
     return Makers(sparse, jnp.asarray)
 

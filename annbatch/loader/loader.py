@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from annbatch import storage
-from annbatch._shared.args import as_bool, as_count
-from annbatch._shared.options import as_list, as_names, as_numeric, as_paths, as_sampler, one_of
+from annbatch._shared.args import as_bool, as_choice, as_count, as_function, as_list, as_names, as_numeric, as_paths
 from annbatch._shared.workers import current_worker
 
+from .arguments import as_sampler
 from .batches import BatchReader
 from .datasets import Dataset, Table, Wanted, collection_groups
 from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from .genes import Genes
-from .passes import Pass, Position, loads
+from .passes import LoaderPass, LoaderPosition, loads
 from .sealing import own_copy
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Loader:
         if to_torch is not None:
             warnings.warn('to_torch is deprecated, pass to="torch" instead', DeprecationWarning, stacklevel=2)
             to = "torch" if to_torch else to
-        self._to = one_of("to", to, ("torch", "jax"))
+        self._to = as_choice("to", to, (None, "torch", "jax"))
         if self._to is not None:
             check_installed(self._to, f"to={self._to!r}")
         self._preload_to_gpu = None if preload_to_gpu is None else as_bool("preload_to_gpu", preload_to_gpu)
@@ -170,24 +170,21 @@ class Loader:
         if names == ():
             msg = "var_names must name at least one variable, got none; pass None for all"
             raise ValueError(msg)
-        join = one_of("join", join, ("inner", "outer"))
+        join = as_choice("join", join, (None, "inner", "outer"))
         self._table = Table(genes=Genes(join=join, wanted=None if names is None else pd.Index(names)))
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
         self._dtype = None if dtype is None else as_numeric(dtype)
         self._prefetch = as_count("prefetch", prefetch, minimum=0)
         self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
-        if transform is not None and not callable(transform):
-            msg = f"transform must be callable or None, got {transform!r}"
-            raise TypeError(msg)
-        self._transform = transform
+        self._transform = as_function("transform", transform, "of a batch")
         self._has_collection = False
-        self._position: Position | None = None
-        self._resume: Position | None = None
+        self._position: LoaderPosition | None = None
+        self._resume: LoaderPosition | None = None
         # Kept from pass to pass, because the first touch of fresh memory is slow.
         self._pool = storage.BufferPool()
         self._n_passes = 0
-        self._passes: weakref.WeakSet[Pass] = weakref.WeakSet()
+        self._passes: weakref.WeakSet[LoaderPass] = weakref.WeakSet()
 
     # -- adding data
 
@@ -437,14 +434,14 @@ class Loader:
         requests = sampler.sample(table.n_obs)
         resume, self._resume = self._resume, None
         n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
-        start = Position(sampler, sampler.state_dict(), n_done)
+        start = LoaderPosition(sampler, sampler.state_dict(), n_done)
         self._n_passes += 1
-        new_pass = Pass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
+        new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
         self._passes.add(new_pass)
         self._position = start
         return new_pass
 
-    def _moved(self, number: int, position: Position) -> None:
+    def _moved(self, number: int, position: LoaderPosition) -> None:
         """Note where the consumer of a pass stands; of several passes the one that was started last counts."""
         if number == self._n_passes:
             self._position = position
@@ -488,7 +485,7 @@ class Loader:
         """
         position = self._position
         if position is None or position.sampler is not self._batch_sampler:
-            position = Position(self._batch_sampler, self._batch_sampler.state_dict())
+            position = LoaderPosition(self._batch_sampler, self._batch_sampler.state_dict())
         return position.as_dict(self._checked_table())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -506,7 +503,7 @@ class Loader:
             When a pass is open.
         """
         self._check_no_pass("a state must not be loaded")
-        position = Position.from_dict(state, self._checked_table(), self._batch_sampler)
+        position = LoaderPosition.from_dict(state, self._checked_table(), self._batch_sampler)
         self._batch_sampler.load_state_dict(position.state)
         self._position = self._resume = position
 

@@ -1,7 +1,7 @@
 """Annotations of the rows of several datasets as one table.
 
 Labels must mean the same in every batch, whichever dataset its rows come from. So the categories of a column are united
-over all datasets, in order of appearance: the first dataset's come first, in their order.
+over all datasets, by the rule that all faces share (:mod:`annbatch._shared.labels`): sorted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from annbatch._shared.labels import recode, unite_dtypes
 
 from .sealing import own_rows, sealed_dtype
 
@@ -23,8 +25,8 @@ __all__ = ["ObsTable", "concat_obs"]
 def concat_obs(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Put frames below each other; a column that a frame lacks is missing there.
 
-    Categorical columns stay categorical, with the categories of all frames. A column that is categorical in one frame and
-    plain in another becomes categorical.
+    Categorical columns stay categorical, with the sorted categories of all frames. A column that is categorical in one frame
+    and plain in another becomes categorical. One that holds text here and numbers there holds Python objects.
     """
     return _stack(_unite(frames))
 
@@ -114,40 +116,30 @@ def _unite(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         name for frame in frames for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.CategoricalDtype)
     )
     for name in categorical:
-        dtype = _united_dtype([frame[name] for frame in frames if name in frame.columns])
-        frames = [_with_dtype(frame, name, dtype) for frame in frames]
+        dtype = unite_dtypes([_dtype_of(frame[name]) for frame in frames if name in frame.columns])
+        if dtype is not None:
+            dtype = sealed_dtype(dtype)
+            frames = [_with_dtype(frame, name, dtype) for frame in frames]
     return frames
 
 
-def _united_dtype(columns: Sequence[pd.Series]) -> pd.CategoricalDtype:
-    categories, ordered = _categories(columns[0])
-    for column in columns[1:]:
-        more, more_ordered = _categories(column)
-        if not more.equals(categories):
-            categories = categories.append(more[~more.isin(categories)])
-            ordered = False  # two orders do not make one
-        ordered = ordered and more_ordered
-    return sealed_dtype(pd.CategoricalDtype(categories, ordered=ordered))
-
-
-def _categories(column: pd.Series) -> tuple[pd.Index, bool]:
+def _dtype_of(column: pd.Series) -> pd.CategoricalDtype:
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.dtype.categories, bool(column.dtype.ordered)
-    return pd.Index(column.dropna().unique()), False
+        return column.dtype
+    return pd.CategoricalDtype(pd.Index(column.dropna().unique()))
 
 
 def _with_dtype(frame: pd.DataFrame, name: Any, dtype: pd.CategoricalDtype) -> pd.DataFrame:
-    values: Any
+    codes: np.ndarray
     if name not in frame.columns:
-        values = pd.Categorical.from_codes(np.full(len(frame), -1, dtype=np.int8), dtype=dtype)
+        codes = np.full(len(frame), -1, dtype=np.int8)
     else:
         values = frame[name].array
         if not isinstance(values, pd.Categorical):
-            values = pd.Categorical(values, dtype=dtype)
+            values = pd.Categorical(values)
         elif values.ordered == dtype.ordered and values.categories is dtype.categories:
             return frame
-        else:
-            values = values.set_categories(dtype.categories, ordered=dtype.ordered)
+        codes = recode(values.codes, values.categories, dtype.categories)
     frame = frame.copy(deep=False)
-    frame[name] = values
+    frame[name] = pd.Categorical.from_codes(codes, dtype=dtype)
     return frame

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from .batches import BatchReader
     from .datasets import Table
 
-__all__ = ["Pass", "Position", "loads"]
+__all__ = ["LoaderPass", "LoaderPosition", "loads"]
 
 
 _STATE_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Position:
+class LoaderPosition:
     """Where a consumer stands: `n_done` batches into the load request that `sampler` draws next from `state`."""
 
     sampler: Sampler
@@ -40,7 +40,7 @@ class Position:
         }
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any], table: Table, sampler: Sampler) -> Position:
+    def from_dict(cls, state: dict[str, Any], table: Table, sampler: Sampler) -> LoaderPosition:
         """Read a state, which must have been taken over the same data; the sampler checks its own part."""
         if not isinstance(state, dict):
             msg = f"state must be a dict made by state_dict, got {type(state).__name__}"
@@ -59,19 +59,19 @@ class Position:
         return cls(sampler, state["sampler"], n_done)
 
 
-Item: TypeAlias = tuple[Any, Position]
+Item: TypeAlias = tuple[Any, LoaderPosition]
 
 # Comes after the last batch, to say where the sampler stands then: at the start of its next pass.
 _END = object()
 
 
 class _Owner(Protocol):
-    def _moved(self, number: int, position: Position) -> None: ...
+    def _moved(self, number: int, position: LoaderPosition) -> None: ...
 
     def _left_early(self) -> None: ...
 
 
-class Pass(Iterator[Any]):
+class LoaderPass(Iterator[Any]):
     """The iterator that a loader hands out.
 
     Parameters
@@ -133,7 +133,7 @@ class Pass(Iterator[Any]):
 def loads(
     requests: Iterator[LoadRequest],
     reader: BatchReader,
-    start: Position,
+    start: LoaderPosition,
     transform: Callable[[dict[str, Any]], Any] | None,
 ) -> Generator[Iterable[Item]]:
     """Yield the batches of each load request, every batch with the position that follows it.
@@ -144,10 +144,10 @@ def loads(
     position, sampler = start, start.sampler
     try:
         for request in requests:
-            following = Position(sampler, sampler.state_dict())
+            following = LoaderPosition(sampler, sampler.state_dict())
             yield _load(request, reader, position, following, transform)
             position = following
-        yield [(_END, Position(sampler, sampler.state_dict()))]
+        yield [(_END, LoaderPosition(sampler, sampler.state_dict()))]
     finally:
         if hasattr(requests, "close"):
             requests.close()
@@ -156,8 +156,8 @@ def loads(
 def _load(
     request: LoadRequest,
     reader: BatchReader,
-    position: Position,
-    following: Position,
+    position: LoaderPosition,
+    following: LoaderPosition,
     transform: Callable[[dict[str, Any]], Any] | None,
 ) -> Iterator[Item]:
     n_batches, skip = len(request["splits"]), position.n_done

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Hashable, Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from annbatch._shared.args import as_count
-from annbatch._shared.options import as_names, as_numeric, as_paths
+from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
 from annbatch._shared.workers import current_worker
 from annbatch.storage import BufferPool, available_cpus
 from annbatch.storage.frames import Labels
 
-from .files import open_files, read_labels
-from .genes import join_genes
-from .labels import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
+from .arguments import as_encoded_keys, as_filter, as_path_list, as_scaler, as_unknown_labels, check_distinct
+from .gene_join import join_genes
+from .mapped_files import open_files, read_labels
 from .matrices import JoinedMatrix, RowsOfFile
-from .samples import Column, collate, make_samples, register_with_torch
+from .obs_columns import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
+from .samples import SampleColumn, collate, make_samples, register_with_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -144,28 +142,20 @@ class MappedCollection:
         var_names: Sequence[str] | None = None,
         num_threads: int | None = None,
     ) -> None:
-        paths = _paths(path_list)
-        if join not in ("inner", "outer", None):
-            msg = f'join must be "inner", "outer" or None, got {join!r}'
-            raise ValueError(msg)
-        self.layers_keys = ["X"] if layers_keys is None else _keys("layers_keys", layers_keys)
-        self.obs_keys = _keys("obs_keys", obs_keys)
-        self.obsm_keys = _keys("obsm_keys", obsm_keys)
-        self.obs_filter = _conditions(obs_filter)
-        self.join = join
-        self.encode_labels = _encoded_keys(encode_labels, self.obs_keys)
-        self.unknown_label = _unknown_labels(unknown_label, self.encode_labels)
+        paths = as_path_list(path_list)
+        self.layers_keys = ["X"] if layers_keys is None else list(as_keys("layers_keys", layers_keys))
+        self.obs_keys = [] if obs_keys is None else list(as_keys("obs_keys", obs_keys))
+        self.obsm_keys = [] if obsm_keys is None else list(as_keys("obsm_keys", obsm_keys))
+        self.obs_filter = as_filter(obs_filter)
+        self.join = as_choice("join", join, ("inner", "outer", None))
+        self.encode_labels = as_encoded_keys(encode_labels, self.obs_keys)
+        self.unknown_label = as_unknown_labels(unknown_label, self.encode_labels)
         self.parallel = parallel
         self.dtype = None if dtype is None else as_numeric(dtype)
         self.num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self.path_list = paths
 
-        names = [*self.layers_keys, *self.obs_keys, *(f"obsm_{key}" for key in self.obsm_keys), "_store_idx"]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            msg = f"layers_keys, obs_keys and obsm_keys must give each sample different keys, got {repeated} more than once"
-            raise ValueError(msg)
-
+        check_distinct(self.layers_keys, self.obs_keys, self.obsm_keys)
         self._files = open_files(
             paths, self.layers_keys, self.obs_keys, self.obsm_keys, self.encode_labels, self.obs_filter
         )
@@ -178,6 +168,7 @@ class MappedCollection:
         wanted = None if var_names is None else as_names("var_names", var_names)
         genes = join_genes(self.var_list, names_of_files, join, wanted)
         self.join_vars, self.var_joint, self.var_indices = genes.how, genes.names, genes.sources
+        keys = [*self.layers_keys, *(f"obsm_{key}" for key in self.obsm_keys)]
         self._matrices = {
             name: JoinedMatrix(
                 [file.matrices.get(name) for file in self._files],
@@ -186,7 +177,7 @@ class MappedCollection:
                 self.n_vars,
                 self.dtype,
             )
-            for name in names
+            for name in keys
             if any(name in file.matrices for file in self._files)
         }
         self._columns = {key: self._merged(key) for key in self.obs_keys}
@@ -383,14 +374,11 @@ class MappedCollection:
         >>> sampler = WeightedRandomSampler(m.get_label_weights("cell_type"), num_samples=len(m))  # doctest: +SKIP
         >>> loader = DataLoader(m, batch_size=128, sampler=sampler)  # doctest: +SKIP
         """
-        keys = _keys("obs_keys", obs_keys)
+        keys = as_keys("obs_keys", obs_keys)
         if not keys:
             msg = "obs_keys must name at least one column, got none"
             raise ValueError(msg)
-        if scaler is not None and not scaler > 0:
-            msg = f"scaler must be None or > 0, got {scaler}"
-            raise ValueError(msg)
-        weights, by_label = label_weights([self._label_column(key) for key in keys], scaler)
+        weights, by_label = label_weights([self._label_column(key) for key in keys], as_scaler(scaler))
         return by_label if return_categories else weights
 
     def check_vars_sorted(self, ascending: bool = True) -> bool:  # noqa: FBT001, FBT002
@@ -468,9 +456,9 @@ class MappedCollection:
             name: matrix.read(groups, len(numbers), self._pool, num_threads) for name, matrix in self._matrices.items()
         }
         columns |= {
-            key: Column(column.values(numbers), column.numbers(numbers)) for key, column in self._columns.items()
+            key: SampleColumn(column.values(numbers), column.numbers(numbers)) for key, column in self._columns.items()
         }
-        columns["_store_idx"] = Column(of_file.tolist(), of_file)
+        columns["_store_idx"] = SampleColumn(of_file.tolist(), of_file)
         return make_samples({name: column for name, column in columns.items() if column is not None}, len(numbers))
 
     def _by_file(self, numbers: np.ndarray, of_file: np.ndarray) -> list[RowsOfFile]:
@@ -521,74 +509,3 @@ class MappedCollection:
             names = [file.name for file in self._files]
             self._more_labels[key] = merge_labels(key, per_file, [file.n_rows for file in self._files], names)
         return self._more_labels[key]
-
-
-def _paths(path_list: Any) -> list[Path]:
-    paths = [Path(path) for path in as_paths("path_list", path_list)]
-    if not paths:
-        msg = "path_list must hold at least one path, got none"
-        raise ValueError(msg)
-    return paths
-
-
-def _listed(name: str, values: Any) -> list[Any]:
-    try:
-        return list(values)
-    except TypeError:
-        msg = f"{name} must be a list, got {values!r} of type {type(values).__name__}"
-        raise TypeError(msg) from None
-
-
-def _keys(name: str, keys: Any) -> list[str]:
-    if keys is None:
-        return []
-    found = [keys] if isinstance(keys, str) else _listed(name, keys)
-    wrong = [key for key in found if not isinstance(key, str)]
-    if wrong:
-        msg = f"{name} must hold text, got {wrong[0]!r} of type {type(wrong[0]).__name__}"
-        raise TypeError(msg)
-    return found
-
-
-def _conditions(obs_filter: Any) -> dict[str, list[Any]]:
-    if obs_filter is None:
-        return {}
-    if not hasattr(obs_filter, "items"):
-        msg = f"obs_filter must be a dict of column: value or values, got {type(obs_filter).__name__}"
-        raise TypeError(msg)
-    conditions = {}
-    for column, values in obs_filter.items():
-        one = isinstance(values, str | bytes) or not isinstance(values, Iterable)
-        conditions[column] = [values] if one else list(values)
-        for value in conditions[column]:
-            if not isinstance(value, Hashable):
-                msg = f"obs_filter[{column!r}] must be a value or a list of values, got {value!r} for a value"
-                raise TypeError(msg)
-    return conditions
-
-
-def _encoded_keys(encode_labels: Any, obs_keys: list[str]) -> list[str]:
-    if isinstance(encode_labels, bool | np.bool_):
-        return list(obs_keys) if encode_labels else []
-    keys = _keys("encode_labels", encode_labels)
-    unknown = [key for key in keys if key not in obs_keys]
-    if unknown:
-        msg = f"encode_labels must be True, False or a list of obs_keys {obs_keys}, got {unknown}"
-        raise ValueError(msg)
-    return keys
-
-
-def _unknown_labels(unknown_label: Any, encoded: list[str]) -> dict[str, Any]:
-    if unknown_label is None:
-        return {}
-    if not hasattr(unknown_label, "items"):
-        unknown_label = dict.fromkeys(encoded, unknown_label)
-    not_encoded = [key for key in unknown_label if key not in encoded]
-    if not_encoded:
-        msg = f"unknown_label: the keys must be encoded keys {encoded}, got {not_encoded}"
-        raise ValueError(msg)
-    for label in unknown_label.values():
-        if not isinstance(label, Hashable):
-            msg = f"unknown_label must be a label, or a dict of one label per key, got {label!r} for a label"
-            raise TypeError(msg)
-    return dict(unknown_label)

@@ -8,7 +8,7 @@ import numpy as np
 
 from annbatch.storage import Part, read_dense
 
-from .samples import Column
+from .samples import SampleColumn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,12 +58,14 @@ class JoinedMatrix:
             np.result_type(*(source.dtype for source in sources if source is not None)) if dtype is None else dtype
         )
 
-    def read(self, groups: Sequence[RowsOfFile], n_rows: int, pool: BufferPool, num_threads: int) -> Column | None:
+    def read(
+        self, groups: Sequence[RowsOfFile], n_rows: int, pool: BufferPool, num_threads: int
+    ) -> SampleColumn | None:
         """Read the rows of a batch.
 
         Returns
         -------
-        Column or None
+        SampleColumn or None
             None when no file of the batch has the key.
         """
         by_shape: dict[Any, list[RowsOfFile]] = {}
@@ -76,10 +78,10 @@ class JoinedMatrix:
             return None
         block, positions = blocks[0]
         if positions is None:
-            return Column(list(block), block)
+            return SampleColumn(list(block), block)
         # Rows of different shape, or a file without the key: no single block can hold the batch.
         rows = np.concatenate([positions for _, positions in blocks if positions is not None])
-        return Column([row for block, _ in blocks for row in block], None, rows)
+        return SampleColumn([row for block, _ in blocks for row in block], None, rows)
 
     def close(self) -> None:
         """Close the files."""

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 _TORCH_COLLATE = "torch.utils.data._utils.collate"
 
-__all__ = ["Column", "Sample", "collate", "make_samples", "register_with_torch"]
+__all__ = ["Sample", "SampleColumn", "collate", "make_samples", "register_with_torch"]
 
 
 @dataclass(frozen=True)
-class Column:
+class SampleColumn:
     """One key of a batch.
 
     Attributes
@@ -47,7 +47,7 @@ class _Batch:
 
     __slots__ = ("columns", "n_samples")
 
-    def __init__(self, columns: dict[str, Column], n_samples: int) -> None:
+    def __init__(self, columns: dict[str, SampleColumn], n_samples: int) -> None:
         self.columns = columns
         self.n_samples = n_samples
 
@@ -65,7 +65,7 @@ class Sample(dict[str, Any]):
         return dict, (dict(self),)
 
 
-def make_samples(columns: dict[str, Column], n_samples: int) -> list[dict[str, Any]]:
+def make_samples(columns: dict[str, SampleColumn], n_samples: int) -> list[dict[str, Any]]:
     """Cut a batch into samples.
 
     Parameters

@@ -22,12 +22,14 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from annbatch._shared.labels import code_dtype
+
 from .errors import CorruptDataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["FrameReader", "Labels", "code_dtype", "read_frame"]
+__all__ = ["FrameReader", "Labels", "read_frame"]
 
 # Text is turned into codes in pieces, so that a column of many rows never exists as that many Python strings.
 _ROWS_AT_ONCE = 1 << 16
@@ -396,11 +398,6 @@ def _text(value: Any) -> str:
 def _unmasked(elem: Any) -> Any:
     """Categories are never missing: where they were written with a mask, it says nothing."""
     return elem["values"] if _is_group(elem) else elem
-
-
-def code_dtype(n_categories: int) -> np.dtype[Any]:
-    """Return the smallest signed integer type that numbers so many categories."""
-    return np.min_scalar_type(-max(n_categories, 1))
 
 
 def _holds_numbers(column: _Column) -> bool:

@@ -1,7 +1,8 @@
 """Turn the figures of a run into a table, a plot, and sections of documents.
 
 ``python -m benchmarks.versus.report RESULTS.json --write FILE.md`` rewrites what stands between the lines
-``<!-- versus:begin -->`` and ``<!-- versus:end -->`` of a document.
+``<!-- versus:begin -->`` and ``<!-- versus:end -->`` of a document, with the whole table and the plot; or between
+``<!-- versus-few:begin -->`` and ``<!-- versus-few:end -->``, with the rows that matter to most people.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["markdown_table", "plot", "rewrite_section"]
+__all__ = ["markdown_table", "plot", "rewrite_section", "short_table"]
+
+# The rows of a short table: what most people have and do.
+FEW = {
+    "h5ad": "shuffled batches straight from h5ad files",
+    "h5ad-gzip": "the same, gzip-compressed h5ad",
+    "mapped-batches": "map-style, in a torch `DataLoader`, shuffled h5ad",
+    "loader-32x256-own": "shuffled batches from a collection that each side made of the files",
+    "loader-2000-genes": "the same, 2,000 chosen genes as dense tensors",
+    "add-adatas": "making that collection",
+}
 
 PEERS = {"annbatch": "annbatch {}", "lamindb": "lamindb {}", "scdataset": "scDataset {}"}
 
@@ -94,6 +105,30 @@ def markdown_table(results: dict[str, Any], *, only_goals: bool = False) -> str:
     return "\n".join([*lines, "", *([*reasons, ""] if reasons else []), caption, ""])
 
 
+def short_table(results: dict[str, Any]) -> str:
+    """The first figure of the cases in FEW, in five columns."""
+    lines = ["| what | peer | peer's median | ours | times better |", "| --- | --- | --- | --- | --- |"]
+    cases = {case["name"]: case for case in results["cases"]}
+    for name, what in FEW.items():
+        if name not in cases:
+            continue
+        measures = cases[name]["measures"]
+        if not measures:
+            lines.append(f"| {what} | {cases[name]['peer']} | failed | not run | |")
+            continue
+        measure = measures[0]
+        unit = " rows/s" if measure["unit"] == "rows/s" else ""
+        medians = [
+            "failed" if measure[side] is None else figure_text(measure[side]["median"], measure["unit"]) + unit
+            for side in ("peer", "ours")
+        ]
+        ratio = "" if measure["ratio"] is None else f"**{times_text(measure['ratio'])}**"
+        lines.append(f"| {what} | {cases[name]['peer']} | {medians[0]} | {medians[1]} | {ratio} |")
+    machine, sizes = results["machine"], results["sizes"]
+    caption = f"Measured {results['date']} on {machine['cpus']} cores, {sizes['files']} files of {sizes['cells']:,} cells, in the page cache."
+    return "\n".join([*lines, "", caption, ""])
+
+
 def bars(results: dict[str, Any]) -> list[tuple[str, float, float | None]]:
     """(label, times better, goal) of the first figure of each case that has one."""
     return [
@@ -148,7 +183,10 @@ def rewrite_section(document: Path, name: str, text: str) -> None:
 
 
 def write_into(document: Path, results: dict[str, Any], plot_path: Path) -> None:
-    """Rewrite the section ``versus`` of a document: the goals, and the plot if it exists."""
+    """Rewrite the section ``versus`` (the goals, and the plot if it exists) or ``versus-few`` of a document."""
+    if "<!-- versus-few:begin -->" in document.read_text():
+        rewrite_section(document, "versus-few", short_table(results))
+        return
     text = markdown_table(results, only_goals=True)
     if plot_path.exists():
         relative = Path(os.path.relpath(plot_path, document.parent)).as_posix()

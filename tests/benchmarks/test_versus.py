@@ -8,7 +8,16 @@ import pytest
 from benchmarks.versus.cases import CASES, Case, Measure, Side
 from benchmarks.versus.environments import OLDEST_PYTHON, REQUIREMENTS, find_python
 from benchmarks.versus.measure import Sizes, Versus, summary, times_better
-from benchmarks.versus.report import PEERS, figure_text, markdown_table, plot, rewrite_section
+from benchmarks.versus.report import (
+    FEW,
+    PEERS,
+    figure_text,
+    markdown_table,
+    plot,
+    rewrite_section,
+    short_table,
+    write_into,
+)
 from benchmarks.versus.running import WORKERS, WorkerError, run_worker
 
 
@@ -120,3 +129,24 @@ def test_a_document_without_its_markers_is_refused_and_kept(tmp_path, text):
     with pytest.raises(ValueError, match="must hold the lines"):
         rewrite_section(document, "versus", "new")
     assert document.read_text() == text
+
+
+def test_the_short_table_has_the_cases_that_matter_to_most_and_says_what_failed(tmp_path):
+    assert set(FEW) <= {case.name for case in CASES}
+    measure = {"unit": "rows/s", "ratio": 2.0, "peer": {"median": 1000.0}, "ours": {"median": 2000.0}}
+    cases = [{"name": name, "peer": "a peer", "measures": [measure]} for name in FEW]
+    cases[1]["measures"] = []
+    results = {
+        "date": "2026-01-01",
+        "machine": {"cpus": 2},
+        "sizes": {"files": 4, "cells": 50_000},
+        "cases": [*cases, {**cases[0], "name": "another"}],
+    }
+    document = tmp_path / "README.md"
+    document.write_text("<!-- versus-few:begin -->\n<!-- versus-few:end -->\n")
+    write_into(document, results, tmp_path / "plot.svg")
+    rows = [line for line in document.read_text().splitlines() if line.startswith("|")][2:]
+    assert len(rows) == len(FEW)
+    assert rows[0].endswith("| a peer | 1,000 rows/s | 2,000 rows/s | **2 x** |")
+    assert "failed" in rows[1]
+    assert short_table(results) in document.read_text()

@@ -22,3 +22,8 @@ def contents(batch):
     for part in ("layers", "obsm"):
         plain[part] = {key: as_array(value).tolist() for key, value in batch.get(part, {}).items()}
     return plain
+
+
+def with_sorted_labels(obs):
+    """The obs as a loader hands it out: the categories of every column sorted."""
+    return obs.assign(label=obs["label"].cat.reorder_categories(sorted(obs["label"].cat.categories)))

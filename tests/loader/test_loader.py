@@ -15,7 +15,7 @@ from annbatch import Loader, RandomSampler, SequentialSampler
 from annbatch.abc import Sampler
 from tests.cells import as_array, full_cells, open_cells, write
 
-from .loaders import contents, small_loader
+from .loaders import contents, small_loader, with_sorted_labels
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -48,7 +48,7 @@ def test_every_row_comes_once_with_its_values_and_annotations(parts, added, shuf
     ).add_adatas(added)
 
     values = np.concatenate([as_array(part.X) for part in parts])
-    obs = pd.concat([part.obs for part in parts])
+    obs = with_sorted_labels(pd.concat([part.obs for part in parts]))
     batches = list(loader)
 
     index = np.concatenate([batch["index"] for batch in batches])

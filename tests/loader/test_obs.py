@@ -19,7 +19,7 @@ from .loaders import small_loader
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 
-def test_categories_are_united_in_order_of_appearance(tmp_path):
+def test_categories_are_united_and_sorted(tmp_path):
     parts = [
         full_cells(20, seed=i, labels=labels, prefix=f"{i}_")
         for i, labels in enumerate((["T", "B"], ["A", "B"], ["T"]))
@@ -29,9 +29,9 @@ def test_categories_are_united_in_order_of_appearance(tmp_path):
         expected = np.concatenate([part.obs["label"].astype(str) for part in parts])
         for batch in loader:
             label = batch["obs"]["label"]
-            assert label.cat.categories.tolist() == ["T", "B", "A"]
+            assert label.cat.categories.tolist() == ["A", "B", "T"]
             assert label.tolist() == expected[batch["index"]].tolist()
-        assert [obs["label"].cat.categories.tolist() for obs in loader._obs] == [["T", "B", "A"]] * 3
+        assert [obs["label"].cat.categories.tolist() for obs in loader._obs] == [["A", "B", "T"]] * 3
         assert [len(obs) for obs in loader._obs] == [20, 20, 20]
         assert pd.concat(loader._obs)["label"].tolist() == expected.tolist()
 
@@ -53,14 +53,18 @@ def categorical(values, categories=None, *, ordered=False):
             ["a", "b"],
             False,
         ),
+        ([categorical(["a"], ["b", "a"], ordered=True)] * 2, ["b", "a"], True),
+        ([categorical(["a"], ["b", "a"])] * 2, ["a", "b"], False),
         ([categorical(["a"], ["a"], ordered=True), categorical(["a"], ["a"])], ["a"], False),
-        ([categorical(["a"], ["b", "a"]), categorical(["c"], ["a", "c"])], ["b", "a", "c"], False),
+        ([categorical(["a"], ["b", "a"]), categorical(["c"], ["a", "c"])], ["a", "b", "c"], False),
         ([categorical([1, 2]), categorical([3, 1])], [1, 2, 3], False),
-        ([categorical(["a"]), categorical([1])], ["a", 1], False),
-        ([categorical(["a"]), pd.DataFrame({"label": ["c", "a", "b"]})], ["a", "c", "b"], False),
-        ([pd.DataFrame({"label": ["c", None]}), categorical(["a"])], ["c", "a"], False),
+        ([categorical(["a", 1], ["a", 1])], ["a", 1], False),
+        ([categorical([2.5]), categorical([1])], [1.0, 2.5], False),
+        ([categorical([True]), categorical([False])], [False, True], False),
+        ([categorical(["a"]), pd.DataFrame({"label": ["c", "a", "b"]})], ["a", "b", "c"], False),
+        ([pd.DataFrame({"label": ["c", None]}), categorical(["a"])], ["a", "c"], False),
         ([categorical(["a", None]), pd.DataFrame({"other": [1]})], ["a"], False),
-        ([categorical([], ["x"]), categorical(["a"])], ["x", "a"], False),
+        ([categorical([], ["x"]), categorical(["a"])], ["a", "x"], False),
     ],
 )
 def test_categorical_columns_stay_categorical(frames, categories, ordered):
@@ -69,6 +73,13 @@ def test_categorical_columns_stay_categorical(frames, categories, ordered):
     assert table["label"].cat.ordered is ordered
     values = [value for frame in frames for value in frame.get("label", pd.Series([None] * len(frame))).tolist()]
     assert [None if pd.isna(v) else v for v in table["label"]] == [None if pd.isna(v) else v for v in values]
+
+
+@pytest.mark.parametrize("other", [[1], [True], [1.5]])
+def test_labels_of_several_kinds_are_no_categories(other):
+    table = concat_obs([categorical(["a"]), categorical(other)])
+    assert table["label"].dtype == object
+    assert table["label"].tolist() == ["a", *other]
 
 
 def test_more_categories_than_the_narrow_codes_hold():

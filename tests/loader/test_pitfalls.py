@@ -137,7 +137,7 @@ def test_what_scvi_tools_does(collection):
     assert (loader.n_obs, loader.n_var) == (80, 7)
     assert isinstance(loader._obs, list)
     obs = pd.concat(loader._obs)
-    assert obs["label"].cat.categories.tolist() == ["B", "T", "NK"]
+    assert obs["label"].cat.categories.tolist() == ["B", "NK", "T"]
     assert len(loader._obs) == len(collection)
 
     train, validation, by_class = (copy.copy(loader) for _ in range(3))

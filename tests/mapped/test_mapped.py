@@ -546,14 +546,14 @@ def test_repr_names_what_is_read(two):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"join": "left"}, ValueError, 'join must be "inner", "outer" or None, got \'left\''),
+        ({"join": "left"}, ValueError, "join must be one of 'inner', 'outer', None, got 'left'"),
         ({"encode_labels": ["donor"]}, ValueError, "encode_labels must be True, False or a list of obs_keys"),
         (
             {"obs_keys": "donor", "unknown_label": {"cell_type": "x"}},
             ValueError,
             "unknown_label: the keys must be encoded",
         ),
-        ({"obs_keys": [1]}, TypeError, "obs_keys must hold text, got 1 of type int"),
+        ({"obs_keys": [1]}, TypeError, "obs_keys must be a name or a list of names, got 1 \\(int\\) among them"),
         ({"obs_filter": "T"}, TypeError, "obs_filter must be a dict"),
         ({"obs_filter": {"cell_type": "nope"}}, ValueError, "no row of the 2 files passes it"),
         ({"num_threads": 0}, ValueError, "num_threads must be >= 1, got 0"),
@@ -564,7 +564,7 @@ def test_repr_names_what_is_read(two):
         ({"dtype": "datetime64[s]"}, ValueError, "dtype must be a number type"),
         ({"var_names": "bc"}, TypeError, "var_names must be a list of names, got the string 'bc'"),
         ({"var_names": 5}, TypeError, "var_names must be a list of names, got 5"),
-        ({"obs_keys": 5}, TypeError, "obs_keys must be a list, got 5 of type int"),
+        ({"obs_keys": 5}, TypeError, "obs_keys must be a name or a list of names, got 5 \\(int\\)"),
         ({"obs_filter": {"cell_type": [["T"]]}}, TypeError, r"obs_filter\['cell_type'\] must be a value or a list"),
         ({"obs_keys": "donor", "unknown_label": ["x"]}, TypeError, r"unknown_label must be a label, .* got \['x'\]"),
     ],
@@ -692,3 +692,12 @@ def test_a_file_without_rows(folder, two):
     with MappedCollection([path, *two[1]], obs_keys="cell_type") as m:
         assert len(m) == 8
         assert m[0]["_store_idx"] == 1
+
+
+def test_a_pair_as_filter_works_with_a_deprecation_warning(two):
+    _, paths = two
+    with pytest.warns(DeprecationWarning, match=r"obs_filter=\('cell_type', \.\.\.\) is deprecated") as caught:
+        pair = MappedCollection(paths, obs_filter=("cell_type", "B"))
+    assert caught[0].filename == __file__
+    with MappedCollection(paths, obs_filter={"cell_type": "B"}) as same, pair:
+        assert pair.indices.tolist() == same.indices.tolist()

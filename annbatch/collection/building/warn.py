@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-from annbatch._shared.args import _levels_to_user
+from annbatch._shared.args import levels_to_user
 
 
 def warn_user(text: str) -> None:
     """Tell the caller of this package something that is no error."""
-    warnings.warn(text, UserWarning, stacklevel=_levels_to_user())
+    warnings.warn(text, UserWarning, stacklevel=levels_to_user())

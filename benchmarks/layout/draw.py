@@ -1,14 +1,18 @@
-"""Write the measured part of docs/collections.md and draw its plot, from what docs/measure_layout.py saved.
+"""Write the measured part of docs/collections.md and draw its plot, from what benchmarks/layout/measure.py saved.
 
-python docs/draw_layout.py
+python -m benchmarks.layout.draw
+
+A result holds the layout that collections have by default, and at how many rows a chunk the codecs were compared, which was
+the default when they were.
 """
 
 import json
 from pathlib import Path
 from statistics import median
 
-PAGE = Path(__file__).with_name("collections.md")
-RESULTS = Path(__file__).with_name("layout") / "results.json"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "collections.md"
+RESULTS = DOCS / "layout" / "results.json"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
@@ -26,7 +30,7 @@ def is_default(layout, default):
 def chunk_tables(results):
     """Yield lines: codecs and types, a chunk at a time."""
     default = results["default"]
-    yield f"Codecs of Blosc with byte shuffle, chunks of {default['rows_per_chunk']} rows, one thread:\n"
+    yield f"Codecs of Blosc with byte shuffle, chunks of {results['codecs_at']} rows, one thread:\n"
     yield "| codec | stored | type | bytes each | written, million a second | read, million a second |"
     yield "|---|---|---|---|---|---|"
     for found in results["chunks"]:
@@ -87,7 +91,7 @@ def plot(results, paths):
 
     default = results["default"]
     of_default_codec = [x for x in results["layouts"] if _codec(x) == _codec(default) and x["values"] != "float32"]
-    others = [x for x in results["layouts"] if x["rows_per_chunk"] == default["rows_per_chunk"]]
+    others = [x for x in results["layouts"] if x["rows_per_chunk"] == results["codecs_at"]]
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     _draw_rates(axes[0], of_default_codec, [x["rows_per_chunk"] for x in of_default_codec], "-")
     axes[0].set_xscale("log", base=2)

@@ -1,6 +1,6 @@
-"""Measure what docs/collections.md says about layout, memory and big builds; docs/draw_layout.py writes and draws it.
+"""Measure what docs/collections.md says about layout, memory and big builds; benchmarks/layout/draw.py writes and draws it.
 
-    python docs/measure_layout.py [N_CELLS] [--data H5AD ...]
+    python -m benchmarks.layout.measure [N_CELLS] [--data H5AD ...]
 
 Cells are the first ones of the files, or deep ones made of the bundled real ones (Beta(8, 3) of the counts kept), as raw counts in four h5ad
 files. Chunks are measured in one thread on 1,500 of them; MV/s: million values a second, the best of three for reading.
@@ -17,7 +17,6 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from draw_layout import RESULTS, write_page
 from numcodecs import Blosc, blosc
 from zarr.codecs import BloscCodec
 
@@ -28,6 +27,8 @@ from annbatch.collection.collection import _DEFAULT_ROWS_PER_CHUNK
 from annbatch.commands.bench import run_bench
 from annbatch.commands.demo import real_cells
 from annbatch.storage import available_cpus
+
+from .draw import RESULTS, write_page
 
 CODECS = (("lz4", 3), ("lz4hc", 1), ("lz4hc", 2), ("lz4hc", 4), ("zstd", 3))
 # The array, how it is called, and what it is stored as.
@@ -144,7 +145,7 @@ def measure_build(paths, n_values, folder):
     place = folder / "built.zarr"
     # A process of its own: what it held at most, and its processor time without the import of libraries.
     command = [sys.executable, "-c", BUILD, str(place), *map(str, paths)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own command
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, peak = map(float, result.stdout.split())
     datasets = -(-TAHOE_CELLS * (8 * TAHOE_VALUES + 64) // (20 * 10**9))
     return {
@@ -185,7 +186,7 @@ def main(n_cells, data):
             ad.AnnData(X.astype(np.float32), obs=obs).write_h5ad(paths[-1])
             del X
         results = {
-            "command": f"python docs/measure_layout.py {n_cells}" + (" --data ..." if data else ""),
+            "command": f"python -m benchmarks.layout.measure {n_cells}" + (" --data ..." if data else ""),
             "cells": n_each * N_FILES,
             "cpus": available_cpus(),
             "rounds": ROUNDS,
@@ -194,6 +195,7 @@ def main(n_cells, data):
                 "codec": chosen_codec()[0],
                 "level": chosen_codec()[1],
             },
+            "codecs_at": _DEFAULT_ROWS_PER_CHUNK,
             "chunks": chunks,
             "layouts": measure_layouts(paths, folder),
             "build": measure_build(paths, n_values, folder),

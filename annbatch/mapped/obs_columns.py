@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from annbatch.storage.frames import Labels, code_dtype
+from annbatch._shared.labels import encode_together, is_missing
+from annbatch.storage.frames import Labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,6 @@ __all__ = [
     "merge_labels",
     "merge_numbers",
     "number_labels",
-    "row_filter",
 ]
 
 
@@ -58,7 +58,7 @@ class LabelColumn:
         dict
             The integer of each label.
         """
-        missing_too = unknown is not None and _is_missing(unknown)
+        missing_too = unknown is not None and is_missing(unknown)
         known = [label for label in self.categories if unknown is None or missing_too or label != unknown]
         encoder = {label: number for number, label in enumerate(known)}
         if unknown is not None:
@@ -129,28 +129,10 @@ def merge_labels(
     Raises
     ------
     TypeError
-        If the labels are text in one file and numbers in another.
+        If the labels are of one kind (text, numbers, booleans) in one file and of another in another.
     """
-    kinds = {
-        "text" if labels.categories.dtype.kind == "O" else "numbers": path
-        for labels, path in zip(per_file, paths, strict=True)
-        if labels is not None and len(labels.categories)
-    }
-    if len(kinds) > 1:
-        msg = f"obs key {key!r} holds text in {kinds['text']} but numbers in {kinds['numbers']}: make it one kind in all files"
-        raise TypeError(msg)
-    distinct = {label for labels in per_file if labels is not None for label in labels.categories.tolist()}
-    categories = sorted(distinct)
-    number = {label: code for code, label in enumerate(categories)}
-    codes = np.full(sum(n_rows), -1, dtype=code_dtype(len(categories)))
-    start = 0
-    for labels, n in zip(per_file, n_rows, strict=True):
-        if labels is not None:
-            # The last entry is what code -1 picks: missing stays missing.
-            renumber = np.array([*(number[label] for label in labels.categories.tolist()), -1], dtype=codes.dtype)
-            np.take(renumber, labels.codes, out=codes[start : start + n], mode="wrap")
-        start += n
-    return LabelColumn(codes, categories)
+    codes, categories = encode_together(key, per_file, n_rows, paths)
+    return LabelColumn(codes, categories.tolist())
 
 
 def number_labels(numbers: np.ndarray) -> Labels:
@@ -168,22 +150,6 @@ def merge_numbers(per_file: Sequence[np.ndarray | None], n_rows: Sequence[int]) 
         array[start : start + n] = np.nan if numbers is None else numbers
         start += n
     return NumberColumn(array)
-
-
-def row_filter(labels: Labels, wanted: Sequence[Any]) -> np.ndarray:
-    """Return a mask of the rows whose label is among ``wanted``; NaN or None stand for a missing label."""
-    keep = np.zeros(len(labels.categories) + 1, dtype=bool)
-    values = {value for value in wanted if not _is_missing(value)}
-    keep[:-1] = [label in values for label in labels.categories.tolist()]
-    keep[-1] = any(_is_missing(value) for value in wanted)
-    return np.take(keep, labels.codes, mode="wrap")
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether a value stands for a missing label: None, NaN or pandas.NA."""
-    return (
-        value is None or type(value).__name__ == "NAType" or (isinstance(value, float | np.floating) and value != value)
-    )
 
 
 def label_weights(columns: Sequence[LabelColumn], scaler: float | None) -> tuple[np.ndarray, dict[Any, float]]:

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from annbatch._shared.row_filter import passing
 from annbatch.storage import is_store, open_group, open_matrix
 from annbatch.storage.frames import FrameReader, Labels
-
-from .labels import row_filter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["OpenFile", "open_files", "read_labels"]
+__all__ = ["MappedFile", "open_files", "read_labels"]
 
 
 @dataclass
-class OpenFile:
+class MappedFile:
     """What is known of one file.
 
     Attributes
@@ -57,7 +56,7 @@ def open_files(
     obsm_keys: Sequence[str],
     encoded: Collection[str],
     obs_filter: Mapping[str, Sequence[Any]],
-) -> list[OpenFile]:
+) -> list[MappedFile]:
     """Read names, labels and shapes of all files; nothing of the matrices.
 
     Raises
@@ -73,7 +72,7 @@ def open_files(
 
     for path in paths:
         _check_path(path)
-    files: list[OpenFile] = []
+    files: list[MappedFile] = []
     columns: set[str] = set()
     for path in tqdm(paths, desc="Opening files", unit="file", delay=1, leave=False):
         with _opened(path) as group:
@@ -108,7 +107,7 @@ def open_files(
     return files
 
 
-def read_labels(file: OpenFile, key: str) -> Labels | None:
+def read_labels(file: MappedFile, key: str) -> Labels | None:
     """Read one more obs column of a file as labels; None when the file lacks it."""
     with _opened(file.path) as group:
         return _column(FrameReader(group["obs"]), key, file.rows, as_labels=True)  # type: ignore[return-value]
@@ -134,7 +133,7 @@ def _check_path(path: Path) -> None:
         raise ValueError(msg)
 
 
-def _names_and_rows(path: Path, group: Any, reader: FrameReader, obs_filter: Mapping[str, Sequence[Any]]) -> OpenFile:
+def _names_and_rows(path: Path, group: Any, reader: FrameReader, obs_filter: Mapping[str, Sequence[Any]]) -> MappedFile:
     names = FrameReader(group["var"]).index()
     # As objects: files of different encodings would else give string dtypes that pandas does not take for equal.
     names = pd.Index(names.astype(str).to_numpy(dtype=object), dtype=object)
@@ -143,11 +142,11 @@ def _names_and_rows(path: Path, group: Any, reader: FrameReader, obs_filter: Map
     if obs_filter:
         keep = np.ones(n_rows, dtype=bool)
         for column, values in obs_filter.items():
-            keep &= row_filter(reader.labels(column), values) if column in reader.columns else False
+            keep &= passing(*reader.labels(column), values) if column in reader.columns else False
         rows = np.flatnonzero(keep)
         n_rows = len(rows)
     # Opened again for labels that are asked for later, maybe from another working directory.
-    return OpenFile(path.absolute(), str(path), rows, n_rows, names)
+    return MappedFile(path.absolute(), str(path), rows, n_rows, names)
 
 
 def _column(reader: FrameReader, key: str, rows: np.ndarray | None, *, as_labels: bool) -> np.ndarray | Labels | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from annbatch import storage
 from annbatch._shared.requests import check_bounds, requested_rows
 
-from .datasets import Table, TableMatrix, X
+from .datasets import Key, Table, TableMatrix, X
 from .sealing import own_copy
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class BatchReader:
         self._export_sparse = export_sparse
         self._export_dense = export_dense
         self._pool = pool
+        self.cancel = storage.Cancel()
         self._var = table.var
 
     def batches(self, request: LoadRequest, skip: int = 0) -> Iterator[dict[str, Any]]:
@@ -69,7 +71,7 @@ class BatchReader:
         if len(edges) == 1:
             return
         located = list(self._table.locate(rows))
-        blocks = {key: self._read(matrix, located, edges)[::-1] for key, matrix in self._table.matrices.items()}
+        blocks = self._blocks(located, edges)
         for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             # Taken out of the lists, so that nothing here keeps a batch alive that the caller has dropped.
             own_rows = rows[start:stop]
@@ -82,6 +84,16 @@ class BatchReader:
             for key in [key for key in blocks if key != X]:
                 batch.setdefault(key.kind, {})[key.name] = self._export(blocks[key].pop())
             yield batch
+
+    def _blocks(self, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray) -> dict[Key, list[Any]]:
+        """Read all matrices; per matrix its batches, the last one first."""
+        matrices = self._table.matrices
+        if len(matrices) == 1 or not self._table.is_far:
+            return {key: self._read(matrix, located, edges)[::-1] for key, matrix in matrices.items()}
+        # Bytes of all of them on their way at the same time.
+        with ThreadPoolExecutor(len(matrices), thread_name_prefix="annbatch-matrix") as threads:
+            futures = {key: threads.submit(self._read, matrix, located, edges) for key, matrix in matrices.items()}
+            return {key: future.result()[::-1] for key, future in futures.items()}
 
     def _places(self, request: LoadRequest, skip: int) -> tuple[np.ndarray, np.ndarray]:
         """Global row of every destination, and the destinations at which batches begin and end."""
@@ -116,11 +128,27 @@ class BatchReader:
         n_var = self._table.n_var if matrix.has_genes else int(shape[1])
         if matrix.is_sparse and not self._dense:
             return list(
-                storage.read_csr(parts, edges, n_var=n_var, dtype=dtype, num_threads=self._num_threads, pool=self._pool)
+                storage.read_csr(
+                    parts,
+                    edges,
+                    n_var=n_var,
+                    dtype=dtype,
+                    num_threads=self._num_threads,
+                    pool=self._pool,
+                    cancel=self.cancel,
+                )
             )
         width = n_var if len(shape) == 2 else None
         return list(
-            storage.read_dense(parts, edges, n_var=width, dtype=dtype, num_threads=self._num_threads, pool=self._pool)
+            storage.read_dense(
+                parts,
+                edges,
+                n_var=width,
+                dtype=dtype,
+                num_threads=self._num_threads,
+                pool=self._pool,
+                cancel=self.cancel,
+            )
         )
 
     def _export(self, block: Any) -> Any:

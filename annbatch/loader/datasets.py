@@ -59,6 +59,12 @@ class Wanted:
         """Which matrices."""
         return [X, *(Key("layers", name) for name in self.layers), *(Key("obsm", name) for name in self.obsm)]
 
+    @property
+    def needs(self) -> storage.Needs:
+        """What is read when an AnnData is opened."""
+        paths = [f"{key.kind}/{key.name}" if key.name else key.kind for key in self.keys]
+        return storage.Needs({"obs": self.obs_columns, "var": None}, paths)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -271,6 +277,11 @@ class Table:
         return {"n_obs": self.n_obs, "n_datasets": len(self.lengths), "datasets_sha256": digest}
 
     @property
+    def is_far(self) -> bool:
+        """Whether rows come through a network."""
+        return any(source.is_far for matrix in self.matrices.values() for source in matrix.sources)
+
+    @property
     def n_obs(self) -> int:
         """Number of rows of all datasets."""
         return int(self.offsets[-1])
@@ -300,18 +311,24 @@ class Table:
             yield dataset, rows[places] - self.offsets[dataset], places
 
 
-def collection_groups(collection: Any) -> list[Any]:
-    """List the AnnData groups of a collection, given as such, as its zarr group, or as a path to it."""
+def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
+    """List the AnnData groups of a collection, given as such, as its zarr group, or as a path or URL of it."""
     if isinstance(collection, (str, os.PathLike)):
-        collection = storage.open_group(collection)
+        collection = storage.open_group(collection, far)
     if hasattr(collection, "attrs") and hasattr(collection, "keys"):
+        if hasattr(collection, "store"):
+            collection = storage.far_group(collection, far)
         if collection.attrs.get("encoding-type") != "annbatch-preshuffled":
             msg = (
                 "collection must be a DatasetCollection, or a zarr group or path that holds one, got a group without "
                 "the attribute 'encoding-type': 'annbatch-preshuffled'; use add_paths for a single AnnData"
             )
             raise ValueError(msg)
-        numbered = [(int(match[1]), match[0]) for name in collection if (match := re.fullmatch(r"dataset_(\d+)", name))]
+        numbered = [
+            (int(match[1]), match[0])
+            for name in storage.find_datasets(collection)
+            if (match := re.fullmatch(r"dataset_(\d+)", name))
+        ]
         return [collection[name] for _, name in sorted(numbered)]
     return list(collection)
 

@@ -23,7 +23,7 @@ from .sealing import own_copy
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
@@ -94,6 +94,11 @@ class Loader:
         Called with each batch, a dict; what it returns is handed out. Runs in the background thread.
     to_torch
         Deprecated: ``to_torch=True`` means ``to="torch"``.
+    storage_options, max_requests, max_in_flight, cache, cache_size
+        For data at URLs and in stores that are not local folders, see docs/far.md. `storage_options`: credentials and the like,
+        for fsspec. `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
+        ``"256MB"``. `cache`: a local folder where bytes that were fetched are kept for later passes and other processes, and
+        `cache_size` the most it holds, such as ``"500GB"``.
 
     Raises
     ------
@@ -142,6 +147,11 @@ class Loader:
         num_threads: int | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         to_torch: bool | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        max_requests: int = 128,
+        max_in_flight: int | str = "256MB",
+        cache: str | os.PathLike[str] | None = None,
+        cache_size: int | str | None = None,
     ) -> None:
         self._batch_sampler = as_sampler(
             batch_sampler,
@@ -178,6 +188,7 @@ class Loader:
         self._prefetch = as_count("prefetch", prefetch, minimum=0)
         self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self._transform = as_function("transform", transform, "of a batch")
+        self._far = storage.FarOptions(storage_options, max_requests, max_in_flight, cache, cache_size)
         self._has_collection = False
         self._position: LoaderPosition | None = None
         self._resume: LoaderPosition | None = None
@@ -199,7 +210,7 @@ class Loader:
         Parameters
         ----------
         collection
-            A :class:`~annbatch.DatasetCollection`, its zarr group, or a path to it.
+            A :class:`~annbatch.DatasetCollection`, its zarr group, or a path or URL of it.
         load_adata
             Called with the zarr group of each dataset; returns the AnnData to use, in memory or backed. None: X, obs, var and
             what `layers` and `obsm` name, straight from the group.
@@ -221,12 +232,13 @@ class Loader:
                 "use_collection was called before, and takes one collection; add more data with add_adatas or add_paths"
             )
             raise RuntimeError(msg)
-        groups = collection_groups(collection)
+        groups = collection_groups(collection, self._far)
         if not groups:
             msg = f"collection must hold at least one dataset, got an empty one: {collection!r}"
             raise ValueError(msg)
         if load_adata is None:
-            added = [Dataset.from_group(group, self._wanted, _name_of(group)) for group in groups]
+            with storage.fetched_ahead(groups, self._wanted.needs):
+                added = [Dataset.from_group(group, self._wanted, _name_of(group)) for group in groups]
             for dataset in added:
                 dataset.close()
         else:
@@ -311,12 +323,12 @@ class Loader:
         return self
 
     def add_paths(self, paths: Sequence[str | os.PathLike[str]]) -> Self:
-        """Add ``.h5ad`` and ``.zarr`` paths; rows are read from them as they lie there.
+        """Add ``.h5ad`` and ``.zarr`` paths and URLs; rows are read from them as they lie there.
 
         Parameters
         ----------
         paths
-            Paths to AnnData files. Files of both kinds may be mixed.
+            Paths and URLs of AnnData files. Files of both kinds may be mixed.
 
         Returns
         -------
@@ -330,11 +342,17 @@ class Loader:
             As :meth:`add_adatas`.
         """
         self._check_may_add()
-        self._add([self._dataset_at(path) for path in as_paths("paths", paths)])
+        paths = as_paths("paths", paths)
+        # Those that are far are opened together.
+        far = storage.open_groups([path for path in paths if storage.is_url(path)], self._far)
+        opened = iter(far)
+        with storage.fetched_ahead(far, self._wanted.needs):
+            added = [self._dataset_at(path, next(opened) if storage.is_url(path) else None) for path in paths]
+        self._add(added)
         return self
 
-    def _dataset_at(self, path: str | os.PathLike[str]) -> Dataset:
-        group = storage.open_group(path)
+    def _dataset_at(self, path: str | os.PathLike[str], group: Any) -> Dataset:
+        group = storage.open_group(path) if group is None else group
         try:
             dataset = Dataset.from_group(group, self._wanted, str(path))
             # No open file is carried into a fork.
@@ -436,7 +454,12 @@ class Loader:
         n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
         start = LoaderPosition(sampler, sampler.state_dict(), n_done)
         self._n_passes += 1
-        new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
+        # Of several load requests to be read ahead, those that are far are read at the same time.
+        n_together = self._prefetch if table.is_far else 0
+        source = loads(requests, reader, start, self._transform, n_together)
+        new_pass = LoaderPass(
+            self, self._n_passes, source, min(self._prefetch, 1) if n_together else self._prefetch, reader.cancel
+        )
         self._passes.add(new_pass)
         self._position = start
         return new_pass

@@ -40,7 +40,9 @@ def open_groups(
     """Open several paths and URLs as :func:`open_group` does; what is far, all together."""
     from .far.opening import is_url, open_urls
 
-    opened = iter(open_urls([str(path) for path in paths if is_url(path)], far)) if any(map(is_url, paths)) else iter(())
+    opened = (
+        iter(open_urls([str(path) for path in paths if is_url(path)], far)) if any(map(is_url, paths)) else iter(())
+    )
     return [next(opened) if is_url(path) else open_group(path) for path in paths]
 
 

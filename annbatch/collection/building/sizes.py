@@ -9,6 +9,7 @@ from annbatch._shared.sizes import as_n_bytes
 # What a row counts besides its matrices and obs, so that rows without either have a size.
 ROW_BYTES = 64
 
+
 def parse_rows_or_bytes(name: str, value: int | str) -> tuple[int | None, int | None]:
     """(rows, None) for a number, (None, bytes) for a text with a unit."""
     if isinstance(value, str):

@@ -39,6 +39,8 @@ class StoredArray(ABC):
         File and array, for error texts.
     direct
         Whether the compiled engine may be used.
+    is_far
+        Whether its bytes come through a network.
     n_concurrent
         How many calls of :meth:`read` may usefully run at a time; None: as many as there are threads.
     """
@@ -47,6 +49,7 @@ class StoredArray(ABC):
     dtype: np.dtype
     location: str
     direct: bool = True
+    is_far: bool = False
     n_concurrent: ClassVar[int | None] = None
     _table: ChunkTable | None = _UNKNOWN
 
@@ -173,6 +176,7 @@ class Hdf5Array(StoredArray):
         self._own_file: h5py.File | None = None
         self._pid = os.getpid()
         self._may_change = dataset.file.mode != "r"
+        self.is_far = self._far is not None
         self._stamp = _file_stamp(self.path) if self._far is None else None
 
     @property
@@ -247,6 +251,7 @@ class ZarrArray(StoredArray):
         self.array = _at_absolute_path(array)
         self.location = f"{_store_name(array)} :: {array.path or '/'}"
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
+        self.is_far = not self.is_local
 
     @property
     def read_rows(self) -> int:

@@ -248,7 +248,12 @@ class HttpClient:
             wanted = f"Range: bytes={start}-{stop - 1}\r\n"
         if headers:
             wanted += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        text = b"%s %s HTTP/1.1\r\n%s%s\r\n" % (method.encode(), target.encode(), self._common, wanted.encode("latin-1"))
+        text = b"%s %s HTTP/1.1\r\n%s%s\r\n" % (
+            method.encode(),
+            target.encode(),
+            self._common,
+            wanted.encode("latin-1"),
+        )
         while True:
             connection = await self._connection()
             was_used = connection.is_used

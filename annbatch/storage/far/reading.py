@@ -104,8 +104,8 @@ class _Wave:
             places, there, ranges = found
             length = ranges.stop - ranges.start
             begins = at + np.cumsum(length) - length
-            share.fetched["address"][there] = address + begins[ranges.of_place] + (
-                places.start[there] - ranges.start[ranges.of_place]
+            share.fetched["address"][there] = (
+                address + begins[ranges.of_place] + (places.start[there] - ranges.start[ranges.of_place])
             )
             keys: dict[int, str] = {}
             rows = zip(ranges.file.tolist(), ranges.start.tolist(), ranges.stop.tolist(), begins.tolist(), strict=True)
@@ -210,9 +210,7 @@ def _waves(whole: Sequence[_Share], wave_bytes: int) -> Iterator[list[_Share]]:
         yield shares
 
 
-def _dense_waves(
-    job: DenseJob, values: _Share, columns: _Share, num_threads: int, wave_bytes: int
-) -> Iterator[_Wave]:
+def _dense_waves(job: DenseJob, values: _Share, columns: _Share, num_threads: int, wave_bytes: int) -> Iterator[_Wave]:
     """Cut the stretches of a dense job into waves."""
     stretches = job.plan.stretches
     if not len(stretches):

@@ -175,9 +175,7 @@ def _read_indexes(queue: Fetcher, wanted: list[tuple[FarTable, int]]) -> None:
                 msg = f"{name}: it is cut short: the index takes {shards.n_bytes} bytes, and the object {what}"
                 raise CorruptDataError(msg)
             try:
-                found = parse_shard_index(
-                    index, shards.per_shard, max(stamp.size, 0), has_checksum=shards.has_checksum
-                )
+                found = parse_shard_index(index, shards.per_shard, max(stamp.size, 0), has_checksum=shards.has_checksum)
             except ValueError as error:
                 msg = f"{name}: {error}"
                 raise CorruptDataError(msg) from None

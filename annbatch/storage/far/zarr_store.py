@@ -68,9 +68,7 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
         assert isinstance(self.far_options.max_in_flight, int)
         return fetcher(self.far_options.max_requests, self.far_options.max_in_flight)
 
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
         if key in self._kept:

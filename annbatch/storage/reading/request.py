@@ -360,7 +360,14 @@ class _Request:
     def densified_by_numpy(self) -> list[np.ndarray]:
         """Do the same for dtypes that the kernels do not compute with (float16, complex)."""
         batches, _ = self._new_dense()
-        blocks = read_csr(self.parts, self.edges, n_var=self.n_var, dtype=self.dtype, num_threads=self.num_threads, cancel=self._cancel)
+        blocks = read_csr(
+            self.parts,
+            self.edges,
+            n_var=self.n_var,
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+            cancel=self._cancel,
+        )
         for batch, block in zip(batches, blocks, strict=True):
             batch.fill(0)
             rows = np.repeat(np.arange(len(batch)), np.diff(block.indptr))

@@ -49,6 +49,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.n_body = 0
         self.own: bytearray | None = None
         self.into: memoryview | None = None
+        self.most: int | None = None
         self.answer: Answer | None = None
         self.waiting: asyncio.Future[Answer] | None = None
         self.transport: asyncio.Transport | None = None
@@ -96,11 +97,14 @@ class _Connection(asyncio.BufferedProtocol):
 
     # -- called by the client
 
-    def ask(self, request: bytes, into: memoryview | None, *, is_head: bool) -> asyncio.Future[Answer]:
+    def ask(
+        self, request: bytes, into: memoryview | None, most: int | None, *, is_head: bool
+    ) -> asyncio.Future[Answer]:
         assert self.transport is not None
         self.n_head = self.n_body = self.n_received = 0
         self.body = self.own = self.answer = None
         self.into, self.is_head_request = into, is_head
+        self.most = _MOST_UNWANTED if into is not None else most
         self.waiting = self.loop.create_future()
         self.transport.write(request)
         return self.waiting
@@ -140,7 +144,7 @@ class _Connection(asyncio.BufferedProtocol):
             return
         if self.into is not None and status == 206 and length == len(self.into):
             self.body = self.into
-        elif self.into is not None and length > _MOST_UNWANTED:
+        elif self.most is not None and length > self.most:
             # For a range that is not the one that was asked for. Not read: the whole object may be large.
             self._finish(close=True)
             return
@@ -220,6 +224,7 @@ class HttpClient:
         start: int | None = None,
         stop: int | None = None,
         into: memoryview | None = None,
+        most: int | None = None,
         headers: dict[str, str] | None = None,
     ) -> Answer:
         """Ask once.
@@ -232,6 +237,8 @@ class HttpClient:
             Byte range, half open. A negative start without a stop: so many bytes of the end. None: everything.
         into
             Where the data go when the answer is partial and of just that length.
+        most
+            Longer answers are not read: they come without their data. None: all are, where there is no `into`.
         headers
             For this request.
 
@@ -257,7 +264,7 @@ class HttpClient:
         while True:
             connection = await self._connection()
             was_used = connection.is_used
-            answered = connection.ask(text, into, is_head=method == "HEAD")
+            answered = connection.ask(text, into, most, is_head=method == "HEAD")
             timer = connection.loop.call_later(self.timeout, self._check, connection, answered, 0)
             try:
                 answer = await answered

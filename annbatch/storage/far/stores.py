@@ -94,14 +94,21 @@ class HttpObjects(Objects):
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}" if key else self._root
 
-    async def _ask(self, key: str, start: int | None, stop: int | None, into: memoryview | None = None) -> Answer:
+    async def _ask(
+        self,
+        key: str,
+        start: int | None,
+        stop: int | None,
+        into: memoryview | None = None,
+        most: int | None = None,
+    ) -> Answer:
         client = self._client
         if client is None or self._pid != os.getpid():
             # Connections of the process that this one was forked from are left alone: they are still its own.
             _inherited.append(client)
             client = self._client = HttpClient(self._server, self._headers)
             self._pid = os.getpid()
-        answer = await client.request("GET", self._target(key), start=start, stop=stop, into=into)
+        answer = await client.request("GET", self._target(key), start=start, stop=stop, into=into, most=most)
         status = answer.status
         if status in (200, 206):
             return answer
@@ -153,9 +160,7 @@ class HttpObjects(Objects):
         return await self._part(key, 0, n_bytes, n_bytes)
 
     async def _part(self, key: str, start: int, stop: int | None, n_bytes: int) -> tuple[Any, Stamp]:
-        # Given a place of its own, so that a whole object is recognised by its head and not read.
-        into = memoryview(bytearray(n_bytes))
-        answer = await self._ask(key, start, stop, into)
+        answer = await self._ask(key, start, stop, most=n_bytes)
         if answer.status == 200:
             size = int(answer.head.get("content-length", -1))
             if size > n_bytes or answer.data is None:
@@ -163,9 +168,8 @@ class HttpObjects(Objects):
                 raise TransientError(msg)
             return answer.data, Stamp(size, _tag(answer.head))
         first, last, size = _content_range(answer.head)
-        data = into if answer.data is None else answer.data
-        wanted = min(n_bytes, size)
-        if len(data) != wanted or first != (size - wanted if start < 0 else 0):
+        data, wanted = answer.data, min(n_bytes, size)
+        if data is None or len(data) != wanted or first != (size - wanted if start < 0 else 0):
             msg = f"the server answered with bytes {first} to {last + 1} of {size}"
             raise TransientError(msg)
         return data, Stamp(size, _tag(answer.head))

@@ -11,13 +11,14 @@ import numpy as np
 
 from annbatch._shared.args import as_keys, as_paths, levels_to_user
 from annbatch._shared.row_filter import as_conditions
+from annbatch.storage import is_url
 
 __all__ = ["as_encoded_keys", "as_filter", "as_path_list", "as_scaler", "as_unknown_labels", "check_distinct"]
 
 
-def as_path_list(path_list: Any) -> list[Path]:
-    """Return at least one path."""
-    paths = [Path(path) for path in as_paths("path_list", path_list)]
+def as_path_list(path_list: Any) -> list[Path | str]:
+    """Return at least one path; URLs stay text."""
+    paths = [str(path) if is_url(path) else Path(path) for path in as_paths("path_list", path_list)]
     if not paths:
         msg = "path_list must hold at least one path, got none"
         raise ValueError(msg)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
 from annbatch._shared.workers import current_worker
-from annbatch.storage import BufferPool, available_cpus
+from annbatch.storage import BufferPool, FarOptions, available_cpus
 from annbatch.storage.frames import Labels
 
 from .arguments import as_encoded_keys, as_filter, as_path_list, as_scaler, as_unknown_labels, check_distinct
@@ -41,7 +41,7 @@ class MappedCollection:
     Parameters
     ----------
     path_list
-        Paths of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
+        Paths and URLs of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
     layers_keys
         Matrices to return, one key or several. None or ``"X"`` is ``.X``; ``"raw.X"`` is ``.raw.X``, which is never joined;
         others are keys of ``.layers``. An empty list: none.
@@ -73,6 +73,8 @@ class MappedCollection:
         Return just these joint genes, in this order.
     num_threads
         Threads that read a batch. None: the CPUs that this process may use, shared out among DataLoader workers.
+    storage_options, max_requests, max_in_flight, cache, cache_size
+        For data at URLs, as in :class:`annbatch.Loader`.
 
     Attributes
     ----------
@@ -141,8 +143,14 @@ class MappedCollection:
         *,
         var_names: Sequence[str] | None = None,
         num_threads: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        max_requests: int = 128,
+        max_in_flight: int | str = "256MB",
+        cache: str | os.PathLike[str] | None = None,
+        cache_size: int | str | None = None,
     ) -> None:
         paths = as_path_list(path_list)
+        far = FarOptions(storage_options, max_requests, max_in_flight, cache, cache_size)
         self.layers_keys = ["X"] if layers_keys is None else list(as_keys("layers_keys", layers_keys))
         self.obs_keys = [] if obs_keys is None else list(as_keys("obs_keys", obs_keys))
         self.obsm_keys = [] if obsm_keys is None else list(as_keys("obsm_keys", obsm_keys))
@@ -157,7 +165,7 @@ class MappedCollection:
 
         check_distinct(self.layers_keys, self.obs_keys, self.obsm_keys)
         self._files = open_files(
-            paths, self.layers_keys, self.obs_keys, self.obsm_keys, self.encode_labels, self.obs_filter
+            paths, self.layers_keys, self.obs_keys, self.obsm_keys, self.encode_labels, self.obs_filter, far
         )
         self._starts = np.concatenate([[0], np.cumsum([file.n_rows for file in self._files])]).astype(np.int64)
         if self.obs_filter and not len(self):

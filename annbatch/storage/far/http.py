@@ -18,6 +18,8 @@ from .errors import TransientError
 
 __all__ = ["Answer", "HttpClient", "NotPlainError"]
 
+# Seconds without a byte after which a request has failed.
+TIMEOUT_S = 30.0
 # Bytes for the head of an answer, and for as much of its data as arrives with it.
 _HEAD_BYTES = 1 << 16
 # What does not fit the question is still read to its end up to here, so that the connection can be used again.
@@ -191,18 +193,15 @@ class HttpClient:
         Scheme, host and port; the path is left out.
     headers
         Sent with every request.
-    timeout
-        Seconds without a byte after which a request has failed.
     """
 
-    def __init__(self, url: str, headers: dict[str, str] | None = None, *, timeout: float = 30.0) -> None:
+    def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             msg = f"url must be http:// or https:// with a host, got {url!r}"
             raise ValueError(msg)
         self.secure = parts.scheme == "https"
         self.host, self.port = parts.hostname, parts.port or (443 if self.secure else 80)
-        self.timeout = timeout
         default = 443 if self.secure else 80
         shown = f"[{self.host}]" if ":" in self.host else self.host
         self.netloc = shown if self.port == default else f"{shown}:{self.port}"
@@ -265,7 +264,7 @@ class HttpClient:
             connection = await self._connection()
             was_used = connection.is_used
             answered = connection.ask(text, into, most, is_head=method == "HEAD")
-            timer = connection.loop.call_later(self.timeout, self._check, connection, answered, 0)
+            timer = connection.loop.call_later(TIMEOUT_S, self._check, connection, answered, 0)
             try:
                 answer = await answered
             except TransientError:
@@ -288,9 +287,9 @@ class HttpClient:
         if answered.done():
             return
         if connection.n_received == n_received:
-            connection._fail(TransientError(f"no byte came for {self.timeout:g} s"))  # noqa: SLF001
+            connection._fail(TransientError(f"no byte came for {TIMEOUT_S:g} s"))  # noqa: SLF001
             return
-        connection.loop.call_later(self.timeout, self._check, connection, answered, connection.n_received)
+        connection.loop.call_later(TIMEOUT_S, self._check, connection, answered, connection.n_received)
 
     async def _connection(self) -> _Connection:
         while self._idle:
@@ -303,10 +302,10 @@ class HttpClient:
             self._tls = ssl.create_default_context()
         connection = _Connection(loop)
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(TIMEOUT_S):
                 await loop.create_connection(lambda: connection, self.host, self.port, ssl=self._tls)
         except TimeoutError:
-            msg = f"no connection to {self.netloc} for {self.timeout:g} s"
+            msg = f"no connection to {self.netloc} for {TIMEOUT_S:g} s"
             raise TransientError(msg) from None
         except ssl.SSLCertVerificationError:
             raise

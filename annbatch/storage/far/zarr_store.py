@@ -59,6 +59,18 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
     def __hash__(self) -> int:
         return hash(str(self))
 
+    @property
+    def read_only(self) -> bool:
+        """Always: nothing is written through it."""
+        return True
+
+    def with_read_only(self, read_only: bool = False) -> FarStore:  # noqa: FBT001, FBT002 (zarr-python's)
+        """Return the same; it cannot be written to."""
+        if not read_only:
+            msg = f"{self} is opened for reading only"
+            raise ValueError(msg)
+        return self
+
     def _with_store(self, store: Store) -> FarStore:
         return FarStore(store, self.far_options)
 

@@ -56,7 +56,8 @@ def test_what_goes_away_is_tried_again(fault, name, server, folder):
     before = fetch.counts["retries"]
     server.faults.append(Fault(pattern=DATA[name], times=3, **TRANSIENT[fault]))
     check(far, loader_at(folder / name))
-    assert fetch.counts["retries"] - before >= 3
+    if fault != "reset":  # an idle connection that has ended is replaced without a word
+        assert fetch.counts["retries"] - before >= 3
     assert server.faults[0].times == 0
 
 
@@ -91,6 +92,7 @@ def test_an_object_that_was_replaced_is_damage(name, own_folder):
     """Other bytes of the same size, and another time: what a new upload looks like."""
     with RangeServer(own_folder) as server:
         far = loader_at(f"{server.url}/{name}", chunk_size=100, preload_nchunks=1, batch_size=100, prefetch=0)
+        list(far)  # all shard indexes are known
         batches = iter(far)
         next(batches)
         for path in [own_folder / name, *(own_folder / name).rglob("c/*")]:
@@ -107,6 +109,7 @@ def test_an_object_that_was_replaced_is_damage(name, own_folder):
 def test_size_or_time_tell_where_there_is_no_etag(name, tags, own_folder):
     with RangeServer(own_folder, tags=tags) as server:
         far = loader_at(f"{server.url}/{name}", chunk_size=100, preload_nchunks=1, batch_size=100, prefetch=0)
+        list(far)  # all shard indexes are known
         batches = iter(far)
         next(batches)
         for path in [own_folder / name, *(own_folder / name).rglob("c/*")]:
@@ -120,6 +123,7 @@ def test_size_or_time_tell_where_there_is_no_etag(name, tags, own_folder):
 def test_an_object_that_was_removed_is_damage(name, own_folder):
     with RangeServer(own_folder) as server:
         far = loader_at(f"{server.url}/{name}", chunk_size=100, preload_nchunks=1, batch_size=100, prefetch=0)
+        list(far)  # all shard indexes are known
         batches = iter(far)
         next(batches)
         (shutil.rmtree if (own_folder / name).is_dir() else os.remove)(own_folder / name)
@@ -245,10 +249,12 @@ def test_a_forked_worker_reads_by_itself(server, folder):
     torch_data = pytest.importorskip("torch.utils.data", reason="torch is not installed")
     far, local = loader_at(f"{server.url}/cells.zarr", prefetch=1), loader_at(folder / "cells.zarr")
     list(far)  # this process has connections and threads of its own
-    rows = [
-        np.concatenate([np.asarray(batch["index"]) for batch in torch_data.DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork")])
-        for loader in (far, local)
-    ]
+
+    def rows_of(loader):
+        workers = torch_data.DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork")
+        return np.concatenate([np.asarray(batch["index"]) for batch in workers])
+
+    rows = [rows_of(loader) for loader in (far, local)]
     np.testing.assert_array_equal(np.sort(rows[0]), np.sort(rows[1]))
-    assert len(rows[0]) == len(local._table.obs.frames[0]) if False else len(rows[0]) == local.n_obs
+    assert len(rows[0]) == local.n_obs
     list(far)

@@ -14,12 +14,12 @@ from annbatch import Loader, MappedCollection, storage
 from annbatch.storage.far import fetch
 from tests.cells import as_array
 
+SETTINGS = {"chunk_size": 3, "preload_nchunks": 20, "batch_size": 20, "shuffle": True, "return_index": True}
 NAMES = ["cells.zarr", "cells_0.h5ad", "gzip.h5ad", "zarr2.zarr", "zarr3.zarr"]
 
 
 def loader_at(path, **settings):
-    given = {"chunk_size": 3, "preload_nchunks": 20, "batch_size": 20, "shuffle": True, "return_index": True, **settings}
-    loader = Loader(rng=np.random.default_rng(0), **given)
+    loader = Loader(rng=np.random.default_rng(0), **{**SETTINGS, **settings})
     return loader.use_collection(path) if str(path).endswith("cells.zarr") else loader.add_paths([path])
 
 
@@ -118,9 +118,10 @@ def test_any_store_of_zarr(kind, server, folder, tmp_path):
         store = MemoryStore() if kind == "memory" else ZipStore(tmp_path / "a.zip", mode="w")
         for name, data in files.items():
             sync(store.set(name, default_buffer_prototype().buffer.from_bytes(data)))
-    far = loader_at(zarr.open_group(store, mode="r") if kind == "group" else zarr.open_group(store), prefetch=2) if False else Loader(
-        chunk_size=3, preload_nchunks=20, batch_size=20, shuffle=True, return_index=True, rng=np.random.default_rng(0), prefetch=2
-    ).use_collection(zarr.open_group(store, mode="r"))
+    if kind == "zip":
+        store.close()
+        store = ZipStore(tmp_path / "a.zip", mode="r")
+    far = Loader(rng=np.random.default_rng(0), prefetch=2, **SETTINGS).use_collection(zarr.open_group(store, mode="r"))
     check(far, loader_at(folder / "cells.zarr"))
 
 
@@ -129,7 +130,7 @@ def test_obstore(server, folder):
     from zarr.storage import ObjectStore
 
     group = zarr.open_group(ObjectStore(obstore.store.LocalStore(str(folder / "cells.zarr")), read_only=True), mode="r")
-    far = Loader(chunk_size=3, preload_nchunks=20, batch_size=20, shuffle=True, return_index=True, rng=np.random.default_rng(0))
+    far = Loader(rng=np.random.default_rng(0), **SETTINGS)
     check(far.use_collection(group), loader_at(folder / "cells.zarr"))
 
 

@@ -177,6 +177,8 @@ class Hdf5Array(StoredArray):
         self._pid = os.getpid()
         self._may_change = dataset.file.mode != "r"
         self.is_far = self._far is not None
+        if self.is_far:
+            self._table = self._make_table()  # while the file is open: opening it again takes several round trips
         self._stamp = _file_stamp(self.path) if self._far is None else None
 
     @property
@@ -196,6 +198,8 @@ class Hdf5Array(StoredArray):
             try:
                 self._own_file = h5py.File(self.path, "r") if self._far is None else self._far.open()
                 self._dataset = self._own_file[self.name]
+            except (ConnectionError, PermissionError, TimeoutError):
+                raise
             except (OSError, KeyError) as error:
                 msg = f"{self.location} cannot be opened again: {error}"
                 raise CorruptDataError(msg) from error

@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 from collections import deque
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from annbatch.storage.errors import CorruptDataError
 from .errors import Abandoned, ChangedError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from concurrent.futures import Future
 
     from .stores import Objects, Stamp
 
@@ -42,12 +44,23 @@ _MOST_KEPT = 1 << 26
 counts = {"requests": 0, "bytes": 0, "retries": 0, "cached_bytes": 0}
 
 
+class _Call:
+    """Something that is awaited in the event loop for a thread."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+
+    def abandon(self) -> None:
+        """Give it up; from any thread."""
+        self.future.cancel()
+
+
 class Cancel:
     """Says that nobody wants the bytes any more. Set once, from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._orders: set[Order] = set()
+        self._orders: set[Order | _Call] = set()
         self.is_set = False
 
     def set(self) -> None:
@@ -58,7 +71,7 @@ class Cancel:
         for order in orders:
             order.abandon()
 
-    def watch(self, order: Order) -> None:
+    def watch(self, order: Order | _Call) -> None:
         """Give `order` up, too, when it comes to that."""
         with self._lock:
             self._orders.add(order)
@@ -66,7 +79,7 @@ class Cancel:
         if late:
             order.abandon()
 
-    def forget(self, order: Order) -> None:
+    def forget(self, order: Order | _Call) -> None:
         """Watch an order no longer."""
         with self._lock:
             self._orders.discard(order)
@@ -251,21 +264,24 @@ class Fetcher:
                 cancel.forget(order)
         return list(order.wants)
 
-    def gather(self, calls: Sequence[Callable[[], Any]], names: Sequence[str]) -> list[Any]:
+    def gather(
+        self, calls: Sequence[Callable[[], Any]], names: Sequence[str], cancel: Cancel | None = None
+    ) -> list[Any]:
         """Await what calls of a store return, as many at a time as there may be requests: results or errors, in order.
 
         They are tried again as requests for ranges are.
         """
-        return self.run(_gather(calls, names, self.max_requests))  # type: ignore[no-any-return]
-
-    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
-        """Await a call in the event loop, from another thread."""
-        future = asyncio.run_coroutine_threadsafe(call, self.loop)
+        call = _Call(asyncio.run_coroutine_threadsafe(_gather(calls, names, self.max_requests), self.loop))
+        if cancel is not None:
+            cancel.watch(call)
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+            return call.future.result()
+        except CancelledError:
+            raise Abandoned from None
+        finally:
+            call.abandon()
+            if cancel is not None:
+                cancel.forget(call)
 
     def drop(self, order: Order) -> None:
         """Have requests of an order that has ended stopped."""

@@ -56,7 +56,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.waiting: asyncio.Future[Answer] | None = None
         self.transport: asyncio.Transport | None = None
         self.n_received = 0
-        self.is_used = False
+        self.is_used = self.was_cut = False
         self.is_head_request = False
 
     # -- called by asyncio
@@ -93,6 +93,7 @@ class _Connection(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.was_cut = self.waiting is not None  # and not given up before by us
         when = "in the middle of the answer" if self.n_received else "before the answer"
         self._fail(TransientError(f"the connection was cut {when}" + (f" ({exc})" if exc else "")))
         self.transport = None
@@ -268,7 +269,7 @@ class HttpClient:
             try:
                 answer = await answered
             except TransientError:
-                if was_used and not connection.n_received and not connection.is_open:
+                if was_used and connection.was_cut and not connection.n_received:
                     continue  # the server had closed a connection that was idle
                 raise
             except BaseException:

@@ -146,7 +146,7 @@ def run_far(jobs: Sequence[Job], num_threads: int, cancel: Cancel | None = None)
         failure = _engine.run([share.described() for share in shares], num_threads)
         return failure, [share.job for share in shares]
 
-    described = _described(jobs)
+    described = _described(jobs, cancel)
     if described:
         queue = described[0].description.table.fetcher
         _run((_Wave(shares, decode) for shares in _waves(described, queue.wave_bytes)), queue, cancel)
@@ -163,7 +163,8 @@ def run_far_dense(jobs: Sequence[DenseJob], num_threads: int, cancel: Cancel | N
             (table, share.tasks["chunk"])
             for table, share in zip(tables, described, strict=True)
             if isinstance(table, FarTable)
-        ]
+        ],
+        cancel,
     )
     queues = [table.fetcher for table in tables if isinstance(table, FarTable)]
     if queues:
@@ -176,14 +177,14 @@ def run_far_dense(jobs: Sequence[DenseJob], num_threads: int, cancel: Cancel | N
         _run(waves, queue, cancel)
 
 
-def _described(jobs: Sequence[Job]) -> list[_Share]:
+def _described(jobs: Sequence[Job], cancel: Cancel | None) -> list[_Share]:
     shares = []
     for job in jobs:
         if len(job.plan.tasks):
             description = job.for_engine()
             assert description is not None
             shares.append(_Share(job, description, job.plan.tasks))
-    read_shard_indexes([(share.description.table, share.tasks["chunk"]) for share in shares])
+    read_shard_indexes([(share.description.table, share.tasks["chunk"]) for share in shares], cancel)
     return shares
 
 

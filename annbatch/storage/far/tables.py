@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-    from .fetch import Fetcher
+    from .fetch import Cancel, Fetcher
     from .hdf5 import FarFile
     from .stores import Objects, Stamp
 
@@ -136,7 +136,7 @@ def far_hdf5_table(table: ChunkTable, file: FarFile) -> FarTable:
     return far
 
 
-def read_shard_indexes(tables: Sequence[tuple[FarTable, np.ndarray]]) -> None:
+def read_shard_indexes(tables: Sequence[tuple[FarTable, np.ndarray]], cancel: Cancel | None = None) -> None:
     """Read the shard indexes that are not known yet, of tables and the chunks that are wanted of each, all together."""
     by_fetcher: dict[Fetcher, list[tuple[FarTable, int]]] = {}
     for table, chunks in tables:
@@ -146,10 +146,10 @@ def read_shard_indexes(tables: Sequence[tuple[FarTable, np.ndarray]]) -> None:
             by_fetcher.setdefault(table.fetcher, []).extend((table, int(file)) for file in missing)
     for queue, wanted in by_fetcher.items():
         if wanted:
-            _read_indexes(queue, list(dict.fromkeys(wanted)))
+            _read_indexes(queue, list(dict.fromkeys(wanted)), cancel)
 
 
-def _read_indexes(queue: Fetcher, wanted: list[tuple[FarTable, int]]) -> None:
+def _read_indexes(queue: Fetcher, wanted: list[tuple[FarTable, int]], cancel: Cancel | None) -> None:
     calls, names = [], []
     for table, file in wanted:
         assert table.shards is not None
@@ -159,7 +159,7 @@ def _read_indexes(queue: Fetcher, wanted: list[tuple[FarTable, int]]) -> None:
         calls.append(lambda read=read, key=key, n_bytes=n_bytes: read(key, n_bytes))
         names.append(f"{table.objects.text(key)}, shard index")
     absent = []
-    for (table, file), name, answer in zip(wanted, names, queue.gather(calls, names), strict=True):
+    for (table, file), name, answer in zip(wanted, names, queue.gather(calls, names, cancel), strict=True):
         shards = table.shards
         assert shards is not None
         if isinstance(answer, FileNotFoundError):

@@ -103,7 +103,9 @@ def open_files(
                     for key in keys:
                         elem = _element(group, kind, key)
                         if elem is not None:
-                            file.matrices[prefix + key] = _matrix(elem, path, key, reader.n_rows, len(file.var_names), kind)
+                            file.matrices[prefix + key] = _matrix(
+                                elem, path, key, reader.n_rows, len(file.var_names), kind
+                            )
             files.append(file)
     matrices = {name for file in files for name in file.matrices}
     for kind, keys, found in (

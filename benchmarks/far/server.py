@@ -29,7 +29,13 @@ __all__ = ["Fault", "RangeServer"]
 
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d*)-(\d*)", re.IGNORECASE)
 _IF_MATCH = re.compile(rb"\r\nif-match: *([^\r]+)", re.IGNORECASE)
-REASONS = {200: "OK", 206: "Partial Content", 404: "Not Found", 412: "Precondition Failed", 416: "Range Not Satisfiable"}
+REASONS = {
+    200: "OK",
+    206: "Partial Content",
+    404: "Not Found",
+    412: "Precondition Failed",
+    416: "Range Not Satisfiable",
+}
 
 
 @dataclass

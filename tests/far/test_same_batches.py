@@ -108,7 +108,11 @@ def test_mapped_collection(name, server, folder):
 def test_any_store_of_zarr(kind, server, folder, tmp_path):
     from zarr.storage import FsspecStore, MemoryStore, ZipStore
 
-    files = {str(p.relative_to(folder / "cells.zarr")): p.read_bytes() for p in (folder / "cells.zarr").rglob("*") if p.is_file()}
+    files = {
+        str(p.relative_to(folder / "cells.zarr")): p.read_bytes()
+        for p in (folder / "cells.zarr").rglob("*")
+        if p.is_file()
+    }
     if kind == "group":
         store = FsspecStore.from_url(f"{server.url}/cells.zarr", read_only=True)
     else:

@@ -137,7 +137,9 @@ def far_group(group: zarr.Group, options: FarOptions | None = None) -> zarr.Grou
     from .zarr_store import FarStore
 
     store = group.store
-    if isinstance(store, LocalStore | MemoryStore) or (isinstance(store, FarStore) and options in (None, store.far_options)):
+    if isinstance(store, LocalStore | MemoryStore) or (
+        isinstance(store, FarStore) and options in (None, store.far_options)
+    ):
         return group
     inner = store._store if isinstance(store, FarStore) else store  # noqa: SLF001 (ours)
     return zarr.open_group(FarStore(inner, options), path=group.path, mode="r")

@@ -16,6 +16,7 @@ from annbatch.storage.dtypes import type_code
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import FETCHED, EngineDenseJob, EngineJob, Plan
 
+from .cache import PAGE_BYTES
 from .fetch import Order, Want
 from .ranges import MOST_BYTES, Places, merged
 from .tables import FarTable, check_document, read_shard_indexes
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from annbatch.storage.engine._plan import Failure
     from annbatch.storage.reading.jobs import DenseJob, Job
 
+    from .cache import RangeCache
     from .fetch import Cancel, Fetcher
 
 __all__ = ["is_far", "run_far", "run_far_dense"]
@@ -59,8 +61,10 @@ class _Wave:
     decode: Callable[[list[_Share]], tuple[Failure | None, list[Job]]]
     n_bytes: int = 0
     order: Order | None = None
+    buffer: np.ndarray | None = None
     keep: list[Any] = field(default_factory=list)
     wholes: list[tuple[_Share, list[Want]]] = field(default_factory=list)
+    for_cache: list[tuple[Want, RangeCache]] = field(default_factory=list)
     ranges: list[Any] = field(default_factory=list)
 
     def plan(self) -> None:
@@ -77,17 +81,37 @@ class _Wave:
                 self.ranges.append(None)
                 self.n_bytes += int((places.stop - places.start).sum())
                 continue
-            there = np.flatnonzero(places.start >= 0)
-            ranges = merged(Places(*(part[there] for part in places)))
+            cached = self._cached(table, places, share.fetched)
+            there = np.flatnonzero((places.start >= 0) & ~cached)
+            ranges = merged(Places(*(part[there] for part in _in_pages(table, places, there))))
             self.ranges.append((places, there, ranges))
             self.n_bytes += int((ranges.stop - ranges.start).sum())
+
+    def _cached(self, table: FarTable, places: Places, fetched: np.ndarray) -> np.ndarray:
+        """Point at what is on the local disk, and say which places that are."""
+        is_cached = np.zeros(len(places.file), bool)
+        cache = table.cache
+        if cache is None:
+            return is_cached
+        assert table.objects is not None
+        self.keep.append(cache)
+        for file in np.unique(places.file).tolist():
+            own = np.flatnonzero((places.file == file) & (places.start >= 0))
+            if len(own):
+                address, segments = cache.find(
+                    table.objects, table.key(file), table.stamps.get(file), places.start[own], places.stop[own]
+                )
+                self.keep.append(segments)  # mapped as long as they are decoded from
+                fetched["address"][own] = address
+                is_cached[own] = address != 0
+        return is_cached
 
     def start(self, queue: Fetcher, cancel: Cancel | None) -> None:
         """Ask for the bytes."""
         wants: list[Want] = []
         size = sum(int((found[2].stop - found[2].start).sum()) for found in self.ranges if found is not None)
         buffer = queue.buffers.take(size)
-        self.keep.append(buffer)
+        self.buffer = buffer
         view, at, address = memoryview(buffer), 0, buffer.__array_interface__["data"][0]  # type: ignore[arg-type]
         for share, found in zip(self.shares, self.ranges, strict=True):
             table = share.description.table
@@ -102,6 +126,7 @@ class _Wave:
                 wants += whole
                 continue
             places, there, ranges = found
+            cache = table.cache
             length = ranges.stop - ranges.start
             begins = at + np.cumsum(length) - length
             share.fetched["address"][there] = (
@@ -116,7 +141,10 @@ class _Wave:
                 for piece in range(low, high, MOST_BYTES):
                     stop = min(piece + MOST_BYTES, high)
                     into = view[begin + piece - low : begin + stop - low]
-                    wants.append(Want(table.objects, key, piece, stop, into, table.stamps.get(file)))
+                    want = Want(table.objects, key, piece, stop, into, table.stamps.get(file))
+                    wants.append(want)
+                    if cache is not None:
+                        self.for_cache.append((want, cache))
             at += int(length.sum())
         self.order = queue.order(wants, cancel)
 
@@ -137,6 +165,10 @@ class _Wave:
         failure, jobs = self.decode(self.shares)
         if failure is not None:
             raise jobs[failure.job].failure(failure.chunk, failure.kind, failure.detail)
+        for want, cache in self.for_cache:
+            assert want.start is not None
+            assert want.into is not None
+            cache.add(want.objects, want.key, want.stamp, want.start, want.into)
 
 
 def run_far(jobs: Sequence[Job], num_threads: int, cancel: Cancel | None = None) -> None:
@@ -175,6 +207,16 @@ def run_far_dense(jobs: Sequence[DenseJob], num_threads: int, cancel: Cancel | N
             for wave in _dense_waves(job, *described[2 * number : 2 * number + 2], num_threads, queue.wave_bytes)
         )
         _run(waves, queue, cancel)
+
+
+def _in_pages(table: FarTable, places: Places, there: np.ndarray) -> Places:
+    """Widen places to whole pages of the cache, where there is one."""
+    if table.cache is None or not len(there):
+        return places
+    files, of_place = np.unique(places.file, return_inverse=True)
+    sizes = [stamp.size if (stamp := table.stamps.get(file)) else 0 for file in files.tolist()]
+    stop = np.minimum(-(-places.stop // PAGE_BYTES) * PAGE_BYTES, np.array(sizes)[of_place])
+    return Places(places.file, places.start // PAGE_BYTES * PAGE_BYTES, np.maximum(stop, places.stop))
 
 
 def _described(jobs: Sequence[Job], cancel: Cancel | None) -> list[_Share]:
@@ -280,13 +322,14 @@ def _run(waves: Iterator[_Wave], queue: Fetcher, cancel: Cancel | None) -> None:
 
 def _release(wave: _Wave, queue: Fetcher, cancel: Cancel | None) -> None:
     order = wave.order
-    is_done = order is not None and order.error is None and order.ended
+    is_done = wave.buffer is not None and order is not None and order.error is None and order.ended
     if order is not None:
         order.abandon()
         if cancel is not None:
             cancel.forget(order)
     if is_done:
         # What was given up may still be written to by a request that is being stopped.
-        queue.buffers.give_back(wave.keep[0])
+        queue.buffers.give_back(wave.buffer)
     wave.keep.clear()
+    wave.for_cache.clear()
     queue.budget.give_back(wave.n_bytes)

@@ -12,6 +12,7 @@ from annbatch.storage.chunks.tables import ChunkTable
 from annbatch.storage.chunks.zarr_table import ShardIndexes, described_table, parse_shard_index
 from annbatch.storage.errors import CorruptDataError
 
+from .cache import range_cache
 from .fetch import fetcher
 from .options import FarOptions
 from .ranges import Places
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import zarr
 
+    from .cache import RangeCache
     from .fetch import Cancel, Fetcher
     from .hdf5 import FarFile
     from .stores import Objects, Stamp
@@ -58,6 +60,13 @@ class FarTable(ChunkTable):
         """The queue that this table's bytes come through."""
         assert isinstance(self.options.max_in_flight, int)
         return fetcher(self.options.max_requests, self.options.max_in_flight)
+
+    @property
+    def cache(self) -> RangeCache | None:
+        """The folder where its ranges are kept."""
+        assert self.options.cache is None or isinstance(self.options.cache, str)
+        assert self.options.cache_size is None or isinstance(self.options.cache_size, int)
+        return range_cache(self.options.cache, self.options.cache_size)
 
     def key(self, file: int) -> str:
         """Return the key of an object."""

@@ -39,13 +39,19 @@ class LoaderOutput(TypedDict):
     Attributes
     ----------
     X
-        The matrix of the batch, ``n_rows x n_var``, in the format that the loader was asked for.
+        The matrix of the batch, ``n_rows x n_var``, in the format that the loader was asked for; None with ``x=False``.
     obs
         Annotations of the rows, row-aligned with ``X``, or None when the data has none. A copy.
     var
         Annotations of the variables, or None when the data has none. A copy: changing it changes no other batch.
     index
-        Global row numbers (int64), or None unless ``return_index=True``.
+        Global row numbers (int64, of the kind that `to` names), or None unless ``return_index=True``.
+    labels
+        Codes of labels (int64) by obs column; present when the loader was asked for them.
+    covariates
+        float32, one row per row and one column per covariate; present when the loader was asked for them.
+    library_size
+        Total of each row (float32), before scaling; present when the loader was asked for it.
     layers, obsm
         Row-aligned matrices by key; present when the loader was asked for them.
     """
@@ -53,6 +59,9 @@ class LoaderOutput(TypedDict):
     X: Any
     obs: pd.DataFrame | None
     var: pd.DataFrame | None
-    index: np.ndarray | None
+    index: Any
+    labels: NotRequired[dict[str, Any]]
+    covariates: NotRequired[Any]
+    library_size: NotRequired[Any]
     layers: NotRequired[dict[str, Any]]
     obsm: NotRequired[dict[str, Any]]

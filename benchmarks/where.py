@@ -23,6 +23,7 @@ from annbatch.storage.reading.request.jobs import Job
 from annbatch import DatasetCollection, Loader, storage
 from annbatch.samplers import RandomSampler
 from annbatch.storage.engine import _engine, _rows
+from annbatch.storage.engine._plan import PIECE, Plan
 
 from .versus.__main__ import commit, machine
 from .versus.data import read_through
@@ -118,11 +119,12 @@ def whole_chunks(parts: list[storage.Part]) -> list[tuple[Any, ...]]:
         rows = np.sort(part.rows)
         for array in (part.source.data, part.source.indices):
             address = np.zeros(len(rows), np.int64)
-            tasks, _ = _rows.plan_ranges(part.source.indptr, rows, address, 1, array.chunk_shape[0])
-            tasks = tasks.copy()
-            tasks[:, 1:] = 0
-            no_pieces = np.zeros((1, 4), np.int64)
-            jobs.append(Job(array, tasks, no_pieces, array.chunk_shape[0], array.dtype).for_engine())
+            extents = part.source.row_pointers.extents(rows)
+            tasks = _rows.plan_ranges(rows, *extents, address, 1, array.chunk_shape[0]).tasks.copy()
+            for name in ("first_piece", "stop_piece", "low", "high"):
+                tasks[name] = 0
+            plan = Plan(tasks, np.zeros(1, PIECE))
+            jobs.append(Job(array, plan, array.chunk_shape[0], array.dtype).for_engine())
     return jobs
 
 
@@ -182,7 +184,7 @@ def codec_names(array: Any) -> str:
 def table(store: Store, seconds: float, n_threads: int) -> list[str]:
     """Measure the ladder of one store."""
     first = store.sources[0]
-    values_per_row = sum(int(source.indptr[-1]) for source in store.sources) / store.n_obs
+    values_per_row = sum(source.row_pointers.n_values for source in store.sources) / store.n_obs
     arrays = [
         f"{name} as {array.dtype} in chunks of {array.chunk_shape[0]:,} (codecs: {codec_names(array)})"
         for name, array in (("values", first.data), ("column numbers", first.indices))

@@ -372,9 +372,7 @@ def write_sharded(
         raise ValueError(msg)
     layout = _layout(n_obs_per_chunk, shard_size, compressors, None)
     with tempfile.TemporaryDirectory(dir=place.scratch_parent(), prefix=".annbatch-") as scratch:
-        path = Path(scratch) / "dataset"
-        write_adata(path, adata, layout)
-        place.take_in(path, key)
+        place.take_in(write_adata(Path(scratch), adata, layout), key)
     if key is None:
         # The caller's handle holds the attributes as they were; those that the caller had set stay.
         written = zarr.open_group(group.store, path=group.path, mode="r+", use_consolidated=False)

@@ -11,12 +11,17 @@ from annbatch import storage
 from annbatch._shared.requests import check_bounds, requested_rows
 
 from .datasets import Key, Table, TableMatrix, X
-from .sealing import own_copy
+from .sealing import own_copy, own_slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import pandas as pd
+
     from annbatch.types import LoadRequest
+
+    from .exports import Makers
+    from .scaling import Scaling
 
 __all__ = ["BatchReader"]
 
@@ -38,8 +43,12 @@ class BatchReader:
         Threads that read and decode.
     pool
         Where the buffers that batches are made of come from, and go to when the caller has dropped the batch.
-    export_sparse, export_dense
-        Make what the user gets out of a CSR block, and out of an array.
+    scaling
+        What is done to values.
+    make
+        Make what the user gets.
+    var
+        Annotations of the variables that every batch gets a copy of, sealed; None: batches have none.
     """
 
     def __init__(
@@ -51,19 +60,21 @@ class BatchReader:
         return_index: bool,
         num_threads: int,
         pool: storage.BufferPool,
-        export_sparse: Callable[[storage.CSRBlock], Any],
-        export_dense: Callable[[np.ndarray], Any],
+        scaling: Scaling,
+        make: Makers,
+        var: pd.DataFrame | None,
     ) -> None:
         self._table = table
         self._dense = dense
         self._dtype = dtype
         self._return_index = return_index
         self._num_threads = num_threads
-        self._export_sparse = export_sparse
-        self._export_dense = export_dense
+        self._scaling = scaling
+        self._make = make
+        self._small = make.small
         self._pool = pool
         self.cancel = storage.Cancel()
-        self._var = table.var
+        self._var = var
 
     def batches(self, request: LoadRequest, skip: int = 0) -> Iterator[dict[str, Any]]:
         """Read a load request and yield its batches, without the first `skip` ones, whose rows are not read."""
@@ -71,28 +82,42 @@ class BatchReader:
         if len(edges) == 1:
             return
         located = list(self._table.locate(rows))
-        blocks = self._blocks(located, edges)
+        totals = np.zeros(len(rows), dtype=np.float32) if self._scaling.library_size else None
+        blocks = self._blocks(located, edges, totals)
+        # Taken once for all batches: what pandas does costs the same for one batch as for all.
+        obs = None if self._table.obs is None else self._table.obs.take(rows)
         for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             # Taken out of the lists, so that nothing here keeps a batch alive that the caller has dropped.
             own_rows = rows[start:stop]
             batch: dict[str, Any] = {
-                "X": self._export(blocks[X].pop()),
-                "obs": None if self._table.obs is None else self._table.obs.take(own_rows),
+                "X": self._export(blocks[X].pop()) if X in blocks else None,
+                "obs": None if obs is None else own_slice(obs, start, stop),
                 "var": None if self._var is None else own_copy(self._var),
-                "index": own_rows.copy() if self._return_index else None,
+                "index": self._small(own_rows.copy()) if self._return_index else None,
             }
             for key in [key for key in blocks if key != X]:
                 batch.setdefault(key.kind, {})[key.name] = self._export(blocks[key].pop())
+            if self._table.labels is not None:
+                codes = self._table.labels.take(own_rows)
+                batch["labels"] = {name: self._small(values) for name, values in codes.items()}
+            if self._table.covariates is not None:
+                batch["covariates"] = self._small(self._table.covariates.take(own_rows))
+            if totals is not None:
+                batch["library_size"] = self._small(totals[start:stop].copy())
             yield batch
 
-    def _blocks(self, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray) -> dict[Key, list[Any]]:
+    def _blocks(
+        self, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray, totals: np.ndarray | None
+    ) -> dict[Key, list[Any]]:
         """Read all matrices; per matrix its batches, the last one first."""
         matrices = self._table.matrices
         if len(matrices) == 1 or not self._table.is_far:
-            return {key: self._read(matrix, located, edges)[::-1] for key, matrix in matrices.items()}
+            return {key: self._read(matrix, located, edges, totals)[::-1] for key, matrix in matrices.items()}
         # Bytes of all of them on their way at the same time.
         with ThreadPoolExecutor(len(matrices), thread_name_prefix="annbatch-matrix") as threads:
-            futures = {key: threads.submit(self._read, matrix, located, edges) for key, matrix in matrices.items()}
+            futures = {
+                key: threads.submit(self._read, matrix, located, edges, totals) for key, matrix in matrices.items()
+            }
             return {key: future.result()[::-1] for key, future in futures.items()}
 
     def _places(self, request: LoadRequest, skip: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +136,11 @@ class BatchReader:
         return rows[positions.astype(np.intp, copy=False)], edges
 
     def _read(
-        self, matrix: TableMatrix, located: list[tuple[int, np.ndarray, np.ndarray]], edges: np.ndarray
+        self,
+        matrix: TableMatrix,
+        located: list[tuple[int, np.ndarray, np.ndarray]],
+        edges: np.ndarray,
+        totals: np.ndarray | None,
     ) -> list[Any]:
         genes = self._table.genes if matrix.has_genes and self._table.has_var else None
         parts = [
@@ -123,33 +152,23 @@ class BatchReader:
             )
             for dataset, rows, dest in located
         ]
-        dtype = matrix.dtype if self._dtype is None or not matrix.has_genes else self._dtype
-        shape = matrix.sources[0].shape
+        scaling, shape = self._scaling, matrix.sources[0].shape
+        as_csr = matrix.is_sparse and not self._dense
         n_var = self._table.n_var if matrix.has_genes else int(shape[1])
-        if matrix.is_sparse and not self._dense:
-            return list(
-                storage.read_csr(
-                    parts,
-                    edges,
-                    n_var=n_var,
-                    dtype=dtype,
-                    num_threads=self._num_threads,
-                    pool=self._pool,
-                    cancel=self.cancel,
-                )
-            )
-        width = n_var if len(shape) == 2 else None
+        read: Callable[..., list[Any]] = storage.read_csr if as_csr else storage.read_dense
         return list(
-            storage.read_dense(
+            read(
                 parts,
                 edges,
-                n_var=width,
-                dtype=dtype,
+                n_var=n_var if as_csr or len(shape) == 2 else None,
+                dtype=scaling.handed_out(matrix, self._dtype),
                 num_threads=self._num_threads,
                 pool=self._pool,
                 cancel=self.cancel,
+                scale=scaling.scale_of(matrix.key),
+                totals=totals if scaling.keys and matrix.key == scaling.keys[0] else None,
             )
         )
 
     def _export(self, block: Any) -> Any:
-        return self._export_dense(block) if isinstance(block, np.ndarray) else self._export_sparse(block)
+        return self._make.dense(block) if isinstance(block, np.ndarray) else self._make.sparse(block)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -15,26 +15,29 @@ import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.args import as_numeric, levels_to_user
+from annbatch._shared.collection_format import SOURCE_DTYPE, is_marked, sorted_datasets
+from annbatch.storage.frames import FrameReader
 
-from .obs_table import ObsTable
+from .annotations import Covariates, LabelsOfDataset, LabelTables, covariates_of, labels_of
+from .obs_table import ObsTable, concat_obs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import anndata as ad
 
     from .genes import Genes
 
-__all__ = ["Dataset", "Key", "Table", "TableMatrix", "Wanted", "X", "collection_groups"]
+__all__ = ["RAW", "Dataset", "Key", "ObsHome", "Table", "TableMatrix", "Wanted", "X", "collection_groups"]
 
 Source: TypeAlias = "storage.SparseSource | storage.DenseSource"
 
-# Where a collection records the dtype that its integers had before they were stored compactly.
-_SOURCE_DTYPE = "annbatch-source-dtype"
-
 
 class Key(NamedTuple):
-    """Names one matrix of an AnnData: ``("X", "")``, ``("layers", name)`` or ``("obsm", name)``."""
+    """Names one matrix of an AnnData: ``("X", "")``, ``("layers", name)`` or ``("obsm", name)``.
+
+    ``("layers", "raw.X")`` is ``.raw.X``, which has genes of its own.
+    """
 
     kind: str
     name: str = ""
@@ -42,28 +45,110 @@ class Key(NamedTuple):
     def __str__(self) -> str:
         return f"{self.kind}[{self.name!r}]" if self.name else self.kind
 
+    @property
+    def has_genes(self) -> bool:
+        """Whether axis 1 is the variables, so that joins and subsets apply to it."""
+        return self.kind != "obsm" and self != RAW
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether it is X or a layer: what `dtype` is meant for."""
+        return self.kind != "obsm"
+
 
 X = Key("X")
+RAW = Key("layers", "raw.X")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to take out of every AnnData."""
+    """What to take out of every AnnData.
 
+    Attributes
+    ----------
+    x
+        Whether X is.
+    layers, obsm
+        Names.
+    obs_columns
+        Names; None: all; (): no obs at all.
+    labels, covariates
+        Names of obs columns.
+    may_lack
+        Whether a dataset may lack a label or covariate column: its rows are missing then.
+    """
+
+    x: bool = True
     layers: tuple[str, ...] = ()
     obsm: tuple[str, ...] = ()
     obs_columns: tuple[str, ...] | None = None
+    labels: tuple[str, ...] = ()
+    covariates: tuple[str, ...] = ()
+    may_lack: bool = False
 
     @property
     def keys(self) -> list[Key]:
         """Which matrices."""
-        return [X, *(Key("layers", name) for name in self.layers), *(Key("obsm", name) for name in self.obsm)]
+        layers, obsm = (
+            [Key(kind, name) for name in names] for kind, names in (("layers", self.layers), ("obsm", self.obsm))
+        )
+        return [*([X] if self.x else []), *layers, *obsm]
 
     @property
     def needs(self) -> storage.Needs:
         """What is read when an AnnData is opened."""
-        paths = [f"{key.kind}/{key.name}" if key.name else key.kind for key in self.keys]
-        return storage.Needs({"obs": self.obs_columns, "var": None}, paths)
+        paths = ["raw/X" if key == RAW else f"{key.kind}/{key.name}" if key.name else key.kind for key in self.keys]
+        more = [*self.labels, *self.covariates]
+        columns = None if self.obs_columns is None else [*self.obs_columns, *more]
+        frames = {"obs": columns, "var": None, **({"raw/var": []} if RAW in self.keys else {})}
+        return storage.Needs(frames, paths, without_index=("obs",) if self.obs_columns == () else ())
+
+
+@dataclass(frozen=True)
+class ObsHome:
+    """Where more columns of a dataset's obs are, should they be asked for later.
+
+    Attributes
+    ----------
+    place
+        A DataFrame, a zarr group, or (where the HDF5 file is, name of the group in it).
+    """
+
+    place: Any
+
+    @classmethod
+    def of_group(cls, group: Any) -> ObsHome:
+        """Remember the obs of a group, which may be closed afterwards."""
+        return cls((storage.home_of(group.file), group.name) if hasattr(group, "file") else group)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        with self._opened() as obs:
+            return list(obs.columns)
+
+    def labels(self, name: str) -> LabelsOfDataset | None:
+        """Read a column as labels; None when there is no such column."""
+        with self._opened() as obs:
+            return labels_of(obs, name) if name in obs.columns else None
+
+    def frame(self, columns: list[str]) -> pd.DataFrame:
+        """Read columns, those that are there."""
+        with self._opened() as obs:
+            there = [name for name in columns if name in obs.columns]
+            return obs[there] if isinstance(obs, pd.DataFrame) else obs.frame(there)
+
+    @contextmanager
+    def _opened(self) -> Iterator[pd.DataFrame | FrameReader]:
+        if isinstance(self.place, pd.DataFrame):
+            yield self.place
+        elif isinstance(self.place, tuple):
+            path, name = self.place
+            file: Any = storage.open_group(path)
+            with file:
+                yield FrameReader(file[name]["obs"])
+        else:
+            yield FrameReader(self.place["obs"])
 
 
 @dataclass(frozen=True)
@@ -75,11 +160,19 @@ class Dataset:
     name
         For error texts.
     kind
-        Type of the X that was added.
+        Type of the first matrix that was added.
     sources, dtypes
         Per matrix where its rows are, and the dtype that they are handed out with.
     obs, var
-        None when a bare matrix was added.
+        None when a bare matrix was added, and obs also when none of it comes out.
+    obs_home
+        Where the rest of obs is; None: there is no obs.
+    labels, covariates
+        The columns that come out as numbers; labels are None where the dataset lacks the column.
+    first_name
+        Name of the first row; None when there are no names or no rows.
+    raw_names
+        Names of the genes of ``.raw``, when that comes out.
     """
 
     name: str
@@ -88,11 +181,16 @@ class Dataset:
     dtypes: Mapping[Key, np.dtype[Any]]
     obs: pd.DataFrame | None
     var: pd.DataFrame | None
+    obs_home: ObsHome | None = None
+    labels: Mapping[str, LabelsOfDataset | None] = field(default_factory=dict)
+    covariates: np.ndarray | None = None
+    first_name: str | None = None
+    raw_names: pd.Index | None = None
 
     @property
     def n_obs(self) -> int:
         """Number of rows."""
-        return int(self.sources[X].shape[0])
+        return int(next(iter(self.sources.values())).shape[0])
 
     def close(self) -> None:
         """Close all files; they are opened again when rows are read."""
@@ -105,61 +203,104 @@ class Dataset:
         if not all(hasattr(adata, part) for part in ("X", "obs", "var", "layers", "obsm")):
             msg = f"{name} must be an AnnData, got {type(adata).__name__}"
             raise TypeError(msg)
-        parts = {"X": adata.X, "layers": adata.layers, "obsm": adata.obsm}
-        return cls._from_parts(parts, _in_memory(adata.obs), _in_memory(adata.var), wanted, name)
+        raw = getattr(adata, "raw", None)
+        obs = _in_memory(adata.obs)
+        return cls._from_parts(
+            lambda kind: getattr(adata, kind),
+            None if raw is None else lambda: (raw.X, raw.var_names),
+            obs=obs,
+            home=ObsHome(obs) if isinstance(obs, pd.DataFrame) else None,
+            var=_in_memory(adata.var),
+            wanted=wanted,
+            name=name,
+        )
 
     @classmethod
     def from_group(cls, group: Any, wanted: Wanted, name: str) -> Dataset:
         """Take the wanted parts of an AnnData that lies in a zarr or HDF5 group."""
-        missing = [part for part in ("X", "obs", "var") if part not in group]
+        missing = [part for part in (*(["X"] if wanted.x else []), "obs", "var") if part not in group]
         if missing:
             msg = f"{name} must be an AnnData with X, obs and var, but it has no {' and no '.join(missing)}"
             raise ValueError(msg)
-        columns = None if wanted.obs_columns is None else list(wanted.obs_columns)
-        obs, var = storage.read_frame(group["obs"], columns), storage.read_frame(group["var"])
-        parts = {kind: group.get(kind, {}) for kind in ("X", "layers", "obsm")}
-        return cls._from_parts(parts, obs, var, wanted, name)
+        # The second is how AnnData wrote it before 0.7.
+        raw = next((where for where in ("raw/", "raw.") if f"{where}X" in group), None)
+
+        def element(kind: str) -> Any:
+            return group.get(kind, {})
+
+        return cls._from_parts(
+            element,
+            None if raw is None else lambda: (group[f"{raw}X"], FrameReader(group[f"{raw}var"]).index()),
+            obs=FrameReader(group["obs"]),
+            home=ObsHome.of_group(group),
+            var=storage.read_frame(group["var"]),
+            wanted=wanted,
+            name=name,
+        )
 
     @classmethod
     def from_matrix(cls, matrix: Any, obs: Any, var: Any, wanted: Wanted, name: str) -> Dataset:
         """Take a matrix, with obs and var given beside it."""
-        if wanted.layers or wanted.obsm:
-            msg = f"{name} is a bare matrix, but the loader was asked for layers or obsm: add an AnnData instead"
+        if wanted.layers or wanted.obsm or not wanted.x:
+            what = "layers or obsm" if wanted.x else "no X"
+            msg = f"{name} is a bare matrix, but the loader was asked for {what}: add an AnnData instead"
             raise ValueError(msg)
-        return cls._from_parts({"X": matrix}, obs, var, wanted, name)
+        home = ObsHome(obs) if isinstance(obs, pd.DataFrame) else None
+        return cls._from_parts(lambda _: matrix, None, obs=obs, home=home, var=var, wanted=wanted, name=name)
 
     @classmethod
-    def _from_parts(cls, parts: Mapping[str, Any], obs: Any, var: Any, wanted: Wanted, name: str) -> Dataset:
-        elements = {}
+    def _from_parts(
+        cls,
+        part: Callable[[str], Any],
+        raw: Callable[[], tuple[Any, pd.Index]] | None,
+        *,
+        obs: Any,
+        home: ObsHome | None,
+        var: Any,
+        wanted: Wanted,
+        name: str,
+    ) -> Dataset:
+        elements, raw_names = {}, None
         for key in wanted.keys:
-            held = parts[key.kind]
+            if key == RAW:
+                if raw is None:
+                    msg = f"{name} has no raw.X"
+                    raise KeyError(msg)
+                elements[key], raw_names = raw()
+                continue
+            held = part(key.kind)
             if key.name and key.name not in held:
                 # anndata 0.13 lists X among the layers, under None.
                 msg = f"{name} has no {key}; it has {key.kind} {sorted(other for other in held if other is not None)}"
                 raise KeyError(msg)
             elements[key] = held[key.name] if key.name else held
-        if elements[X] is None:
-            msg = f"{name} has no X"
+        if X in elements and elements[X] is None:
+            msg = f"{name} has no X; pass x=False to read layers or obsm without it"
             raise ValueError(msg)
         sources = {key: _opened(element, key, name) for key, element in elements.items()}
-        n_obs = sources[X].shape[0]
+        first = wanted.keys[0]
+        n_obs = sources[first].shape[0]
+        with_genes = [source.shape[1] for key, source in sources.items() if key.has_genes and len(source.shape) > 1]
+        n_var = with_genes[0] if with_genes else None
         for key, source in sources.items():
             if isinstance(source, storage.SparseSource):
                 # Read now, not at the first request: forked workers share it then, and damage shows where data is added.
-                source.indptr  # noqa: B018
+                source.row_pointers  # noqa: B018
             if len(source.shape) < 2:
                 msg = f"{key} of {name} must have at least 2 dimensions, got shape {source.shape}"
                 raise ValueError(msg)
-            if source.shape[0] != n_obs or (key.kind == "layers" and source.shape[1] != sources[X].shape[1]):
-                msg = f"{key} must fit X, got shape {source.shape} beside {sources[X].shape} in {name}"
+            if source.shape[0] != n_obs or (key.has_genes and source.shape[1] != n_var):
+                msg = f"{key} must fit {first}, got shape {source.shape} beside {sources[first].shape} in {name}"
                 raise ValueError(msg)
         return cls(
             name=name,
-            kind=_kind(elements[X], sources[X]),
+            kind=_kind(elements[first], sources[first]),
             sources=sources,
             dtypes={key: _handed_out(elements[key], source) for key, source in sources.items()},
-            obs=None if obs is None else _checked_obs(obs, n_obs, wanted.obs_columns, name),
-            var=None if var is None else _checked_frame("var", var, sources[X].shape[1], name),
+            var=None if var is None else _checked_frame("var", var, n_var, name),
+            obs_home=home,
+            raw_names=raw_names,
+            **_annotations(obs, n_obs, wanted, name),
         )
 
 
@@ -179,7 +320,11 @@ class TableMatrix:
     @property
     def has_genes(self) -> bool:
         """Whether axis 1 is the variables, so that joins and subsets apply to it."""
-        return self.key.kind != "obsm"
+        return self.key.has_genes
+
+    def handed_out(self, dtype: np.dtype[Any] | None) -> np.dtype[Any]:
+        """Dtype of batches when the loader was asked for `dtype`."""
+        return self.dtype if dtype is None or not self.key.has_counts else dtype
 
     def added(self, datasets: Sequence[Dataset], *, join: bool) -> TableMatrix:
         """Return the matrix with the rows of more datasets."""
@@ -226,6 +371,11 @@ class Table:
     matrices: Mapping[Key, TableMatrix] = field(default_factory=dict)
     obs: ObsTable | None = None
     has_var: bool = False
+    labels: LabelTables | None = None
+    covariates: Covariates | None = None
+    obs_homes: tuple[ObsHome | None, ...] = ()
+    first_names: tuple[str, ...] = ()
+    raw_names: pd.Index | None = None
 
     def added(self, datasets: Sequence[Dataset]) -> Table:
         """Return the table with more datasets, after checking that all fit together."""
@@ -244,20 +394,39 @@ class Table:
             msg = f"join and var_names need var, but {first.name} has none"
             raise ValueError(msg)
         join = self.genes.join is not None
-        if len(first.sources[X].shape) > 2 and (join or self.genes.wanted is not None):
-            msg = f"join and var_names need an X with 2 dimensions, got shape {first.sources[X].shape} in {first.name}"
-            raise ValueError(msg)
+        for key, source in first.sources.items():
+            if key.has_genes and len(source.shape) > 2 and (join or self.genes.wanted is not None):
+                msg = f"join and var_names need an {key} with 2 dimensions, got shape {source.shape} in {first.name}"
+                raise ValueError(msg)
+        raw_names = self.raw_names if self.raw_names is not None else first.raw_names
+        for dataset in datasets:
+            if raw_names is not None and dataset.raw_names is not None and not raw_names.equals(dataset.raw_names):
+                msg = f"raw.X is not aligned by name, so all datasets must have the same genes in raw.var; {dataset.name} has others"
+                raise ValueError(msg)
         matrices = {key: self.matrices.get(key, TableMatrix(key, (), first.dtypes[key])) for key in first.sources}
         genes = self.genes.added([d.var for d in datasets if d.var is not None], names) if has_var else self.genes
         obs = (self.obs or ObsTable()).added([d.obs for d in datasets if d.obs is not None]) if has_obs else None
+        lengths = tuple(dataset.n_obs for dataset in datasets)
+        labels, covariates = self.labels, self.covariates
+        if labels is not None:
+            labels = labels.added([dataset.labels for dataset in datasets], lengths, names)
+        if covariates is not None:
+            covariates = covariates.added(
+                [dataset.covariates for dataset in datasets if dataset.covariates is not None]
+            )
         return replace(
             self,
             genes=genes,
-            lengths=self.lengths + tuple(dataset.n_obs for dataset in datasets),
+            lengths=self.lengths + lengths,
             kind=self.kind or first.kind,
             matrices={key: matrix.added(datasets, join=join) for key, matrix in matrices.items()},
             obs=obs,
             has_var=has_var,
+            labels=labels,
+            covariates=covariates,
+            obs_homes=self.obs_homes + tuple(dataset.obs_home for dataset in datasets),
+            first_names=self.first_names + tuple(d.first_name for d in datasets if d.first_name is not None),
+            raw_names=raw_names,
         )
 
     @cached_property
@@ -268,10 +437,11 @@ class Table:
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What tells this data from other data, and from the same in another order, without reading rows."""
-        sources = self.matrices[X].sources
-        n_values = [int(source.indptr[-1]) if isinstance(source, storage.SparseSource) else 0 for source in sources]
-        first_rows = self.offsets[:-1][np.diff(self.offsets) > 0]
-        names = [] if self.obs is None else self.obs.take(first_rows).index.astype(str).tolist()
+        sources = self.first_matrix.sources
+        n_values = [
+            source.row_pointers.n_values if isinstance(source, storage.SparseSource) else 0 for source in sources
+        ]
+        names = list(self.first_names)
         facts = repr((self.lengths, n_values, names))
         digest = hashlib.sha256(facts.encode(errors="surrogatepass")).hexdigest()
         return {"n_obs": self.n_obs, "n_datasets": len(self.lengths), "datasets_sha256": digest}
@@ -282,6 +452,37 @@ class Table:
         return any(source.is_far for matrix in self.matrices.values() for source in matrix.sources)
 
     @property
+    def first_matrix(self) -> TableMatrix:
+        """X, or what comes first where X is not read."""
+        return next(iter(self.matrices.values()))
+
+    def obs_frame(self, columns: Sequence[str] | None) -> pd.DataFrame:
+        """Return obs of all rows; columns that are not kept in memory are read again.
+
+        Raises
+        ------
+        ValueError
+            When the data has no obs.
+        KeyError
+            When a column is in no dataset.
+        """
+        if columns is None and self.obs is not None:
+            return self.obs.take(np.arange(self.n_obs))
+        homes = [home for home in self.obs_homes if home is not None]
+        if not homes:
+            msg = "the data has no obs: bare matrices were added without"
+            raise ValueError(msg)
+        if columns is None:
+            columns = list(dict.fromkeys(name for home in homes for name in home.columns))
+        frame = concat_obs([home.frame(list(columns)) for home in homes])
+        unknown = [name for name in columns if name not in frame.columns]
+        if unknown:
+            there = list(dict.fromkeys(name for home in homes for name in home.columns))
+            msg = f"columns must be columns of obs, got {unknown}, which no dataset has; there is {there}"
+            raise KeyError(msg)
+        return frame[list(columns)]
+
+    @property
     def n_obs(self) -> int:
         """Number of rows of all datasets."""
         return int(self.offsets[-1])
@@ -289,7 +490,7 @@ class Table:
     @property
     def n_var(self) -> int:
         """Number of variables of a batch."""
-        return len(self.genes.names) if self.has_var else int(self.matrices[X].sources[0].shape[1])
+        return len(self.genes.names) if self.has_var else int(self.first_matrix.sources[0].shape[1])
 
     @property
     def var(self) -> pd.DataFrame | None:
@@ -318,18 +519,13 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
     if hasattr(collection, "attrs") and hasattr(collection, "keys"):
         if hasattr(collection, "store"):
             collection = storage.far_group(collection, far)
-        if collection.attrs.get("encoding-type") != "annbatch-preshuffled":
+        if not is_marked(collection.attrs):
             msg = (
                 "collection must be a DatasetCollection, or a zarr group or path that holds one, got a group without "
                 "the attribute 'encoding-type': 'annbatch-preshuffled'; use add_paths for a single AnnData"
             )
             raise ValueError(msg)
-        numbered = [
-            (int(match[1]), match[0])
-            for name in storage.find_datasets(collection)
-            if (match := re.fullmatch(r"dataset_(\d+)", name))
-        ]
-        return [collection[name] for _, name in sorted(numbered)]
+        return [collection[name] for name in sorted_datasets(storage.find_datasets(collection))]
     return list(collection)
 
 
@@ -355,21 +551,21 @@ def _kind(element: Any, source: Source) -> type:
 
 def _handed_out(element: Any, source: Source) -> np.dtype[Any]:
     holder = getattr(element, "group", element)
-    recorded = holder.attrs.get(_SOURCE_DTYPE) if hasattr(holder, "attrs") else None
+    recorded = holder.attrs.get(SOURCE_DTYPE) if hasattr(holder, "attrs") else None
     if recorded is None:
         return source.dtype
     try:
         return as_numeric(str(recorded))
     except (TypeError, ValueError):
-        msg = f"attribute {_SOURCE_DTYPE} of {source.location} must name a number type, got {recorded!r}"
+        msg = f"attribute {SOURCE_DTYPE} of {source.location} must name a number type, got {recorded!r}"
         raise ValueError(msg) from None
 
 
-def _checked_frame(part: str, frame: Any, length: int, name: str) -> pd.DataFrame:
+def _checked_frame(part: str, frame: Any, length: int | None, name: str) -> pd.DataFrame:
     if not isinstance(frame, pd.DataFrame):
         msg = f"{part} must be a pandas DataFrame, got {type(frame).__name__} for {name}"
         raise TypeError(msg)
-    if len(frame) != length:
+    if length is not None and len(frame) != length:
         msg = f"{part} must have {length} rows to fit X, got {len(frame)} for {name}"
         raise ValueError(msg)
     if not frame.columns.is_unique:
@@ -380,12 +576,43 @@ def _checked_frame(part: str, frame: Any, length: int, name: str) -> pd.DataFram
     return frame.copy(deep=False)
 
 
-def _checked_obs(obs: Any, n_obs: int, columns: tuple[str, ...] | None, name: str) -> pd.DataFrame:
-    frame = _checked_frame("obs", obs, n_obs, name)
-    if columns is None:
-        return frame
-    unknown = [column for column in columns if column not in frame.columns]
-    if unknown:
-        msg = f"obs_columns must be columns of obs, got {unknown}, which {name} lacks; it has {list(frame.columns)}"
-        raise KeyError(msg)
-    return frame[list(columns)]
+def _annotations(obs: Any, n_obs: int, wanted: Wanted, name: str) -> dict[str, Any]:
+    """Take the wanted columns of obs: a frame, or the reader of a stored one."""
+    if obs is None:
+        if wanted.labels or wanted.covariates:
+            msg = f"labels and covariates are columns of obs, but {name} has no obs"
+            raise ValueError(msg)
+        return {"obs": None, "covariates": np.empty((n_obs, 0), np.float32)}
+    if not isinstance(obs, FrameReader):
+        obs = _checked_frame("obs", obs, n_obs, name)
+    elif obs.n_rows != n_obs:
+        msg = f"obs must have {n_obs} rows to fit X, got {obs.n_rows} for {name}"
+        raise ValueError(msg)
+    for parameter, columns in (
+        ("obs_columns", wanted.obs_columns or ()),
+        ("labels", () if wanted.may_lack else wanted.labels),
+        ("covariates", () if wanted.may_lack else wanted.covariates),
+    ):
+        unknown = [column for column in columns if column not in obs.columns]
+        if unknown:
+            msg = f"{parameter} must be columns of obs, got {unknown}, which {name} lacks; it has {list(obs.columns)}"
+            if parameter != "obs_columns":
+                msg += ". With join='outer' its rows count as missing"
+            raise KeyError(msg)
+    if wanted.obs_columns == ():
+        frame = None
+    elif isinstance(obs, FrameReader):
+        frame = obs.frame(wanted.obs_columns)
+    else:
+        frame = obs if wanted.obs_columns is None else obs[list(wanted.obs_columns)]
+    return {
+        "obs": None if frame is None else _checked_frame("obs", frame, n_obs, name),
+        "labels": {column: labels_of(obs, column) if column in obs.columns else None for column in wanted.labels},
+        "covariates": covariates_of(obs, wanted.covariates, n_obs, name),
+        "first_name": _first_name(obs) if n_obs else None,
+    }
+
+
+def _first_name(obs: Any) -> str:
+    names = obs.index(slice(0, 1)) if isinstance(obs, FrameReader) else obs.index[:1]
+    return str(names.astype(str)[0])

@@ -12,16 +12,18 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
 
     from annbatch.storage import CSRBlock
 
 __all__ = ["Makers", "Output", "check_installed", "gpu_is_there", "let_torch_warn_unheard", "makers"]
 
 Output = Literal["torch", "jax"]
+
+_INT32_MAX = 2**31 - 1
 
 _HOW_TO_INSTALL = {
     "torch": "pip install annbatch[torch]",
@@ -32,10 +34,11 @@ _HOW_TO_INSTALL = {
 
 @dataclass(frozen=True)
 class Makers:
-    """Make what the user gets: out of a CSR block, and out of an array."""
+    """Make what the user gets: out of a CSR block, out of an array, and out of row numbers, labels and covariates."""
 
     sparse: Callable[[CSRBlock], Any]
     dense: Callable[[np.ndarray], Any]
+    small: Callable[[np.ndarray], Any]
 
 
 def check_installed(library: str, parameter: str) -> None:
@@ -64,7 +67,7 @@ def makers(to: Output | None, *, gpu: bool, sparse: set[np.dtype[Any]], dense: s
         return _torch(gpu=gpu)
     if to == "jax":
         return _jax(sparse | dense)
-    return _cupy(sparse) if gpu else Makers(lambda block: block.to_scipy(), lambda array: array)
+    return _cupy(sparse) if gpu else Makers(lambda block: block.to_scipy(), _as_is, _as_is)
 
 
 def gpu_is_there(to: Output | None = None) -> bool:
@@ -89,7 +92,7 @@ def _torch(*, gpu: bool) -> Makers:
 
     let_torch_warn_unheard()
     if not gpu:
-        place = _as_is
+        place: Callable[[Any], Any] = _as_is
     elif not torch.cuda.is_available():
         msg = "preload_to_gpu=True with to='torch' needs a torch that sees a GPU; pass preload_to_gpu=False"
         raise ValueError(msg)
@@ -97,14 +100,19 @@ def _torch(*, gpu: bool) -> Makers:
         # The current device is set per thread, so it is looked up here, where the user has chosen it.
         device = torch.device("cuda", torch.cuda.current_device())
 
-        def place(tensor: Any) -> Any:
+        def moved(tensor: Any) -> Any:
             return tensor.pin_memory().to(device, non_blocking=True)
+
+        place = moved
 
     def sparse(block: CSRBlock) -> Any:
         indptr, indices, data = (place(torch.from_numpy(array)) for array in (block.indptr, block.indices, block.data))
         return torch.sparse_csr_tensor(indptr, indices, data, size=block.shape, check_invariants=False)
 
-    return Makers(sparse, lambda array: place(torch.from_numpy(array)))
+    def dense(array: np.ndarray) -> Any:
+        return place(torch.from_numpy(array))
+
+    return Makers(sparse, dense, dense)
 
 
 @cache
@@ -144,7 +152,18 @@ def _jax(dtypes: set[np.dtype[Any]]) -> Makers:
             raise ValueError(msg)
         return csr(tuple(map(jnp.asarray, (block.data, block.indices, block.indptr))), shape=block.shape)
 
-    return Makers(sparse, jnp.asarray)
+    def small(array: np.ndarray) -> Any:
+        if array.dtype.itemsize > 4 and not has_64_bit:
+            if array.size and int(array.max()) > _INT32_MAX:
+                msg = (
+                    f"to='jax' would cut the row number {array.max()} to 32 bits; "
+                    "call jax.config.update('jax_enable_x64', True)"
+                )
+                raise ValueError(msg)
+            array = array.astype(np.int32)
+        return jnp.asarray(array)
+
+    return Makers(sparse, jnp.asarray, small)
 
 
 def _cupy(sparse_dtypes: set[np.dtype[Any]]) -> Makers:
@@ -166,8 +185,8 @@ def _cupy(sparse_dtypes: set[np.dtype[Any]]) -> Makers:
         with device:
             return csr_matrix(tuple(map(cupy.asarray, (block.data, block.indices, block.indptr))), shape=block.shape)
 
-    return Makers(sparse, dense)
+    return Makers(sparse, dense, _as_is)
 
 
-def _as_is(tensor: Any) -> Any:
-    return tensor
+def _as_is(array: Any) -> Any:
+    return array

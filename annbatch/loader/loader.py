@@ -7,31 +7,32 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.args import as_bool, as_choice, as_count, as_function, as_list, as_names, as_numeric, as_paths
 from annbatch._shared.workers import current_worker
 
+from .annotations import Covariates, LabelTables, as_wanted_labels
 from .arguments import as_sampler
 from .batches import BatchReader
 from .datasets import Dataset, Table, Wanted, collection_groups
 from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from .genes import Genes
 from .passes import LoaderPass, LoaderPosition, loads
+from .scaling import KeptMedian, as_scaling
 from .sealing import own_copy
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
-    import numpy as np
     import zarr
 
     from annbatch.abc import Sampler
-    from annbatch.collection import DatasetCollection
     from annbatch.types import LoaderOutput
 
 __all__ = ["Loader"]
@@ -73,9 +74,11 @@ class Loader:
         None: ``scipy.sparse.csr_matrix`` and ``numpy.ndarray``. ``"torch"``: tensors, sparse CSR or dense. ``"jax"``: jax
         arrays or ``jax.experimental.sparse.CSR``.
     layers, obsm
-        Names of layers and obsm entries to yield besides X. Only these are read.
+        Names of layers and obsm entries to yield besides X. Only these are read. The layer ``"raw.X"`` is ``.raw.X``, which is
+        never aligned by name.
     obs_columns
-        obs columns to yield, in this order. None: all.
+        obs columns to yield, in this order. None: all. An empty list: batches have neither obs nor var, hence no pandas, and
+        row names are not kept in memory.
     join
         None: the var of all datasets must be identical. ``"inner"``, ``"outer"``: datasets are aligned by var name, keeping
         the variables of all datasets (in the order of the first), or of any (sorted, when they differ). Values that a
@@ -94,6 +97,28 @@ class Loader:
         Called with each batch, a dict; what it returns is handed out. Runs in the background thread.
     to_torch
         Deprecated: ``to_torch=True`` means ``to="torch"``.
+    x
+        Whether X is read. False: batches have None for it.
+    labels
+        obs columns to yield as integer codes, ``batch["labels"][name]`` (int64, of the kind that `to` names; int32 in jax without
+        64 bit): the place of the label in ``loader.encoders[name]``, all labels of the data, sorted; -1 where it is missing. A
+        dict ``{name: [labels]}`` fixes labels and their order, ``{name: None}`` does not.
+    unknown
+        What becomes of a label that is not among fixed ones: ``"error"``, when data is added, or the code ``"-1"``.
+    covariates
+        obs columns of numbers to yield as ``batch["covariates"]`` (float32, one column each, NaN where a value is missing).
+    normalize_total
+        Scale the values of each row of X so that they add up to this, as ``scanpy.pp.normalize_total(target_sum=...)`` does. The
+        total of a row is over **all** its stored genes, also where `var_names` or `join` keep only some. Rows without counts
+        stay zero. ``"median"``: the median of the totals of all rows that were added; it takes one pass over them, when they are
+        added, and is kept in a file beside a collection (``<collection>.totals.json``), for as long as that does not change.
+    log1p
+        Take ``log(1 + value)`` of X, after `normalize_total`.
+    library_size
+        Whether batches carry the total of each row before scaling, ``batch["library_size"]`` (float32).
+    normalize_layers
+        Layers that `normalize_total`, `log1p` and `library_size` are about instead of X; the library size is that of the first.
+        Scaled values are float32, or `dtype`.
     storage_options, max_requests, max_in_flight, cache, cache_size
         For data at URLs and in stores that are not local folders, see docs/far.md. `storage_options`: credentials and the like,
         for fsspec. `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
@@ -147,6 +172,14 @@ class Loader:
         num_threads: int | None = None,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         to_torch: bool | None = None,
+        x: bool = True,
+        labels: Sequence[str] | Mapping[str, Sequence[Any] | None] = (),
+        unknown: Literal["error", "-1"] = "error",
+        covariates: Sequence[str] = (),
+        normalize_total: float | Literal["median"] | None = None,
+        log1p: bool = False,
+        library_size: bool = False,
+        normalize_layers: Sequence[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         max_requests: int = 128,
         max_in_flight: int | str = "256MB",
@@ -171,20 +204,35 @@ class Loader:
         self._preload_to_gpu = None if preload_to_gpu is None else as_bool("preload_to_gpu", preload_to_gpu)
         if self._preload_to_gpu and self._to is None:
             check_installed("cupy", "preload_to_gpu=True")
+        join = as_choice("join", join, (None, "inner", "outer"))
+        wanted_labels = as_wanted_labels(labels, unknown)
         self._wanted = Wanted(
+            x=as_bool("x", x),
             layers=as_names("layers", layers),
             obsm=as_names("obsm", obsm),
             obs_columns=None if obs_columns is None else as_names("obs_columns", obs_columns),
+            labels=tuple(wanted_labels.fixed),
+            covariates=as_names("covariates", covariates),
+            may_lack=join == "outer",
         )
+        if not self._wanted.keys:
+            msg = "x=False reads no X, so layers or obsm must name something to read"
+            raise ValueError(msg)
         names = None if var_names is None else as_names("var_names", var_names)
         if names == ():
             msg = "var_names must name at least one variable, got none; pass None for all"
             raise ValueError(msg)
-        join = as_choice("join", join, (None, "inner", "outer"))
-        self._table = Table(genes=Genes(join=join, wanted=None if names is None else pd.Index(names)))
+        self._table = Table(
+            genes=Genes(join=join, wanted=None if names is None else pd.Index(names)),
+            labels=LabelTables(wanted_labels) if self._wanted.labels else None,
+            covariates=Covariates(self._wanted.covariates) if self._wanted.covariates else None,
+        )
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
         self._dtype = None if dtype is None else as_numeric(dtype)
+        self._scaling = as_scaling(
+            normalize_total, log1p, library_size, normalize_layers, self._wanted.keys, self._dtype
+        )
         self._prefetch = as_count("prefetch", prefetch, minimum=0)
         self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self._transform = as_function("transform", transform, "of a batch")
@@ -201,7 +249,7 @@ class Loader:
 
     def use_collection(
         self,
-        collection: DatasetCollection | zarr.Group | str | os.PathLike[str],
+        collection: Iterable[Any] | zarr.Group | str | os.PathLike[str],
         *,
         load_adata: Callable[[zarr.Group], ad.AnnData] | None = None,
     ) -> Self:
@@ -243,7 +291,7 @@ class Loader:
                 dataset.close()
         else:
             added = [Dataset.from_adata(load_adata(group), self._wanted, _name_of(group)) for group in groups]
-        self._add(added)
+        self._add(added, KeptMedian.beside(groups) if load_adata is None else None)
         self._has_collection = True
         return self
 
@@ -362,8 +410,11 @@ class Loader:
                 group.close()
         return dataset
 
-    def _add(self, datasets: Sequence[Dataset]) -> None:
-        self._table = self._table.added(datasets)
+    def _add(self, datasets: Sequence[Dataset], kept: KeptMedian | None = None) -> None:
+        table = self._table.added(datasets)
+        # Medians of totals are known before a pass begins: of several DataLoader workers each would go through all rows.
+        self._scaling = self._scaling.added(table, None if self._table.lengths else kept, self._num_threads)
+        self._table = table
 
     def _check_may_add(self) -> None:
         self._check_no_pass("data must not be added")
@@ -404,6 +455,39 @@ class Loader:
         kind = self._checked_table().kind
         assert kind is not None
         return kind
+
+    @property
+    def encoders(self) -> dict[str, pd.Index]:
+        """Per column of `labels` its labels, in the order of their codes.
+
+        ``loader.encoders["cell_type"][code]`` is the label that ``batch["labels"]["cell_type"]`` means by ``code``. The labels of all
+        datasets, sorted, so that they may change when data is added; fixed ones stay as they were given.
+        """
+        return {} if self._table.labels is None else self._table.labels.encoders
+
+    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the annotations of all rows.
+
+        Parameters
+        ----------
+        columns
+            Which columns, in this order; they need not be among `obs_columns`. None: those that batches
+            have, or all where batches have none.
+
+        Returns
+        -------
+        DataFrame
+            Row ``i`` describes row ``i`` of the data. Categorical columns have the categories of batches.
+
+        Raises
+        ------
+        KeyError
+            When no dataset has a column.
+        ValueError
+            When there is no data, or it has no obs.
+        """
+        table = self._checked_table()
+        return table.obs_frame(None if columns is None else as_names("columns", columns))
 
     @property
     def _obs(self) -> list[pd.DataFrame] | None:
@@ -482,8 +566,9 @@ class Loader:
             gpu = worker is None and gpu_is_there(self._to)
         dtypes: dict[bool, set[np.dtype[Any]]] = {True: set(), False: set()}
         for matrix in table.matrices.values():
-            dtypes[matrix.is_sparse and not self._dense].add((matrix.has_genes and self._dtype) or matrix.dtype)
-        made = makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False])
+            dtypes[matrix.is_sparse and not self._dense].add(self._scaling.handed_out(matrix, self._dtype))
+        if table.covariates is not None or self._scaling.library_size:
+            dtypes[False].add(np.dtype(np.float32))
         return BatchReader(
             table,
             dense=self._dense,
@@ -491,8 +576,10 @@ class Loader:
             return_index=self._return_index,
             num_threads=num_threads,
             pool=self._pool,
-            export_sparse=made.sparse,
-            export_dense=made.dense,
+            scaling=self._scaling,
+            make=makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False]),
+            # Who wants no obs wants no pandas in a batch; loader.var has the variables.
+            var=None if self._wanted.obs_columns == () else table.var,
         )
 
     # -- resuming

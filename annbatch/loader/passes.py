@@ -219,4 +219,7 @@ def _load(
 ) -> Iterator[Item]:
     for n_done, batch in enumerate(batches, position.n_done + 1):
         made = batch if transform is None else transform(batch)
+        if made is None:
+            msg = "transform must return what is to be handed out, got None; does it end with `return batch`?"
+            raise TypeError(msg)
         yield made, following if n_done == n_batches else replace(position, n_done=n_done)

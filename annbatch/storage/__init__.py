@@ -12,9 +12,11 @@ from .frames import read_frame
 from .far.fetch import Cancel
 from .far.opening import Needs, far_group, fetched_ahead, find_datasets, is_url
 from .far.options import FarOptions
-from .opening import is_store, open_group, open_groups
+from .opening import home_of, is_store, open_group, open_groups
 from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense
+from .reading.scale import Scale
+from .reading.totals import row_totals
 from .sources import DenseSource, SparseSource, open_matrix
 
 __all__ = [
@@ -26,11 +28,13 @@ __all__ = [
     "FarOptions",
     "Needs",
     "Part",
+    "Scale",
     "SparseSource",
     "available_cpus",
     "far_group",
     "fetched_ahead",
     "find_datasets",
+    "home_of",
     "is_store",
     "is_url",
     "open_group",
@@ -39,4 +43,5 @@ __all__ = [
     "read_csr",
     "read_dense",
     "read_frame",
+    "row_totals",
 ]

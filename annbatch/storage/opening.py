@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     import h5py
     import zarr
 
+    from .far.hdf5 import FarFile
     from .far.options import FarOptions
 
-__all__ = ["is_store", "open_group", "open_groups"]
+__all__ = ["home_of", "is_store", "open_group", "open_groups"]
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
 
@@ -46,13 +47,21 @@ def open_groups(
     return [next(opened) if is_url(path) else open_group(path) for path in paths]
 
 
-def open_group(path: str | os.PathLike[str], far: FarOptions | None = None) -> h5py.Group | zarr.Group:
+def home_of(file: h5py.File) -> str | FarFile:
+    """Return what :func:`open_group` opens the same HDF5 file from."""
+    from .far.hdf5 import far_file_of
+
+    far = far_file_of(file)
+    return str(file.filename) if far is None else far
+
+
+def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = None) -> h5py.Group | zarr.Group:
     """Open an ``.h5ad`` or ``.zarr`` path for reading.
 
     Parameters
     ----------
     path
-        An HDF5 file, the folder of a Zarr group (format 2 or 3), or the URL of either.
+        An HDF5 file, the folder of a Zarr group (format 2 or 3), or the URL of either; or what :func:`home_of` returned.
     far
         How a URL is read; None: as is usual.
 
@@ -74,8 +83,11 @@ def open_group(path: str | os.PathLike[str], far: FarOptions | None = None) -> h
     import h5py
     import zarr
 
+    from .far.hdf5 import FarFile
     from .far.opening import is_url, open_urls
 
+    if isinstance(path, FarFile):
+        return path.open()
     if is_url(path):
         return open_urls([str(path)], far)[0]
     path = Path(str(path).removeprefix("file://"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .chunks.arrays import MemoryArray, StoredArray, stored_array
 from .errors import CorruptDataError
+from .row_pointers import RowPointers
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["DenseSource", "MatrixSource", "SparseSource", "open_matrix"]
 
@@ -69,7 +71,7 @@ class SparseSource(MatrixSource):
         self.data, self.indices = data, indices
         self.shape, self.dtype, self.location = shape, data.dtype, location
         self._stored_indptr = indptr
-        self._indptr: np.ndarray | None = None
+        self._row_pointers: RowPointers | None = None
         self._check_shapes()
 
     @property
@@ -88,21 +90,17 @@ class SparseSource(MatrixSource):
         return self.data.is_far or self.indices.is_far
 
     @property
-    def indptr(self) -> np.ndarray:
-        """Row pointer, int64, n_obs + 1 entries; read at first use and checked.
+    def row_pointers(self) -> RowPointers:
+        """Where the values of each row lie; read at first use and checked.
 
         Raises
         ------
         CorruptDataError
-            It does not start at 0, decreases, or leads beyond the stored values.
+            The stored row pointer does not start at 0, decreases, or leads beyond the stored values.
         """
-        if self._indptr is None:
-            stored = self._stored_indptr
-            indptr = np.ascontiguousarray(stored.read(0, stored.shape[0]), np.int64)
-            self._check_indptr(indptr)
-            indptr.flags.writeable = False
-            self._indptr = indptr
-        return self._indptr
+        if self._row_pointers is None:
+            self._row_pointers = RowPointers.read(self._stored_indptr, self.data.shape[0])
+        return self._row_pointers
 
     def close(self) -> None:
         """See the base class."""
@@ -112,7 +110,7 @@ class SparseSource(MatrixSource):
     def __getstate__(self) -> dict[str, Any]:
         # Another process reads it again: that is quicker than sending it.
         memory = isinstance(self._stored_indptr, MemoryArray)
-        return self.__dict__ if memory else {**self.__dict__, "_indptr": None}
+        return self.__dict__ if memory else {**self.__dict__, "_row_pointers": None}
 
     def _check_shapes(self) -> None:
         _check_numbers(self.data)
@@ -135,20 +133,6 @@ class SparseSource(MatrixSource):
                 f"{self._stored_indptr.location} must have n_obs + 1 = {self.shape[0] + 1} entries, "
                 f"got {self._stored_indptr.shape[0]}"
             )
-            raise CorruptDataError(msg)
-
-    def _check_indptr(self, indptr: np.ndarray) -> None:
-        location = self._stored_indptr.location
-        if indptr[0] != 0:
-            msg = f"{location} must start with 0, got {indptr[0]}"
-            raise CorruptDataError(msg)
-        falls = np.flatnonzero(indptr[1:] < indptr[:-1])
-        if len(falls):
-            row = int(falls[0])
-            msg = f"{location} must not decrease, but goes from {indptr[row]} to {indptr[row + 1]} at row {row}"
-            raise CorruptDataError(msg)
-        if indptr[-1] > self.data.shape[0]:
-            msg = f"{location} ends at {indptr[-1]}, but only {self.data.shape[0]} values are stored"
             raise CorruptDataError(msg)
 
 

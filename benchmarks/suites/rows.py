@@ -11,6 +11,7 @@ import numpy as np
 from annbatch import storage
 from annbatch.storage.engine import _rows
 from annbatch.storage.engine._plan import SPAN, ArrayCut
+from annbatch.storage.row_pointers import RowPointers
 
 from .counts import thinned_cells
 from .files import N_CELLS, write_collection, write_h5ad
@@ -48,21 +49,25 @@ class Plan:
         n_obs, n_values = 4 * N_ROWS, 1_342
         self.n_obs, self.chunk_size = n_obs, 16 * n_values
         lengths = np.random.default_rng(2).poisson(n_values, n_obs)
-        self.indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self.pointers = RowPointers.of_lengths(lengths.astype(np.uint16))
         self.rows = rows_in(order, n_obs)
         self.sorted_rows = np.sort(self.rows)
+        self.extents = self.pointers.extents(self.sorted_rows)
         self.address = shuffled_places()[0] * (4 * n_values)
         self.spans = np.array([(0, 0, 0, n_values)], SPAN)
 
     def time_ascending(self, order: str) -> None:
         _rows.ascending(self.rows, self.n_obs)
 
+    def time_extents(self, order: str) -> None:
+        self.pointers.extents(self.rows)
+
     def time_sparse(self, order: str) -> None:
-        _rows.plan_ranges(self.indptr, self.sorted_rows, self.address, 4, self.chunk_size)
+        _rows.plan_ranges(self.sorted_rows, *self.extents, self.address, 4, self.chunk_size)
 
     def time_sparse_to_dense(self, order: str) -> None:
         cut = ArrayCut(itemsize=4, chunk_size=self.chunk_size, anywhere=False)
-        _rows.plan_stretches(self.indptr, self.sorted_rows, 1 << 15, 0, cut, cut)
+        _rows.plan_stretches(self.sorted_rows, *self.extents, 1 << 15, 0, cut, cut)
 
     def time_dense(self, order: str) -> None:
         _rows.plan_rows(self.sorted_rows, self.address, 4, 16, 1_342, self.spans, mapped=False)
@@ -88,6 +93,9 @@ class Gather:
 
     def part(self, columns: np.ndarray | None = None) -> storage.Part:
         return storage.Part(source=self.source, rows=self.rows, dest=self.dest, columns=columns)
+
+    def time_extents(self, order: str) -> None:
+        self.pointers.extents(self.rows)
 
     def time_sparse(self, order: str, dtype: str) -> None:
         storage.read_csr([self.part()], self.edges, n_var=self.n_var, pool=self.pool)

@@ -38,7 +38,7 @@ def kill_before(k):
     def wrap(function):
         def call(path, *args, **kwargs):
             nonlocal left
-            left -= "unfinished" not in path.name and "unfinished" not in str(path.parent)
+            left -= path.parent.name == "parts" or "parts" not in path.parts
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(path, *args, **kwargs)

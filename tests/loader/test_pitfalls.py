@@ -17,6 +17,7 @@ import zarr
 
 from annbatch import ClassSampler, DatasetCollection, Loader, RandomSampler, SequentialSampler, storage
 from annbatch.storage.chunks.arrays import MemoryArray
+from annbatch.storage.row_pointers import RowPointers
 from tests.cells import as_array, full_cells, write
 
 from .loaders import small_loader
@@ -83,7 +84,7 @@ def test_row_pointers_are_read_once_before_workers_are_forked(tmp_path, monkeypa
     # Memory multiplied by the number of workers: what is in memory before the fork is shared.
     paths = [write(full_cells(), tmp_path / name) for name in ("a.h5ad", "b.zarr")]
     loader = small_loader(layers=["twice"]).add_paths(paths)
-    monkeypatch.setattr(storage.SparseSource, "_check_indptr", lambda *args: pytest.fail("read a row pointer again"))
+    monkeypatch.setattr(RowPointers, "read", lambda *args: pytest.fail("read a row pointer again"))
     assert len(list(loader)) == len(loader)
 
 

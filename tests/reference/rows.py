@@ -99,3 +99,22 @@ def csr_row(matrix, row, new_columns):
         return columns, values
     order = np.argsort(columns, kind="stable")
     return columns[order], values[order]
+
+
+def scaled_rows(matrix, scale):
+    """Return all rows as a dense float64 array after scaling, and the total of each; stored values are scaled one by one."""
+    totals, out = [], np.zeros(matrix.shape)
+    for row in range(matrix.shape[0]):
+        if hasattr(matrix, "indptr"):
+            at = slice(matrix.indptr[row], matrix.indptr[row + 1])
+            columns, values = matrix.indices[at], matrix.data[at].astype(np.float64)
+        else:
+            columns, values = np.arange(matrix.shape[1]), matrix[row].astype(np.float64)
+        totals.append(values.sum())
+        if scale is not None:
+            if scale.target_sum is not None and totals[-1] != 0:
+                values = values / totals[-1] * scale.target_sum
+            if scale.log1p:
+                values = np.log1p(values)
+        np.add.at(out[row], columns, values)
+    return out, np.array(totals)

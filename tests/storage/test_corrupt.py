@@ -326,7 +326,7 @@ def test_a_store_that_is_moved_away_is_noticed(store, touched, direct, tmp_path)
     """Zarr says that a missing chunk has the fill value: so a share that was unmounted would turn into zeros."""
     path = store(tmp_path)
     source = storage.open_matrix(_group(path), direct=direct)
-    source.indptr  # noqa: B018
+    source.row_pointers  # noqa: B018
     if touched:
         first = storage.Part(source, ROWS[:1], ROWS[:1])
         storage.read_csr([first], np.array([0, 1]), n_var=N_VAR)

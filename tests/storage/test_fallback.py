@@ -10,6 +10,7 @@ import zarr
 from zarr.storage import MemoryStore, WrapperStore
 
 from annbatch import Loader, storage
+from annbatch.storage.row_pointers import RowPointers
 from tests.cells import csr_attrs, csr_parts, random_csr
 
 MATRIX = random_csr(800, 60, seed=0)
@@ -67,7 +68,7 @@ def test_few_reads_of_values_and_column_numbers_overlap(layout):
     store, group = slow_group(layout)
     source = storage.open_matrix(group)
     first = int(np.flatnonzero(np.diff(MATRIX.indptr))[0])
-    assert source.indptr[first + 1] < 100  # within the first chunk
+    assert source.row_pointers.indptr()[first + 1] < 100  # within the first chunk
     store.n_wanted, store.most = 2, 0
     part = storage.Part(source, np.array([first]), np.array([0]))
     (block,) = storage.read_csr([part], np.array([0, 1]), n_var=60, num_threads=1)
@@ -81,7 +82,7 @@ def test_reads_of_several_datasets_overlap(read):
     store, group = slow_group("plain")
     first = int(np.flatnonzero(np.diff(MATRIX.indptr))[0])
     parts = [storage.Part(storage.open_matrix(group), np.array([first]), np.array([i])) for i in range(3)]
-    assert all(part.source.indptr[first + 1] < 100 for part in parts)  # one stretch of each array
+    assert all(part.source.row_pointers.indptr()[first + 1] < 100 for part in parts)  # one stretch of each array
     store.n_wanted, store.most = 6, 0
     (batch,) = read(parts, np.array([0, 3]), n_var=60, num_threads=1)
     dense = batch if isinstance(batch, np.ndarray) else batch.to_scipy().toarray()
@@ -123,7 +124,7 @@ def test_after_a_failure_nothing_more_is_asked_for():
     store, _ = slow_group("plain")
     failing = Failing(store._store)
     source = storage.open_matrix(zarr.open_group(failing, mode="r+")["X"])
-    source._indptr = MATRIX.indptr.astype(np.int64)
+    source._row_pointers = RowPointers.of_lengths(np.diff(MATRIX.indptr).astype(np.uint8))
     rows = np.flatnonzero(np.diff(MATRIX.indptr))[::16]  # each of them in other chunks than the one before it
     part = storage.Part(source, rows, np.arange(len(rows)))
     with pytest.raises(storage.CorruptDataError, match=r"X/data, rows \d+ to \d+: no such bucket"):

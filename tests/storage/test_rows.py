@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from annbatch.storage.dtypes import as_bytes, type_code
 from annbatch.storage.engine import _plan, _rows
 from annbatch.storage.engine._plan import PIECE, ArrayCut
+from tests.reference import ragged as twins
 from tests.reference import rows as reference_rows
 
 
@@ -29,20 +30,22 @@ def sparse_rows(draw):
 @given(sparse_rows())
 def test_a_plan_of_ranges_names_every_value_once(case):
     indptr, rows, address, chunk_size = case
-    tasks, pieces = _rows.plan_ranges(indptr, rows, address, 4, chunk_size)
+    tasks, pieces = _rows.plan_ranges(rows, *twins.find_extents(indptr, rows), address, 4, chunk_size)
     expected = reference_rows.plan_ranges(indptr, rows, address, 4, chunk_size)
     assert reference_rows.named_by_plan(tasks, pieces, chunk_size, 4) == expected
 
 
 def test_neighbouring_rows_become_one_piece():
     indptr = np.array([0, 3, 3, 7, 10])
-    tasks, pieces = _rows.plan_ranges(indptr, np.arange(4), 4 * indptr[:-1], 4, 100)
+    tasks, pieces = _rows.plan_ranges(np.arange(4), indptr[:-1], np.diff(indptr), 4 * indptr[:-1], 4, 100)
     assert tasks.tolist() == [(0, 0, 1, 0, 10)]
     assert pieces.tolist() == [(0, 0, 10, -1)]
 
 
 def test_a_row_that_is_wanted_twice_does_not_split_a_task():
-    tasks, pieces = _rows.plan_ranges(np.array([0, 10]), np.zeros(2, np.int64), np.array([0, 400]), 4, 4)
+    tasks, pieces = _rows.plan_ranges(
+        np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([10, 10]), np.array([0, 400]), 4, 4
+    )
     assert tasks.tolist() == [(0, 0, 2, 0, 4), (1, 2, 4, 0, 4), (2, 4, 6, 0, 2)]
     assert pieces["address"].tolist() == [0, 400, 16, 416, 32, 432]
 
@@ -53,14 +56,15 @@ def test_stretches_name_every_value_of_their_rows_once(
 ):
     indptr, rows, _, value_chunk = case
     cuts = ArrayCut(4, value_chunk, values_anywhere), ArrayCut(8, column_chunk, columns_anywhere)
-    plan = _rows.plan_stretches(indptr, rows, n_wanted, row_work, *cuts)
+    plan = _rows.plan_stretches(rows, *twins.find_extents(indptr, rows), n_wanted, row_work, *cuts)
     reference_rows.check_stretches(indptr, rows, n_wanted, row_work, plan, *cuts)
 
 
 def test_a_stretch_ends_where_the_next_row_starts_in_another_chunk():
     # Rows of 3 values in chunks of 6: rows 1, 3 and 5 end with their chunk, and after two rows the work is enough.
     def stretches(n_wanted, value_cut, column_cut):
-        plan = _rows.plan_stretches(np.arange(0, 30, 3), np.arange(9), n_wanted, 0, value_cut, column_cut)
+        rows = np.arange(9)
+        plan = _rows.plan_stretches(rows, 3 * rows, np.full(9, 3), n_wanted, 0, value_cut, column_cut)
         return plan.stretches[["first_row", "stop_row"]].tolist()
 
     small, large = ArrayCut(4, 6, anywhere=False), ArrayCut(4, 100, anywhere=False)
@@ -77,17 +81,6 @@ def test_ascending_is_a_stable_argsort(n_obs, data):
     rows = np.array(data.draw(st.lists(few | st.integers(0, n_obs - 1), max_size=40)), np.int64)
     rows.flags.writeable = False
     np.testing.assert_array_equal(_rows.ascending(rows, n_obs), np.argsort(rows, kind="stable"))
-
-
-@given(st.data())
-def test_row_lengths(data):
-    lengths = np.array(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=9)))
-    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=9)), np.int64)
-    dest = np.random.default_rng(0).permutation(len(rows))
-    out = np.full(len(rows), -1, np.int64)
-    _rows.row_lengths(indptr, rows, dest, out)
-    np.testing.assert_array_equal(out[dest], lengths[rows])
 
 
 @pytest.mark.parametrize("index_type", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
@@ -160,4 +153,4 @@ def test_compact_drops_and_sorts(rows, sort):
 
 def test_none_is_no_array():
     with pytest.raises(TypeError, match="must not be None"):
-        _rows.row_lengths(None, None, None, None)
+        _rows.ascending(None, 1)

@@ -58,7 +58,7 @@ def test_damage_is_an_error_and_not_zeros(group, options, damage):
     import s3fs
 
     source = storage.open_matrix(group)
-    source.indptr  # noqa: B018
+    source.row_pointers  # noqa: B018
     files, root = s3fs.S3FileSystem(**options), "bucket/a.zarr/X/data"
     if damage == "empty":
         files.pipe_file(f"{root}/c/0", b"")

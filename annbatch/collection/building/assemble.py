@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from annbatch._shared.collection_format import H5AD_SUFFIX
+
 from .fields import WholeRange
-from .files import remove, sync, sync_tree
 from .inputs.held import close_inputs
 from .output.sink import H5Sink, Layout, ZarrSink
 from .output.write import write_dataset
 from .rows import SpilledRows
-from .schema import load_schema
 from .spill import Spill, read_notes
 from .tasks import bar_of, run_all
 
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .fields import Array
+    from .generation import Generation
     from .options import Options
     from .plan import Budget
     from .schema import Schema
+    from .schema_file import SchemaFile
 
 
 @dataclass(frozen=True)
 class AssembleTask:
-    """Output rows ``[start, stop)`` become the dataset at ``path``.
+    """Output rows ``[start, stop)`` become the dataset ``name``.
 
     Attributes
     ----------
@@ -46,12 +48,13 @@ class AssembleTask:
     """
 
     blocks: tuple[Path, ...]
-    schema_path: Path
+    schema: SchemaFile
+    generation: Generation
+    name: str
     dtypes: Mapping[str, np.dtype[Any]]
     text_with_missing: frozenset[str]
     start: int
     stop: int
-    path: Path
     layout: Layout
     obs_row_bytes: int
     most_bytes: int
@@ -67,38 +70,43 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
     ``wrote`` is told the number of rows of each piece.
     """
     close_inputs()
-    if task.path.exists():
+    generation = task.generation
+    path = generation.dataset(task.name)
+    if path.exists():
         wrote(task.stop - task.start)
-    else:
-        unfinished = task.path.with_name(f"unfinished-{task.path.name}")
-        remove(unfinished)
-        schema = load_schema(task.schema_path)
-        rows = SpilledRows([Spill(path) for path in task.blocks], task.start, task.stop)
-        sink_type = H5Sink if task.path.suffix == ".h5ad" else ZarrSink
-        try:
-            with sink_type(unfinished, task.layout, task.obs_row_bytes) as sink:
-                write_dataset(
-                    sink,
-                    rows,
-                    schema,
-                    dtypes=task.dtypes,
-                    text_with_missing=task.text_with_missing,
-                    obs_row_bytes=task.obs_row_bytes,
-                    most_bytes=task.most_bytes,
-                    wrote=wrote,
-                )
-            sync_tree(unfinished)
-        except BaseException:
-            remove(unfinished)  # a disk that is full should not stay so because of half a dataset
-            raise
-        unfinished.rename(task.path)
-        sync(task.path.parent)
-    return task.path
+        return path
+    part = generation.part()
+    schema = task.schema.read()
+    rows = SpilledRows([Spill(block) for block in task.blocks], task.start, task.stop)
+    sink_type = H5Sink if path.suffix == H5AD_SUFFIX else ZarrSink
+
+    def wrote_and_wanted(n_rows: int) -> None:
+        wrote(n_rows)
+        generation.check_open()
+
+    try:
+        part.mkdir()
+        with sink_type(part / task.name, task.layout, task.obs_row_bytes) as sink:
+            write_dataset(
+                sink,
+                rows,
+                schema,
+                dtypes=task.dtypes,
+                text_with_missing=task.text_with_missing,
+                obs_row_bytes=task.obs_row_bytes,
+                most_bytes=task.most_bytes,
+                wrote=wrote_and_wanted,
+            )
+        generation.keep_dataset(part, task.name, rows.n_obs)
+    except BaseException:
+        generation.drop(part)  # a disk that is full should not stay so because of half a dataset
+        raise
+    return path
 
 
 def assemble_datasets(
-    folder: Path,
-    schema_path: Path,
+    generation: Generation,
+    schema_file: SchemaFile,
     schema: Schema,
     blocks: Sequence[Path],
     names: Sequence[str],
@@ -107,17 +115,18 @@ def assemble_datasets(
     options: Options,
     executor: Executor | None,
 ) -> None:
-    """Write all datasets into ``folder``: the one called ``names[i]`` has the rows ``[edges[i], edges[i + 1])``."""
+    """Write all datasets: the one called ``names[i]`` has the rows ``[edges[i], edges[i + 1])``."""
     notes = [read_notes(path) for path in blocks]
     tasks = [
         AssembleTask(
             blocks=tuple(blocks),
-            schema_path=schema_path,
+            schema=schema_file,
+            generation=generation,
+            name=name,
             dtypes=_stored_dtypes(schema, notes),
             text_with_missing=frozenset(name.removesuffix("#mask") for note in notes for name in note["missing"]),
             start=start,
             stop=stop,
-            path=folder / name,
             layout=options.layout,
             obs_row_bytes=max(note["obs_row_bytes"] for note in notes),
             most_bytes=budget.piece_bytes(len(blocks)),

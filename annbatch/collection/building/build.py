@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .assemble import assemble_datasets
 from .columns import sort_keys
@@ -11,13 +12,11 @@ from .deal import deal_inputs
 from .journal import Call, WorkFolder
 from .look import agree_on_schema, label_unions, look_at_inputs
 from .plan import Budget, dataset_edges, destinations, rng_of
-from .schema import save_schema
+from .schema_file import SchemaFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor
-
-    import numpy as np
 
     from .inputs.inputs import InputSpec
     from .options import Options, Target
@@ -39,7 +38,7 @@ def build(
             return
 
         # Look.
-        survey = look_at_inputs(specs, options, work.path)
+        survey = look_at_inputs(specs, options, work.generation.parts)
         existing = target.existing()
         schema = agree_on_schema(target, existing, specs, survey, options)
 
@@ -62,16 +61,15 @@ def build(
         places = destinations(survey.n_obs, edges, shuffle=options.shuffle, rng=rng_of(seed), sort_keys=keys)
         del keys, unions
         names = target.new_names(len(edges) - 1)
-        schema_path = work.path / f"schema-{secrets.token_hex(4)}.pickle"
-        save_schema(schema, schema_path)
+        schema_file = SchemaFile.write(schema, work.generation.path / "schema.h5")
 
         # Deal.
-        blocks = deal_inputs(work.blocks, schema_path, specs, survey, places, budget, options, executor)
+        blocks = deal_inputs(work.generation, schema_file, specs, survey, places, budget, options, executor)
         del survey, places
 
         # Assemble.
-        assemble_datasets(work.ready, schema_path, schema, blocks, names, edges, budget, options, executor)
+        assemble_datasets(work.generation, schema_file, schema, blocks, names, edges, budget, options, executor)
 
         # Put in place.
-        work.commit(names)
-        work.finish(names, target.mark)
+        work.commit(dict(zip(names, np.diff(edges).tolist(), strict=True)))
+        work.finish(target.mark)

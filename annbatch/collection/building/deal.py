@@ -13,11 +13,10 @@ import scipy.sparse as sp
 
 from .columns import Column, encode
 from .fields import Array, Field, Ragged, WholeRange, check_exact, size_of
-from .files import remove
 from .inputs.held import close_inputs, held_input
 from .output.write import INDEX, index_dtype
-from .schema import SRC_PATH, MatrixType, Schema, load_schema
-from .spill import is_complete, write_spill
+from .schema import SRC_PATH, MatrixType, Schema
+from .spill import write_spill
 from .tasks import bar_of, run_all
 
 if TYPE_CHECKING:
@@ -25,10 +24,12 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from .generation import Generation
     from .inputs.inputs import Input, InputSpec
     from .look import Survey
     from .options import Options
     from .plan import Budget
+    from .schema_file import SchemaFile
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class DealTask:
 
     Attributes
     ----------
+    name
+        Of the block in its generation.
     src_path
         What ``obs["src_path"]`` is to say; None: what it says in the input.
     window_bytes
@@ -45,11 +48,12 @@ class DealTask:
 
     number: int
     spec: InputSpec
-    schema_path: Path
+    schema: SchemaFile
+    generation: Generation
+    name: str
     start: int
     stop: int
     places: Array
-    path: Path
     compact: bool
     num_threads: int
     window_bytes: int
@@ -58,30 +62,32 @@ class DealTask:
 
 def deal(task: DealTask) -> Path:
     """Write the block of a task, unless it is there already."""
-    if not is_complete(task.path):
-        schema = load_schema(task.schema_path)
-        order = np.argsort(task.places, kind="stable")
-        fields: dict[str, Field] = {}
-        ranges: dict[str, WholeRange] = {}
-        with held_input((task.schema_path, task.number), task.spec, task.path.parent) as source:
-            for name, matrix in schema.matrices.items():
-                fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
-            obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
-        if task.src_path is not None:
-            labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
-            obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
-        obs_fields = _encode_obs(obs, schema, task.spec.label)
-        with_missing = [
-            name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()
-        ]
-        notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
-        places = np.ascontiguousarray(task.places[order], np.int64)
-        try:
-            write_spill(task.path, places, fields | obs_fields, ranges, notes)
-        except BaseException:
-            remove(task.path)  # a disk that is full should not stay so because of half a file
-            raise
-    return task.path
+    path = task.generation.blocks / task.name
+    if path.exists():
+        return path
+    part = task.generation.part()
+    schema = task.schema.read()
+    order = np.argsort(task.places, kind="stable")
+    fields: dict[str, Field] = {}
+    ranges: dict[str, WholeRange] = {}
+    with held_input((task.generation.path, task.number), task.spec, task.generation.parts) as source:
+        for name, matrix in schema.matrices.items():
+            fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
+        obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
+    if task.src_path is not None:
+        labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
+        obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
+    obs_fields = _encode_obs(obs, schema, task.spec.label)
+    with_missing = [name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()]
+    notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
+    places = np.ascontiguousarray(task.places[order], np.int64)
+    try:
+        write_spill(part, places, fields | obs_fields, ranges, notes)
+        task.generation.keep_block(part, task.name)
+    except BaseException:
+        task.generation.drop(part)  # a disk that is full should not stay so because of half a file
+        raise
+    return path
 
 
 def _read_matrix(
@@ -134,8 +140,8 @@ def _encode_obs(obs: pd.DataFrame, schema: Schema, label: str) -> dict[str, Fiel
 
 
 def deal_inputs(
-    folder: Path,
-    schema_path: Path,
+    generation: Generation,
+    schema: SchemaFile,
     specs: Sequence[InputSpec],
     survey: Survey,
     places: Array,
@@ -143,7 +149,7 @@ def deal_inputs(
     options: Options,
     executor: Executor | None,
 ) -> list[Path]:
-    """Read all inputs, whose rows go to ``places``. Returns the blocks, in ``folder``."""
+    """Read all inputs, whose rows go to ``places``. Returns the blocks."""
     tasks = []
     offset = 0
     for number, (spec, seen) in enumerate(zip(specs, survey.inputs, strict=True)):
@@ -152,11 +158,12 @@ def deal_inputs(
             DealTask(
                 number=number,
                 spec=spec,
-                schema_path=schema_path,
+                schema=schema,
+                generation=generation,
+                name=f"{number}-{start}-{stop}",
                 start=start,
                 stop=stop,
                 places=places[offset + start : offset + stop],
-                path=folder / f"{number}-{start}-{stop}",
                 compact=options.compact,
                 num_threads=1,
                 window_bytes=budget.block_bytes,
@@ -174,4 +181,4 @@ def deal_inputs(
                 run_all(threads, deal, tasks, bar)
         finally:
             close_inputs()
-    return [task.path for task in tasks]
+    return [generation.blocks / task.name for task in tasks]

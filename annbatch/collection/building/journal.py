@@ -1,39 +1,47 @@
-"""The work folder of a build: the lock, what is finished, and what a crash left behind.
+"""The work folder of a collection: the lock, which call writes, and what a crash left behind.
 
-    OUT/.annbatch/lock           held (by the kernel, so it ends with its process) while someone writes
-    OUT/.annbatch/journal.json   which call this is, its seed, and, from the moment of commit, the names it puts in place
-    OUT/.annbatch/blocks/        temporary files of the first task
-    OUT/.annbatch/ready/         finished datasets, moved to OUT when all are there
+    OUT/.annbatch/lock               held (by the kernel, so it ends with its process) while someone writes
+    OUT/.annbatch/journal.json       which call this is, its seed and its generation, and, from the moment of commit, the
+                                     names it puts in place
+    OUT/.annbatch/generation-TOKEN/  what this call writes, and no other: blocks, and finished datasets, moved to OUT when
+                                     all are there
 
 A call is committed when its journal says "publishing": from then on it is only ever finished. Readers take no notice of
 the names listed there until the journal is gone, so they see the collection as it was before or as it is after.
+
+All that is read back here is data, never code, and only what the same user wrote is taken over.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import secrets
+import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annbatch._shared.collection_format import WORK_FOLDER
+from annbatch._shared.collection_format import H5AD_SUFFIX, WORK_FOLDER, dataset_number
 
-from .files import remove, replace_text
+from .files import Lock, remove_eventually, replace_text, sync
+from .generation import Generation, generations, is_generation, owner
+from .spill import is_intact
 from .warn import warn_user
 
-# What is in blocks and journal; an interrupted call is continued by the same version only.
-JOURNAL_VERSION = 2
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+# What is in blocks and journal; an interrupted call is continued by the same version only.
+JOURNAL_VERSION = 3
+_WITHOUT_GENERATIONS = 2
+_JOURNAL = "journal.json"
 # How often a folder that is removed in between is made again.
 _TRIES = 100
+# A caller that was killed has let go of its lock in less; its forked workers never hold it.
+_PATIENCE_SECONDS = 2.0
+_POLL_SECONDS = 0.05
 
 
 class BusyError(RuntimeError):
@@ -47,13 +55,22 @@ class Call:
     fingerprint: str
     seed: int | None
 
-    def is_that_of(self, journal: dict[str, Any]) -> bool:
+    def is_that_of(self, journal: Mapping[str, Any]) -> bool:
         """Whether an interrupted call asked for the same."""
-        return bool(journal["call"] == self.fingerprint and self.seed in (None, journal["seed"]))
+        return bool(
+            journal.get("version") == JOURNAL_VERSION
+            and journal["call"] == self.fingerprint
+            and self.seed in (None, journal["seed"])
+        )
 
 
 class WorkFolder:
     """The work folder below ``root``, locked while entered.
+
+    Attributes
+    ----------
+    generation
+        Where this call writes; made by :meth:`begin`.
 
     Raises
     ------
@@ -64,66 +81,90 @@ class WorkFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.path = root / WORK_FOLDER
-        self.blocks = self.path / "blocks"
-        self.ready = self.path / "ready"
-        self._journal = self.path / "journal.json"
-        self._lock: int | None = None
+        self.generation = Generation(self.path)
+        self._journal = self.path / _JOURNAL
+        self._lock: Lock | None = None
+        self._watch: Lock | None = None
         self._made_root = False
+        self._uid = -1
 
     def __enter__(self) -> Self:
         self._made_root = not self.root.exists()
+        self._lock = self._locked()
+        try:
+            self.generation = Generation.make(self.path)
+            self._uid = owner(self.generation.path)
+            if self._lock is not None:
+                self.generation, self._watch = self.generation.watch_caller()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _locked(self) -> Lock | None:
+        """Take the lock; None where the file system has none."""
+        path = self.path / "lock"
+        until = time.monotonic() + _PATIENCE_SECONDS
         tries = 0
-        while self._lock is None:
-            tries += 1
-            lock = self.path / "lock"
+        while True:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:
-                if tries < _TRIES:
-                    continue  # whoever held it removed the folder in between
-                raise
-            try:
-                _lock(descriptor)
+                lock = Lock(path)
                 # Whoever held it may have removed the folder after we opened the file.
-                if lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor)):
-                    self._lock = descriptor
+                if lock.is_in_place:
+                    return lock
+                lock.release()
+            except FileNotFoundError:
+                tries += 1
+                if tries == _TRIES:  # else: whoever held it removed the folder in between
+                    raise
             except BlockingIOError:
-                msg = f"{self.root} is being written to by another process; wait until it is done"
-                raise BusyError(msg) from None
-            finally:
-                if self._lock is None:
-                    os.close(descriptor)
-        return self
+                if time.monotonic() > until:
+                    msg = f"{self.root} is being written to by another process; wait until it is done"
+                    raise BusyError(msg) from None
+                time.sleep(_POLL_SECONDS)
+            except OSError as error:
+                if not path.exists():
+                    raise
+                warn_user(
+                    f"writers cannot be kept apart here ({error}): see to it that nothing else writes to this collection"
+                )
+                return None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._lock is not None
-        if not self._journal.exists():
-            remove(self.path)
-            if self._made_root and not any(self.root.iterdir()):
-                self.root.rmdir()
-        elif error is not None:
-            error.add_note(
-                f"What was finished is kept in {self.path}: the same call continues from there, any other call removes it."
-            )
-        os.close(self._lock)
-        self._lock = None
+        try:
+            if not self._journal.exists():
+                remove_eventually(self.path)
+                if self._made_root and self.root.exists() and not any(self.root.iterdir()):
+                    self.root.rmdir()
+                return
+            if error is not None:
+                error.add_note(
+                    f"What was finished is kept in {self.path}: the same call continues from there, any other call removes it."
+                )
+            journal = read_journal(self.root)
+            if journal is None or journal["generation"] != self.generation.name:
+                remove_eventually(self.generation.path)  # this call has not begun
+        finally:
+            self._release()
 
-    def read(self) -> dict[str, Any] | None:
-        """The journal, if there is one."""
-        return read_journal(self.root)
+    def _release(self) -> None:
+        for lock in (self._watch, self._lock):
+            if lock is not None:
+                lock.release()
+        self._watch = self._lock = None
 
     def finish_interrupted(self, call: Call, mark: Callable[[], None]) -> bool:
         """Put datasets in place that an interrupted call had decided to add.
 
         Returns whether this call asks for just those.
         """
-        journal = self.read()
+        journal = self._own_journal()
         if journal is None or journal["state"] != "publishing":
             return False
-        self.finish(journal["names"], mark)
+        self._finish(journal, mark)
         same = call.is_that_of(journal)
         rest = (
             "this call asked for the same and adds nothing more"
@@ -135,105 +176,191 @@ class WorkFolder:
 
     def begin(self, call: Call, existing: list[str]) -> int:
         """Open the journal, or go on with that of an interrupted call. Returns the seed."""
-        journal = self.read()
+        journal = self._own_journal()
+        old = [other for other in generations(self.path) if other.name != self.generation.name]
         if journal is not None and journal["existing"] == existing and call.is_that_of(journal):
-            self._drop_unfinished(journal)
-            blocks, datasets = len(list(self.blocks.glob("*.json"))), len(list(self.ready.glob("dataset_*")))
+            closed = {other.name: other.close() for other in old}
+            n_blocks, n_datasets = self._take_over(closed.get(journal["generation"]))
             warn_user(
-                f"{self.root}: continuing an interrupted call; {blocks} blocks and {datasets} datasets were finished"
+                f"{self.root}: continuing an interrupted call; {n_blocks} blocks and {n_datasets} datasets were finished"
             )
+            seed = int(journal["seed"])
         else:
             if journal is not None:
                 warn_user(
                     f"{self.root}: removed the unfinished work of an interrupted call with other inputs or arguments"
                 )
-            self.discard()
             seed = secrets.randbits(63) if call.seed is None else call.seed
-            journal = {"version": JOURNAL_VERSION, "call": call.fingerprint, "seed": seed, "existing": existing}
-        for folder in (self.blocks, self.ready):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._write({**journal, "state": "building", "boot": boot_id()})
-        return int(journal["seed"])
+        self._write(
+            {
+                "version": JOURNAL_VERSION,
+                "call": call.fingerprint,
+                "seed": seed,
+                "existing": existing,
+                "generation": self.generation.name,
+                "state": "building",
+            }
+        )
+        self._tidy()
+        return seed
 
-    def commit(self, names: list[str]) -> None:
-        """Decide that these datasets become part of the collection."""
-        self._write({**(self.read() or {}), "state": "publishing", "names": names})
+    def _take_over(self, closed: Path | None) -> tuple[int, int]:
+        """Take blocks and datasets of a closed generation that are as they were written. Returns how many."""
+        if closed is None or owner(closed) != self._uid:
+            return 0, 0
+        from_there = Generation(closed)
+        blocks = [path for path in _children(from_there.blocks) if owner(path) == self._uid and is_intact(path)]
+        datasets = [
+            path
+            for path in _children(from_there.ready)
+            if owner(path) == self._uid and not from_there.problems(path.name)
+        ]
+        for path in blocks:
+            path.rename(self.generation.blocks / path.name)
+        for path in datasets:
+            path.rename(self.generation.ready / path.name)
+        return len(blocks), len(datasets)
 
-    def finish(self, names: list[str], mark: Callable[[], None]) -> None:
+    def commit(self, n_obs: Mapping[str, int]) -> None:
+        """Decide that datasets become part of the collection, if all are complete; ``n_obs``: rows of each by name.
+
+        Raises
+        ------
+        RuntimeError
+            One is not, or another call has taken over.
+        """
+        self._check_ours()
+        problems = [said for name, rows in n_obs.items() for said in self.generation.problems(name, rows)]
+        _raise_any(problems, f"what was built for {self.root} is not complete; run the same call again")
+        for folder in (self.generation.ready, self.generation.path, self.path, self.root, self.root.parent):
+            sync(folder)
+        self._write({**(self._own_journal() or {}), "state": "publishing", "names": dict(n_obs)})
+
+    def finish(self, mark: Callable[[], None]) -> None:
         """Do what was decided: put the datasets in place, make the folder a collection, and forget the call."""
-        self.publish(names)
+        journal = self._own_journal()
+        assert journal is not None
+        self._finish(journal, mark)
+
+    def _finish(self, journal: Mapping[str, Any], mark: Callable[[], None]) -> None:
+        if journal["version"] == _WITHOUT_GENERATIONS:
+            self._publish_old(journal["names"])
+        else:
+            self.publish(Generation(self.path / journal["generation"]), journal["names"])
         mark()
         self._journal.unlink()
-        self.discard()
+        sync(self.path)
+        self._tidy()
 
-    def publish(self, names: list[str]) -> None:
-        """Move finished datasets to their place; those that are there already stay."""
-        for name in names:
-            if (self.ready / name).exists():
-                (self.ready / name).rename(self.root / name)
+    def publish(self, generation: Generation, n_obs: Mapping[str, int]) -> None:
+        """Move finished datasets to their place, those that are there already stay; and look that all is there.
 
-    def discard(self) -> None:
-        """Remove all that a call left, except the lock."""
-        remove(self._journal)
-        for path in self.path.iterdir():
-            if path.name != "lock":
-                remove(path)
-
-    def _drop_unfinished(self, journal: dict[str, Any]) -> None:
-        """Remove what an interrupted call has not finished, or may not have finished.
-
-        Blocks are not synced to the disk: after a restart of the machine none can be trusted.
+        Raises
+        ------
+        RuntimeError
+            Something is missing. The journal stays, so that readers see the collection as it was.
         """
-        if not journal.get("boot") or journal["boot"] != boot_id():
-            remove(self.blocks)
-        for path in self.blocks.glob("*"):
-            if path.suffix != ".json" and not path.with_suffix(".json").exists():
-                remove(path)
-        for path in self.ready.glob("unfinished-*"):
-            remove(path)
-        for path in self.path.glob("*.pickle"):
-            remove(path)
+        for name in n_obs:
+            if generation.dataset(name).exists():
+                generation.dataset(name).rename(self.root / name)
+        sync(self.root)
+        problems = [
+            said for name, rows in n_obs.items() for said in generation.problems(name, rows, at=self.root / name)
+        ]
+        _raise_any(
+            problems,
+            f"what was put in place in {self.root} is not what was built; its new datasets stay hidden. To begin anew, remove "
+            f"{', '.join(n_obs)} and {WORK_FOLDER} there",
+        )
+
+    def _publish_old(self, names: Iterable[str]) -> None:
+        """What an interrupted call of version 0.4 had decided."""
+        for name in names:
+            if (self.path / "ready" / name).exists():
+                (self.path / "ready" / name).rename(self.root / name)
+        sync(self.root)
+
+    def _check_ours(self) -> None:
+        """See that nobody has taken this folder over, or removed it."""
+        journal = read_journal(self.root)
+        in_place = self._lock is None or self._lock.is_in_place
+        if not in_place or journal is None or journal["generation"] != self.generation.name:
+            msg = f"{self.path} was removed or taken over by another call while this one was working; it adds nothing"
+            raise RuntimeError(msg)
+
+    def _own_journal(self) -> dict[str, Any] | None:
+        """The journal, if there is one that this user may go on with.
+
+        Raises
+        ------
+        RuntimeError
+            Another user's call has decided to put datasets in place, and only they can finish it.
+        """
+        journal = read_journal(self.root)
+        if journal is None or owner(self._journal) == self._uid:
+            return journal
+        if journal["state"] == "publishing":
+            msg = (
+                f"{self.root} holds datasets that a call of another user ({owner(self._journal)}) was putting in place when it was "
+                f"interrupted; let them run it again, or remove {self._journal} and {', '.join(journal['names'])}"
+            )
+            raise RuntimeError(msg)
+        return {**journal, "call": ""}
+
+    def _tidy(self) -> None:
+        """Remove all that calls left, except the lock, the journal and the generation of this one."""
+        for generation in generations(self.path):
+            if generation.name != self.generation.name:
+                generation.close()
+        for path in self.path.iterdir():
+            if path.name not in ("lock", _JOURNAL, self.generation.name):
+                remove_eventually(path)
 
     def _write(self, journal: dict[str, Any]) -> None:
         replace_text(self._journal, json.dumps(journal, indent=1), self.path)
 
 
+def _children(path: Path) -> Iterable[Path]:
+    return sorted(path.iterdir()) if path.is_dir() else ()
+
+
+def _raise_any(problems: list[str], what: str) -> None:
+    if problems:
+        msg = f"{what} ({len(problems)} differences, e.g. {'; '.join(problems[:3])})"
+        raise RuntimeError(msg)
+
+
 def read_journal(root: Path) -> dict[str, Any] | None:
-    """Journal of the call that writes, or wrote, to ``root``."""
+    """Journal of the call that writes, or wrote, to ``root``.
+
+    Raises
+    ------
+    RuntimeError
+        It is damaged.
+    """
+    path = root / WORK_FOLDER / _JOURNAL
     try:
-        journal: dict[str, Any] = json.loads((root / WORK_FOLDER / "journal.json").read_text())
+        text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return journal
+    try:
+        journal = json.loads(text)
+        names = journal.get("names", ()) if journal["state"] == "publishing" else ()
+        is_known = (
+            journal["state"] in ("building", "publishing")
+            and {"version", "call", "seed", "existing"} <= journal.keys()
+            and is_generation(journal.setdefault("generation", ""))
+            and all(dataset_number(name, H5AD_SUFFIX * name.endswith(H5AD_SUFFIX)) is not None for name in names)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        is_known = False
+    if not is_known:
+        msg = f"{path} is damaged; remove {path.parent}, and run the call that wrote it again"
+        raise RuntimeError(msg)
+    return dict(journal)
 
 
 def unpublished(root: Path) -> frozenset[str]:
     """Names that may stand in ``root`` but do not belong to the collection yet."""
     journal = read_journal(root)
     return frozenset(journal.get("names", ())) if journal else frozenset()
-
-
-def boot_id() -> str:
-    """What changes when the machine restarts ("" where that cannot be told)."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _lock(descriptor: int) -> None:
-    """Take the lock, or raise BlockingIOError when somebody has it."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-            raise BlockingIOError from error
-        # Some network file systems have no locks.
-        warn_user(f"writers cannot be kept apart here ({error}): see to it that nothing else writes to this collection")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +13,6 @@ from .warn import warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from .inputs.inputs import Input
 
@@ -63,18 +60,6 @@ class Schema:
     def index_key(self) -> str:
         """Where the index of obs is stored: under its name, unless a column has that."""
         return "_index" if self.index_name is None or self.index_name in self.obs else self.index_name
-
-
-def save_schema(schema: Schema, path: Path) -> None:
-    """Put the schema where every task of the build finds it: a task stays small that way."""
-    path.write_bytes(pickle.dumps(schema))
-
-
-@lru_cache(maxsize=1)
-def load_schema(path: Path) -> Schema:
-    """Schema of the build that ``path`` belongs to."""
-    schema: Schema = pickle.loads(path.read_bytes())  # noqa: S301 - written by this build, in its own folder
-    return schema
 
 
 def describe_input(opened: Input) -> Description:

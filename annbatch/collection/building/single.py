@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .assemble import AssembleTask, assemble
 from .deal import DealTask, deal
+from .generation import Generation
 from .inputs.held import close_inputs
 from .inputs.inputs import InputSpec
 from .output.sink import write_element
 from .plan import block_edges
-from .schema import agree, describe_input, save_schema
+from .schema import agree, describe_input
+from .schema_file import SchemaFile
 from .spill import read_notes
 
 if TYPE_CHECKING:
@@ -26,14 +29,14 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 128 * 10**6
 
 
-def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
-    """Write an AnnData as the dataset at ``path``; files beside it are temporary."""
+def write_adata(folder: Path, adata: ad.AnnData, layout: Layout) -> Path:
+    """Write an AnnData as a dataset in a temporary folder. Returns where it is."""
     spec = InputSpec.of(adata, None, 0)
-    opened = spec.open(path.parent)
+    opened = spec.open(folder)
     description = describe_input(opened)
     schema = agree([description], None, skipped_is_fine=True)
-    schema_path = path.with_name("schema.pickle")
-    save_schema(schema, schema_path)
+    generation = Generation.make(folder)
+    schema_file = SchemaFile.write(schema, generation.path / "schema.h5")
     edges = block_edges(opened.bytes_before(), _PIECE_BYTES, opened.row_step)
     try:
         blocks = tuple(
@@ -41,35 +44,38 @@ def write_adata(path: Path, adata: ad.AnnData, layout: Layout) -> None:
                 DealTask(
                     number=0,
                     spec=spec,
-                    schema_path=schema_path,
+                    schema=schema_file,
+                    generation=generation,
+                    name=f"{start}-{stop}",
                     start=start,
                     stop=stop,
                     places=np.arange(start, stop),
-                    path=path.with_name(f"block-{start}"),
                     compact=False,
                     num_threads=layout.threads(),
                     window_bytes=_PIECE_BYTES // 4,
                 )
             )
-            for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+            for start, stop in pairwise(edges.tolist())
         )
     finally:
         close_inputs()
-    assemble(
+    path = assemble(
         AssembleTask(
             blocks=blocks,
-            schema_path=schema_path,
+            schema=schema_file,
+            generation=generation,
+            name="dataset",
             dtypes={name: matrix.dtype for name, matrix in schema.matrices.items()},
             text_with_missing=frozenset(n.removesuffix("#mask") for b in blocks for n in read_notes(b)["missing"]),
             start=0,
             stop=description.n_obs,
-            path=path,
             layout=layout,
             obs_row_bytes=max((read_notes(block)["obs_row_bytes"] for block in blocks), default=0),
             most_bytes=_PIECE_BYTES,
         )
     )
     _write_rest(path, adata, opened)
+    return path
 
 
 def _write_rest(path: Path, adata: ad.AnnData, opened: Input) -> None:

@@ -1,4 +1,4 @@
-"""The temporary file of one block: its fields, raw, with the rows sorted by their place in the output.
+"""The temporary file of one block: its fields, raw, with the rows sorted by their place in the output, and a catalogue.
 
 The rows that one output range wants therefore lie together, and are read with one positional read per array.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
@@ -23,19 +24,24 @@ if TYPE_CHECKING:
 
 _ALIGN = 64
 _PLACES = "/places"
+# The end of a block: offset, length and checksum of the catalogue, and eight bytes that no other file ends with.
+_TAIL = struct.Struct("<QQI8s")
+_MAGIC = b"annblock"
+_CHECKED_BYTES = 2**22
 
 
 def write_spill(
     path: Path, places: Array, fields: Mapping[str, Field], ranges: Mapping[str, WholeRange], notes: Mapping[str, Any]
 ) -> None:
-    """Write a block. The catalogue is renamed into place last: where it exists, the block is complete."""
+    """Write a block: its arrays, then a catalogue of them, then where the catalogue lies."""
     entries: dict[str, Any] = {}
     with path.open("wb") as file:
 
         def put(array: Array) -> dict[str, Any]:
             file.seek(-file.tell() % _ALIGN, os.SEEK_CUR)
-            entry = {"offset": file.tell(), "dtype": array.dtype.str, "shape": array.shape}
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            entry = {"offset": file.tell(), "dtype": array.dtype.str, "shape": array.shape, "crc32c": _crc32c(data)}
+            file.write(data)
             return entry
 
         for name, field in {_PLACES: places, **fields}.items():
@@ -43,36 +49,79 @@ def write_spill(
                 entries[name] = {"indptr": put(field.indptr), "values": [put(values) for values in field.values]}
             else:
                 entries[name] = put(field)
-        size = file.tell()
-    catalogue = {
-        "size": size,
-        "fields": entries,
-        "ranges": {name: [r.whole, r.low, r.high] for name, r in ranges.items()},
-        **notes,
-    }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(catalogue))
-    part.replace(_catalogue(path))
+        catalogue = {
+            "fields": entries,
+            "ranges": {name: [r.whole, r.low, r.high] for name, r in ranges.items()},
+            **notes,
+        }
+        encoded = json.dumps(catalogue).encode()
+        offset = file.tell()
+        file.write(encoded)
+        file.write(_TAIL.pack(offset, len(encoded), _crc32c(encoded), _MAGIC))
 
 
-def is_complete(path: Path) -> bool:
-    """Whether the block was written to its end."""
+def is_intact(path: Path) -> bool:
+    """Whether every byte of a block is as it was written."""
     try:
-        return bool(json.loads(_catalogue(path).read_text())["size"] == path.stat().st_size)
-    except (OSError, ValueError, KeyError):
+        arrays = [entry for value in _catalogue(path)["fields"].values() for entry in _arrays_of(value)]
+        with path.open("rb", buffering=0) as file:
+            return all(_has_checksum(file, entry) for entry in arrays)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
+def _has_checksum(file: FileIO, entry: dict[str, Any]) -> bool:
+    n_left = np.dtype(entry["dtype"]).itemsize * prod(entry["shape"])
+    file.seek(entry["offset"])
+    found = 0
+    while n_left:
+        piece = file.read(min(n_left, _CHECKED_BYTES))
+        if not piece:
+            return False
+        found = _crc32c(piece, found)
+        n_left -= len(piece)
+    return bool(found == entry["crc32c"])
+
+
 def read_notes(path: Path) -> dict[str, Any]:
-    """The catalogue of a complete block, without its fields."""
-    catalogue = json.loads(_catalogue(path).read_text())
+    """The catalogue of a block, without its fields."""
+    catalogue = _catalogue(path)
     del catalogue["fields"]
     catalogue["ranges"] = {name: WholeRange(*values) for name, values in catalogue["ranges"].items()}
-    return dict(catalogue)
+    return catalogue
 
 
-def _catalogue(path: Path) -> Path:
-    return path.with_suffix(".json")
+def _catalogue(path: Path) -> dict[str, Any]:
+    """What a block holds.
+
+    Raises
+    ------
+    OSError
+        It is cut short or damaged.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAIL.size))
+        tail = file.read(_TAIL.size) or b""
+        if len(tail) == _TAIL.size:
+            offset, length, checksum, magic = _TAIL.unpack(tail)
+            if magic == _MAGIC and offset + length + _TAIL.size == size:
+                file.seek(offset)
+                encoded = file.read(length) or b""
+                if _crc32c(encoded) == checksum:
+                    return dict(json.loads(encoded))
+    msg = f"{path} is damaged: temporary files of a build must be left alone; run the same call again to write it anew"
+    raise OSError(msg)
+
+
+def _crc32c(data: Any, so_far: int = 0) -> int:
+    import google_crc32c
+
+    if not len(data):
+        return so_far
+    array = np.frombuffer(data, np.uint8)
+    array.flags.writeable = False  # it takes nothing that could change
+    return int(google_crc32c.extend(so_far, array))
 
 
 class Spill:
@@ -84,7 +133,7 @@ class Spill:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        fields = json.loads(_catalogue(path).read_text())["fields"]
+        fields = _catalogue(path)["fields"]
         arrays = [entry for value in fields.values() for entry in _arrays_of(value)]
         self._offsets = np.array([entry["offset"] for entry in arrays], np.int64)
         self._n_rows = int(fields[_PLACES]["shape"][0])

@@ -3,11 +3,18 @@ import numpy as np
 from ._plan import ArrayCut, Plan, StretchPlan
 
 def ascending(rows: np.ndarray, n_obs: int) -> np.ndarray: ...
-def row_lengths(indptr: np.ndarray, rows: np.ndarray, dest: np.ndarray, length: np.ndarray) -> None: ...
-def plan_ranges(indptr: np.ndarray, rows: np.ndarray, address: np.ndarray, itemsize: int, chunk_size: int) -> Plan: ...
-def plan_stretches(
-    indptr: np.ndarray,
+def plan_ranges(
     rows: np.ndarray,
+    first_value: np.ndarray,
+    n_values: np.ndarray,
+    address: np.ndarray,
+    itemsize: int,
+    chunk_size: int,
+) -> Plan: ...
+def plan_stretches(
+    rows: np.ndarray,
+    first_value: np.ndarray,
+    n_values: np.ndarray,
     n_wanted: int,
     row_work: int,
     value_cut: ArrayCut,

@@ -131,25 +131,17 @@ def ascending(const int64_t[::1] rows not None, int64_t n_obs):
     return order
 
 
-def row_lengths(const int64_t[::1] indptr not None, const int64_t[::1] rows not None, const int64_t[::1] dest not None,
-                int64_t[::1] length not None):
-    """Fill ``length[dest] = indptr[rows + 1] - indptr[rows]``; rows and dest are in range. O(len(rows))."""
-    cdef Py_ssize_t i
-    with nogil:
-        for i in range(rows.shape[0]):
-            length[dest[i]] = indptr[rows[i] + 1] - indptr[rows[i]]
-
-
-def plan_ranges(const int64_t[::1] indptr not None, const int64_t[::1] rows not None,
-                const int64_t[::1] address not None, int itemsize, int64_t chunk_size):
+def plan_ranges(const int64_t[::1] rows not None, const int64_t[::1] first_value not None,
+                const int64_t[::1] n_values not None, const int64_t[::1] address not None, int itemsize,
+                int64_t chunk_size):
     """Cut the values of CSR rows at chunk borders.
 
     Parameters
     ----------
-    indptr
-        Row pointer, not decreasing.
     rows
         Rows in ascending order; the same row may occur several times.
+    first_value, n_values
+        Where the values of each of ``rows`` begin, and how many they are.
     address
         Where the values of each of ``rows`` go.
     itemsize
@@ -169,7 +161,7 @@ def plan_ranges(const int64_t[::1] indptr not None, const int64_t[::1] rows not 
             j = i + 1
             while j < n_rows and rows[j] == rows[i]:
                 j += 1
-            _add_values(plan, indptr[rows[i]], indptr[rows[i] + 1], &address[i], j - i, itemsize, chunk_size)
+            _add_values(plan, first_value[i], first_value[i] + n_values[i], &address[i], j - i, itemsize, chunk_size)
             i = j
     return plan.result()
 
@@ -194,8 +186,9 @@ cdef int _add_values(_Plan plan, int64_t low, int64_t high, const int64_t *addre
     return 0
 
 
-def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows not None, int64_t n_wanted,
-                   int64_t row_work, value_cut not None, column_cut not None):
+def plan_stretches(const int64_t[::1] rows not None, const int64_t[::1] first_value not None,
+                   const int64_t[::1] n_values not None, int64_t n_wanted, int64_t row_work, value_cut not None,
+                   column_cut not None):
     """Cut CSR rows into stretches of about the same work, and plan the reading of each.
 
     A chunk that two stretches touch is decoded for both. So a stretch ends, if it can, where the next row starts in
@@ -203,7 +196,7 @@ def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows n
 
     Parameters
     ----------
-    indptr, rows
+    rows, first_value, n_values
         As in :func:`plan_ranges`. A row that is wanted several times in a stretch is read once for it.
     n_wanted
         A stretch may end once its work is so many values, and ends at the latest when it is four times as many.
@@ -217,7 +210,7 @@ def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows n
     StretchPlan
     """
     cdef Py_ssize_t n_rows = rows.shape[0], r
-    cdef int64_t n_stretches = 0, low, high = 0, work = 0, n_values = 0, address
+    cdef int64_t n_stretches = 0, low, high = 0, work = 0, n_in_stretch = 0, address
     cdef int64_t value_chunk = value_cut.chunk_size, column_chunk = column_cut.chunk_size
     cdef int value_size = value_cut.itemsize, column_size = column_cut.itemsize
     cdef bint values_anywhere = value_cut.anywhere, columns_anywhere = column_cut.anywhere
@@ -229,7 +222,7 @@ def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows n
     cdef stretch_t *stretch = NULL
     with nogil:
         for r in range(n_rows):
-            low = indptr[rows[r]]
+            low = first_value[r]
             free_cut = (values_anywhere or low // value_chunk > (high - 1) // value_chunk) and (
                 columns_anywhere or low // column_chunk > (high - 1) // column_chunk
             )
@@ -240,20 +233,20 @@ def plan_stretches(const int64_t[::1] indptr not None, const int64_t[::1] rows n
                 stretch.first_row, stretch.first_value_task = r, values.n_tasks
                 stretch.first_column_task = columns.n_tasks
                 values.closed = columns.closed = True
-                work = n_values = 0
+                work = n_in_stretch = 0
                 copied = False
-            high = indptr[rows[r] + 1]
-            extent[r].first_value = n_values - (high - low) if copied else n_values
-            extent[r].n_values = high - low
+            high = low + n_values[r]
+            extent[r].first_value = n_in_stretch - n_values[r] if copied else n_in_stretch
+            extent[r].n_values = n_values[r]
             if not copied:
-                address = n_values * value_size
+                address = n_in_stretch * value_size
                 _add_values(values, low, high, &address, 1, value_size, value_chunk)
-                address = n_values * column_size
+                address = n_in_stretch * column_size
                 _add_values(columns, low, high, &address, 1, column_size, column_chunk)
-                n_values += high - low
-            work += high - low + row_work
+                n_in_stretch += n_values[r]
+            work += n_values[r] + row_work
             stretch.stop_row, stretch.stop_value_task, stretch.stop_column_task = r + 1, values.n_tasks, columns.n_tasks
-            stretch.n_values = n_values
+            stretch.n_values = n_in_stretch
     return StretchPlan(stretches[:n_stretches], extents, values.result(), columns.result())
 
 

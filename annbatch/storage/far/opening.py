@@ -16,7 +16,7 @@ from .options import FarOptions
 from .stores import fsspec_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import h5py
     import zarr
@@ -157,10 +157,17 @@ class Needs:
         By name, ``obs`` or ``var``: the columns, or None for all.
     matrices
         Paths of matrices, such as ``"X"`` and ``"layers/counts"``.
+    without_index
+        Frames whose row names are not read.
     """
 
-    def __init__(self, frames: dict[str, Sequence[str] | None], matrices: Sequence[str]) -> None:
-        self.frames, self.matrices = frames, list(matrices)
+    def __init__(
+        self,
+        frames: Mapping[str, Sequence[str] | None],
+        matrices: Sequence[str],
+        without_index: Sequence[str] = (),
+    ) -> None:
+        self.frames, self.matrices, self.without_index = dict(frames), list(matrices), without_index
 
 
 @contextmanager
@@ -232,7 +239,7 @@ def _documents(group: zarr.Group, path: str) -> list[str]:
 def _metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
     if _is_consolidated(group):
         return []
-    paths = [*needs.frames, "layers", "obsm"]
+    paths = [*needs.frames, "layers", "obsm", "raw", "raw/X", "raw.X", "raw/var"]
     paths += [path + part for path in needs.matrices for part in _MATRIX_PARTS]
     return [key for path in paths for key in _documents(group, path)]
 
@@ -264,7 +271,8 @@ def _data_keys(group: zarr.Group, needs: Needs) -> list[str]:
     for frame, columns in needs.frames.items():
         if frame in group:
             elem = group[frame]
-            for name in _frame_columns(elem, columns):
+            names = _frame_columns(elem, columns)
+            for name in names[1:] if frame in needs.without_index else names:
                 keys += _keys_under(elem, name)
     for path in needs.matrices:
         if path in group:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from annbatch.storage.far.fetch import Cancel
     from annbatch.storage.pool import BufferPool
 
+    from .scale import Scale
+
 __all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
 
 # Rows that a thread must have to be worth starting.
@@ -88,6 +90,8 @@ def read_csr(
     num_threads: int | None = None,
     pool: BufferPool | None = None,
     cancel: Cancel | None = None,
+    scale: Scale | None = None,
+    totals: np.ndarray | None = None,
 ) -> list[CSRBlock]:
     """Read rows of CSR matrices into CSR batches.
 
@@ -107,6 +111,11 @@ def read_csr(
         Where the big arrays come from; None: fresh memory.
     cancel
         Set from another thread, ends the waiting for a far store with ``Abandoned``.
+    scale
+        What is done to the values. They are then float32, unless ``dtype`` is another float dtype. None: they stay.
+    totals
+        float32, C-contiguous, as long as there are positions: filled with the total of each row, over all its stored values
+        (also those of columns that are left out), before scaling. Batch ``b`` has ``totals[edges[b] : edges[b + 1]]``.
 
     Returns
     -------
@@ -118,10 +127,14 @@ def read_csr(
     CorruptDataError
         The store is damaged.
     ValueError
-        A value cannot be held by ``dtype``, or the request contradicts itself.
+        A value cannot be held by ``dtype``, a ``dtype`` for scaled values is no float dtype, or the request contradicts itself.
+    TypeError
+        Complex values are to be scaled or added up, or an argument is of the wrong kind.
     IndexError
         A row number is out of range.
     """
+    if scale or totals is not None:
+        parts, dtype = _scaled_parts(parts, dtype, num_threads, scale, totals, cancel)
     request = _Request(parts, edges, n_var, dtype, num_threads, pool, cancel, sparse=True)
     lengths = request.row_lengths()
     if not request.drops_or_reorders:
@@ -139,13 +152,16 @@ def read_dense(
     num_threads: int | None = None,
     pool: BufferPool | None = None,
     cancel: Cancel | None = None,
+    scale: Scale | None = None,
+    totals: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Read rows into dense batches.
 
     Parameters
     ----------
-    parts, edges, dtype, num_threads, pool, cancel
-        As in :func:`read_csr`. The sources are all dense or all sparse. Repeated columns of a sparse row add up.
+    parts, edges, dtype, num_threads, pool, cancel, scale, totals
+        As in :func:`read_csr`. The sources are all dense or all sparse. Repeated columns of a sparse row add up, after
+        each value was scaled.
     n_var
         Number of columns of the result; None: that of the first source. Dense arrays of three and more dimensions keep
         their trailing shape, and ``n_var`` and ``columns`` must be None for them.
@@ -156,14 +172,59 @@ def read_dense(
 
     Raises
     ------
-    CorruptDataError, ValueError, IndexError
+    CorruptDataError, ValueError, TypeError, IndexError
         As in :func:`read_csr`.
     """
+    if scale or totals is not None:
+        parts, dtype = _scaled_parts(parts, dtype, num_threads, scale, totals, cancel)
     sparse = bool(parts) and parts[0].source.is_sparse
     request = _Request(parts, edges, n_var, dtype, num_threads, pool, cancel, sparse=sparse)
     if not sparse:
         return request.fill_dense()
     return request.densified() if type_code(request.dtype) >= 0 else request.densified_by_numpy()
+
+
+def _scaled_parts(
+    parts: Sequence[Part],
+    dtype: DTypeLike | None,
+    num_threads: int | None,
+    scale: Scale | None,
+    totals: np.ndarray | None,
+    cancel: Cancel | None,
+) -> tuple[list[Part], np.dtype | None]:
+    """Return parts that lie in memory, scaled."""
+    wanted = None if dtype is None else np.dtype(dtype)
+    if scale and wanted is not None and wanted.kind != "f":
+        msg = f"dtype must be a float dtype where values are scaled, got {wanted}"
+        raise ValueError(msg)
+    result = np.dtype(np.float32) if scale and wanted is None else wanted
+    scaled = []
+    for part in parts:
+        n = len(part.rows)
+        plain = Part(part.source, part.rows, np.arange(n))
+        if part.source.dtype.kind == "c":
+            msg = f"{part.source.location} must hold real numbers to be scaled or added up, got {part.source.dtype}"
+            raise TypeError(msg)
+        if part.source.is_sparse:
+            (block,) = read_csr(
+                [plain], np.array([0, n]), n_var=part.source.shape[1], num_threads=num_threads, cancel=cancel
+            )
+            values, row = block.data, np.repeat(np.arange(n), np.diff(block.indptr))
+            own = np.bincount(row, values.astype(np.float64), n)
+        else:
+            (values,) = read_dense([plain], np.array([0, n]), num_threads=num_threads, cancel=cancel)
+            row, own = np.arange(n)[:, None], values.sum(axis=1, dtype=np.float64)
+        if totals is not None:
+            totals[part.dest] = own
+        if scale:
+            assert result is not None
+            values = values.astype(np.float64)
+            if scale.target_sum is not None:
+                values *= (scale.target_sum / np.where(own == 0, scale.target_sum, own))[row]
+            values = (np.log1p(values) if scale.log1p else values).astype(result)
+        source = open_matrix(replace(block, data=values).to_scipy() if part.source.is_sparse else values)
+        scaled.append(Part(source, np.arange(n), part.dest, part.columns))
+    return scaled, result
 
 
 @dataclass(slots=True, eq=False)
@@ -217,7 +278,7 @@ class _Request:
         """Return the stored values of each position, int64."""
         lengths = np.zeros(self.n_out, np.int64)
         for part in self.parts:
-            _rows.row_lengths(_sparse(part).indptr, part.rows, part.dest, lengths)
+            _, lengths[part.dest] = _sparse(part).row_pointers.extents(part.rows)
         return lengths
 
     def fill_csr(self, lengths: np.ndarray) -> list[CSRBlock]:
@@ -293,12 +354,13 @@ class _Request:
         for part in self.parts:
             rows, dest = _ascending(part)
             source = _sparse(part)
+            extents = source.row_pointers.extents(rows)
             for array, address, target, n_columns in (
                 (source.data, value_address, self.dtype, None),
                 (source.indices, index_address, index_dtype, source.shape[1]),
             ):
                 chunk_size = array.chunk_shape[0]
-                plan = _rows.plan_ranges(source.indptr, rows, address[dest], target.itemsize, chunk_size)
+                plan = _rows.plan_ranges(rows, *extents, address[dest], target.itemsize, chunk_size)
                 columns = None if n_columns is None else part.columns
                 jobs.append(Job(array, plan, chunk_size, target, n_columns, columns))
         run(jobs, self.num_threads, self._cancel)
@@ -319,7 +381,8 @@ class _Request:
             rows, dest = _ascending(part)
             source = _sparse(part)
             value_cut, column_cut = _cut(source.data, self.dtype), _cut(source.indices, index_dtype)
-            plan = _rows.plan_stretches(source.indptr, rows, n_wanted, row_work, value_cut, column_cut)
+            extents = source.row_pointers.extents(rows)
+            plan = _rows.plan_stretches(rows, *extents, n_wanted, row_work, value_cut, column_cut)
             values = Job(source.data, plan.values, value_cut.chunk_size, self.dtype)
             columns = Job(
                 source.indices, plan.columns, column_cut.chunk_size, index_dtype, source.shape[1], part.columns

@@ -165,7 +165,7 @@ class Matrix:
     def bytes_before(self) -> Array:
         """Bytes of the rows before row ``i`` once read (int64, n_obs + 1 entries)."""
         if self.is_sparse:
-            return np.asarray(self._source.indptr) * (self.dtype.itemsize + 4)
+            return np.asarray(self._source.row_pointers.indptr()) * (self.dtype.itemsize + 4)
         row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         return np.arange(self.shape[0] + 1, dtype=np.int64) * row
 

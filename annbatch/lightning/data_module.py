@@ -1,0 +1,144 @@
+"""A data module that hands loaders to Lightning as they are, and each rank its share of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from annbatch.loader import Loader
+from annbatch.samplers import DistributedSampler
+
+try:
+    from lightning.pytorch import LightningDataModule
+except ImportError:
+    try:
+        from pytorch_lightning import LightningDataModule
+    except ImportError as error:
+        msg = 'annbatch.lightning needs Lightning, which is not installed: pip install "annbatch[lightning]"'
+        raise ImportError(msg) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["AnnDataModule"]
+
+
+class AnnDataModule(LightningDataModule):
+    """Loaders for training, validation, test and prediction, for a Lightning ``Trainer``.
+
+    Parameters
+    ----------
+    train, validation, test, predict
+        A :class:`~annbatch.Loader` each, or anything that Lightning takes as a data loader, or None. Loaders read in threads,
+        so they go to Lightning as they are, without worker processes.
+
+    Raises
+    ------
+    TypeError
+        When one of them is no iterable.
+    ValueError
+        When none is given.
+
+    Notes
+    -----
+    With several devices each rank gets its share of the rows of a :class:`~annbatch.Loader`: its sampler is wrapped in a
+    :class:`~annbatch.DistributedSampler`, unless it is one. All ranks must draw the same order, so give a training loader a
+    seed: ``rng=numpy.random.default_rng(0)``.
+
+    A checkpoint that Lightning takes in the middle of an epoch holds where the training loader of every rank stands.
+    ``trainer.fit(model, data, ckpt_path=...)`` goes on with the very next batch, on as many devices as before.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np
+    >>> from annbatch import Loader
+    >>> from annbatch.lightning import AnnDataModule
+    >>> cells = ad.AnnData(np.eye(8, dtype="float32"))
+    >>> data = AnnDataModule(train=Loader(chunk_size=1, preload_nchunks=4, batch_size=4, shuffle=True).add_adata(cells))
+    >>> len(data.train_dataloader())
+    2
+    """
+
+    def __init__(
+        self,
+        train: Iterable[Any] | None = None,
+        validation: Iterable[Any] | None = None,
+        test: Iterable[Any] | None = None,
+        predict: Iterable[Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._given = {"train": train, "validation": validation, "test": test, "predict": predict}
+        if all(loader is None for loader in self._given.values()):
+            msg = "at least one of train, validation, test and predict must be given, got none"
+            raise ValueError(msg)
+        for name, loader in self._given.items():
+            if loader is not None and not hasattr(loader, "__iter__"):
+                msg = f"{name} must be a Loader or another data loader, got {type(loader).__name__}"
+                raise TypeError(msg)
+        if validation is None:
+            # Lightning takes a method that is there for a loader that is there.
+            self.val_dataloader = None
+
+    def train_dataloader(self) -> Any:
+        """Return the training loader, of this rank."""
+        return self._share("train")
+
+    def val_dataloader(self) -> Any:  # type: ignore[no-redef]
+        """Return the validation loader, of this rank."""
+        return self._share("validation")
+
+    def test_dataloader(self) -> Any:
+        """Return the test loader, of this rank."""
+        return self._share("test")
+
+    def predict_dataloader(self) -> Any:
+        """Return the loader for predictions, of this rank."""
+        return self._share("predict")
+
+    def _share(self, name: str) -> Any:
+        loader = self._given[name]
+        if loader is None:
+            msg = f"AnnDataModule has no {name} loader: pass {name}= when it is made"
+            raise RuntimeError(msg)
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1 or not isinstance(loader, Loader):
+            return loader
+        return LoaderOfRank(loader, trainer.global_rank, trainer.world_size)
+
+
+class LoaderOfRank:
+    """One rank's share of a loader, whose state is that of all ranks.
+
+    Lightning saves what the first rank's loader says and gives it to the loaders of all ranks.
+    """
+
+    def __init__(self, loader: Loader, rank: int, world_size: int) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._loader = loader
+        if not isinstance(loader.batch_sampler, DistributedSampler):
+            self._loader = copy.copy(loader)
+            sampler = DistributedSampler(loader.batch_sampler, dist_info=lambda: (rank, world_size))
+            self._loader._batch_sampler = sampler  # noqa: SLF001 (a copy of ours, made a line before)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where all ranks stand. Every rank must call it."""
+        import torch.distributed as dist
+
+        states: list[Any] = [None] * self._world_size
+        dist.all_gather_object(states, self._loader.state_dict())
+        return {"version": 1, "ranks": states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where this rank stood."""
+        ranks = state.get("ranks") if isinstance(state, dict) else None
+        if not isinstance(ranks, list) or len(ranks) != self._world_size:
+            had = f"{len(ranks)} ranks" if isinstance(ranks, list) else "one device"
+            msg = f"a checkpoint in the middle of an epoch must be continued on as many devices, got one of {had} for {self._world_size}"
+            raise ValueError(msg)
+        self._loader.load_state_dict(ranks[self._rank])

@@ -92,6 +92,8 @@ class RangeServer:
         What shall go wrong. May be changed at any time.
     requests
         Method, path and range (None: all) of every request, in order of arrival. May be cleared at any time.
+    times
+        When each of them came, in seconds of a clock of the server's own.
     most_open, n_open
         Most requests that waited for an answer at a time since this was last set, and those that do now.
     """
@@ -104,6 +106,7 @@ class RangeServer:
     log: bool = True
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str, tuple[int, int] | None]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     most_open: int = 0
     n_open: int = 0
     n_connections: int = 0
@@ -229,6 +232,7 @@ class _Connection(asyncio.Protocol):
             bounds = (-int(ranged[2]), sys.maxsize)
         if server.log:
             server.requests.append((method.decode(), path, bounds))
+            server.times.append(server._loop.time() - server.delay)
         fault = server.fault(path)
         kind = None if fault is None else fault.kind
         if kind == "hang":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .stores import Objects, Stamp
 
-__all__ = ["Budget", "Cancel", "Fetcher", "Order", "Want", "counts", "fetcher"]
+__all__ = ["ByteBudget", "Cancel", "Fetcher", "Order", "Want", "counts", "fetcher"]
 
 # Tries of a request, and the pauses between them: 0.1, 0.2, 0.4, ... seconds, but no longer than the longest.
 N_TRIES = 6
@@ -44,7 +44,7 @@ _MOST_KEPT = 1 << 26
 counts = {"requests": 0, "bytes": 0, "retries": 0, "cached_bytes": 0}
 
 
-class _Call:
+class _Awaited:
     """Something that is awaited in the event loop for a thread."""
 
     def __init__(self, future: Future[Any]) -> None:
@@ -60,7 +60,7 @@ class Cancel:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._orders: set[Order | _Call] = set()
+        self._orders: set[Order | _Awaited] = set()
         self.is_set = False
 
     def set(self) -> None:
@@ -71,7 +71,7 @@ class Cancel:
         for order in orders:
             order.abandon()
 
-    def watch(self, order: Order | _Call) -> None:
+    def watch(self, order: Order | _Awaited) -> None:
         """Give `order` up, too, when it comes to that."""
         with self._lock:
             self._orders.add(order)
@@ -79,7 +79,7 @@ class Cancel:
         if late:
             order.abandon()
 
-    def forget(self, order: Order | _Call) -> None:
+    def forget(self, order: Order | _Awaited) -> None:
         """Watch an order no longer."""
         with self._lock:
             self._orders.discard(order)
@@ -163,7 +163,7 @@ class Order:
                 self.fetcher.drop(self)
 
 
-class Budget:
+class ByteBudget:
     """Bytes that may be on their way or waiting to be decoded."""
 
     def __init__(self, n_bytes: int) -> None:
@@ -226,7 +226,7 @@ class Fetcher:
 
     def __init__(self, max_requests: int, max_in_flight: int) -> None:
         self.max_requests = max_requests
-        self.budget = Budget(max_in_flight)
+        self.budget = ByteBudget(max_in_flight)
         self.buffers = Buffers()
         self.loop = _event_loop()
         self._queue: deque[Want] = deque()
@@ -271,7 +271,7 @@ class Fetcher:
 
         They are tried again as requests for ranges are.
         """
-        call = _Call(asyncio.run_coroutine_threadsafe(_gather(calls, names, self.max_requests), self.loop))
+        call = _Awaited(asyncio.run_coroutine_threadsafe(_gather(calls, names, self.max_requests), self.loop))
         if cancel is not None:
             cancel.watch(call)
         try:

@@ -225,7 +225,8 @@ def _fetch_together(wanted: Sequence[tuple[FarStore, Sequence[str]]]) -> None:
 
 
 _MATRIX_PARTS = ("", "/data", "/indices", "/indptr")
-_COLUMN_PARTS = ("", "/codes", "/categories", "/categories/values", "/values", "/mask")
+# Of a categorical column, the usual group; the parts of others are few and asked for when they are met.
+_COLUMN_PARTS = ("", "/codes", "/categories")
 
 
 def _documents(group: zarr.Group, path: str) -> list[str]:
@@ -260,8 +261,8 @@ def _column_metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
         key
         for frame, columns in needs.frames.items()
         if frame in group
-        for name in _frame_columns(group[frame], columns)
-        for part in _COLUMN_PARTS
+        for number, name in enumerate(_frame_columns(group[frame], columns))
+        for part in (_COLUMN_PARTS if number else ("",))
         for key in _documents(group, f"{frame}/{name}{part}")
     ]
 

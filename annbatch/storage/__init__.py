@@ -10,6 +10,7 @@ from .cpus import available_cpus
 from .errors import CorruptDataError
 from .frames import read_frame
 from .far.fetch import Cancel
+from .far.fetch import counts as far_counts
 from .far.opening import Needs, far_group, fetched_ahead, find_datasets, is_url
 from .far.options import FarOptions
 from .opening import home_of, is_store, open_group, open_groups
@@ -31,6 +32,7 @@ __all__ = [
     "Scale",
     "SparseSource",
     "available_cpus",
+    "far_counts",
     "far_group",
     "fetched_ahead",
     "find_datasets",

@@ -88,12 +88,13 @@ class RangeServer:
         Bytes a second of all answers together; None: no limit.
     tags, dates
         Whether answers carry an ETag and a Last-Modified.
+    hold, n_rounds
+        Answer nothing before no request has come for `hold` seconds, then all of them: how often that was. It is how often the
+        client had to wait for answers before it could ask on.
     faults
         What shall go wrong. May be changed at any time.
     requests
         Method, path and range (None: all) of every request, in order of arrival. May be cleared at any time.
-    times
-        When each of them came, in seconds of a clock of the server's own.
     most_open, n_open
         Most requests that waited for an answer at a time since this was last set, and those that do now.
     """
@@ -104,9 +105,10 @@ class RangeServer:
     tags: bool = True
     dates: bool = True
     log: bool = True
+    hold: float = 0.0
+    n_rounds: int = 0
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str, tuple[int, int] | None]] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
     most_open: int = 0
     n_open: int = 0
     n_connections: int = 0
@@ -117,6 +119,8 @@ class RangeServer:
         self._files: dict[str, Served] = {}
         self._free_at = 0.0
         self._open: set[_Connection] = set()
+        self._held: list[tuple[_Connection, bytes]] = []
+        self._release: asyncio.TimerHandle | None = None
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), name="range-server", daemon=True)
         self._thread.start()
@@ -175,6 +179,19 @@ class RangeServer:
                 return fault
         return None
 
+    def hold_back(self, connection: _Connection, request: bytes) -> None:
+        """Answer when nobody asks any more."""
+        self._held.append((connection, request))
+        if self._release is not None:
+            self._release.cancel()
+        self._release = self._loop.call_later(self.hold, self._answer_held)
+
+    def _answer_held(self) -> None:
+        held, self._held = self._held, []
+        self.n_rounds += 1
+        for connection, request in held:
+            connection.answer(request)
+
     def wait(self, n_bytes: int) -> float:
         """Return the seconds until so many bytes are through the network."""
         if not self.bandwidth:
@@ -212,7 +229,9 @@ class _Connection(asyncio.Protocol):
             self.busy = True
             self.server.n_open += 1
             self.server.most_open = max(self.server.most_open, self.server.n_open)
-            if self.server.delay:
+            if self.server.hold:
+                self.server.hold_back(self, request)
+            elif self.server.delay:
                 loop = self.server._loop
                 loop.call_later(self.server.delay, self.answer, request)
             else:
@@ -232,7 +251,6 @@ class _Connection(asyncio.Protocol):
             bounds = (-int(ranged[2]), sys.maxsize)
         if server.log:
             server.requests.append((method.decode(), path, bounds))
-            server.times.append(server._loop.time() - server.delay)
         fault = server.fault(path)
         kind = None if fault is None else fault.kind
         if kind == "hang":

@@ -289,7 +289,8 @@ def _keys_under(parent: Any, name: str) -> list[str]:
         return []
     elem = parent[name]
     if hasattr(elem, "group_keys"):
-        return [key for part in ("codes", "categories", "values", "mask") for key in _keys_under(elem, part)]
+        parts = ("codes", "categories") if "codes" in elem else ("values", "mask")
+        return [key for part in parts for key in _keys_under(elem, part)]
     from itertools import product
 
     stored = elem.shards or elem.chunks

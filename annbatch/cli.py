@@ -166,7 +166,7 @@ def _add_storage_options(parser: argparse.ArgumentParser) -> None:
         "--storage-options",
         metavar="JSON",
         type=_json_object,
-        help='for a URL, what its library needs besides, such as \'{"anon": true}\'',
+        help="for a URL, what its library needs besides, such as '{\"anon\": true}'",
     )
 
 

@@ -242,7 +242,6 @@ class LocalZarr(_Folder):
         if changed != metadata:
             replace_text(self.root / "zarr.json", json.dumps(changed, indent=2), self.root / WORK_FOLDER)
 
-
     def _all_metadata(self) -> dict[str, Any]:
         """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root."""
         nodes = {}

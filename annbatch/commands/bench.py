@@ -48,13 +48,13 @@ def run_bench(
     settings = [(chunk, lcm(chunk, 2 * batch_size) // chunk) for chunk in _CHUNK_ROWS]
     is_far = storage.is_url(path)
     far = {"storage_options": storage_options, "prefetch": _FAR_PREFETCH} if is_far else {}
-    results = []
+    results: list[dict[str, Any]] = []
     for chunk_size, preload_nchunks in tqdm(settings, desc="Measuring", unit="setting", disable=not progress):
         rate, _ = _measure(path, chunk_size, preload_nchunks, batch_size, seconds, far)
         results.append({"chunk_size": chunk_size, "preload_nchunks": preload_nchunks, "rows_per_second": rate})
     fastest = max(result["rows_per_second"] for result in results)
     best = next(result for result in results if result["rows_per_second"] >= _GOOD_ENOUGH * fastest)
-    found = {
+    found: dict[str, Any] = {
         "path": str(path),
         "batch_size": batch_size,
         "cpus": storage.available_cpus(),
@@ -62,7 +62,7 @@ def run_bench(
         "recommended": {key: best[key] for key in ("chunk_size", "preload_nchunks")},
     }
     if is_far:
-        requests = []
+        requests: list[dict[str, Any]] = []
         for n_requests in tqdm(_REQUESTS, desc="Measuring", unit="setting", disable=not progress):
             given = {**far, "max_requests": n_requests}
             rate, per_row = _measure(path, best["chunk_size"], best["preload_nchunks"], batch_size, seconds, given)

@@ -8,11 +8,11 @@ functions.
 
 from .cpus import available_cpus
 from .errors import CorruptDataError
-from .frames import read_frame
 from .far.fetch import Cancel
 from .far.fetch import counts as far_counts
 from .far.opening import Needs, far_group, fetched_ahead, find_datasets, is_url
 from .far.options import FarOptions
+from .frames import read_frame
 from .opening import home_of, is_store, open_group, open_groups
 from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense

@@ -115,10 +115,10 @@ class RangeServer:
     port: int = 0
 
     def __enter__(self) -> RangeServer:
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._files: dict[str, Served] = {}
         self._free_at = 0.0
-        self._open: set[_Connection] = set()
+        self.connections: set[_Connection] = set()
         self._held: list[tuple[_Connection, bytes]] = []
         self._release: asyncio.TimerHandle | None = None
         started = threading.Event()
@@ -128,7 +128,7 @@ class RangeServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
 
     @property
@@ -136,21 +136,21 @@ class RangeServer:
         return f"http://127.0.0.1:{self.port}"
 
     def _run(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
+        asyncio.set_event_loop(self.loop)
         listening = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.port = listening.getsockname()[1]
-        server = self._loop.run_until_complete(
-            self._loop.create_server(functools.partial(_Connection, self), sock=listening, backlog=1024)
+        server = self.loop.run_until_complete(
+            self.loop.create_server(functools.partial(_Connection, self), sock=listening, backlog=1024)
         )
-        self._loop.call_soon(started.set)
+        self.loop.call_soon(started.set)
         try:
-            self._loop.run_forever()
+            self.loop.run_forever()
         finally:
             server.close()
-            for connection in list(self._open):
+            for connection in list(self.connections):
                 connection.transport.abort()
-            self._loop.run_until_complete(asyncio.sleep(0))
-            self._loop.close()
+            self.loop.run_until_complete(asyncio.sleep(0))
+            self.loop.close()
 
     def found(self, path: str) -> Served | None:
         """Return an object as it is now."""
@@ -164,7 +164,7 @@ class RangeServer:
         stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         known = self._files.get(path)
         if known is None or known.stamp != stamp:
-            with open(name, "rb") as file:
+            with Path(name).open("rb") as file:
                 data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if stat.st_size else b""
             tag = '"' + "-".join(f"{number:x}" for number in stamp) + '"'
             known = Served(data, tag, email.utils.formatdate(stat.st_mtime, usegmt=True), stamp)
@@ -184,7 +184,7 @@ class RangeServer:
         self._held.append((connection, request))
         if self._release is not None:
             self._release.cancel()
-        self._release = self._loop.call_later(self.hold, self._answer_held)
+        self._release = self.loop.call_later(self.hold, self._answer_held)
 
     def _answer_held(self) -> None:
         held, self._held = self._held, []
@@ -196,7 +196,7 @@ class RangeServer:
         """Return the seconds until so many bytes are through the network."""
         if not self.bandwidth:
             return 0.0
-        now = self._loop.time()
+        now = self.loop.time()
         self._free_at = max(self._free_at, now) + n_bytes / self.bandwidth
         return self._free_at - now
 
@@ -211,14 +211,14 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport):
         self.transport = transport
         self.server.n_connections += 1
-        self.server._open.add(self)
+        self.server.connections.add(self)
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         # Else the data wait for the client's word that it has the head, 40 ms.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def connection_lost(self, exc):
-        self.server._open.discard(self)
+        self.server.connections.discard(self)
         if self.busy:
             self.server.n_open -= 1
 
@@ -232,7 +232,7 @@ class _Connection(asyncio.Protocol):
             if self.server.hold:
                 self.server.hold_back(self, request)
             elif self.server.delay:
-                loop = self.server._loop
+                loop = self.server.loop
                 loop.call_later(self.server.delay, self.answer, request)
             else:
                 self.answer(request)
@@ -259,7 +259,7 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
             return
         if kind == "slow":
-            server._loop.call_later(fault.seconds, self.respond, method, path, bounds, request, None)
+            server.loop.call_later(fault.seconds, self.respond, method, path, bounds, request, None)
             return
         if kind == "status":
             self.finish(fault.status, b"", b"it was told to\n")
@@ -326,7 +326,7 @@ class _Connection(asyncio.Protocol):
             self.done()
             return
         # What the network holds back arrives when it is through.
-        self.server._loop.call_later(wait, self._late, head, body)
+        self.server.loop.call_later(wait, self._late, head, body)
 
     def _late(self, head: bytes, body: memoryview) -> None:
         if not self.transport.is_closing():

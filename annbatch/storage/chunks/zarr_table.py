@@ -195,6 +195,7 @@ class ShardIndexes:
         return 16 * prod(self.per_shard) + 4 * self.has_checksum
 
     def __call__(self, chunks: np.ndarray) -> None:
+        """Read the indexes of the shards that hold these chunks."""
         assert self.table.file is not None
         files = self.table.file[chunks]
         for file in np.unique(files[~self.known[files]]):

@@ -72,7 +72,8 @@ class _Segment:
     def has(self, first: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Say for half-open ranges of pages whether all of each are there."""
         before = np.concatenate(([0], np.cumsum(self.pages != 0)))
-        return before[stop] - before[first] == stop - first
+        there: np.ndarray = before[stop] - before[first] == stop - first
+        return there
 
 
 class RangeCache:
@@ -319,7 +320,7 @@ def range_cache(folder: str | None, size: int | None) -> RangeCache | None:
 
 def _after_fork() -> None:
     """Forget what may have been in the middle of a change; what is mapped stays so."""
-    global _caches_lock  # noqa: PLW0603 (it may have been held by a thread that is not here)
+    global _caches_lock
     _caches_lock = threading.Lock()
     _inherited.append(dict(_caches))
     _caches.clear()

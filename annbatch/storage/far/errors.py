@@ -13,5 +13,5 @@ class ChangedError(Exception):
     """The object is not the one that was looked at before."""
 
 
-class Abandoned(BaseException):  # noqa: N818 (like KeyboardInterrupt and CancelledError, which are no errors either)
+class Abandoned(BaseException):
     """Whoever wanted the bytes does not want them any more."""

@@ -275,7 +275,8 @@ class Fetcher:
         if cancel is not None:
             cancel.watch(call)
         try:
-            return call.future.result()
+            answers: list[Any] = call.future.result()
+            return answers
         except CancelledError:
             raise Abandoned from None
         finally:
@@ -444,7 +445,7 @@ def fetcher(max_requests: int, max_in_flight: int) -> Fetcher:
 
 
 def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 (it may have been held by a thread that is not here)
+    global _lock
     _foreign.append(dict(_fetchers))
     _fetchers.clear()
     _lock = threading.Lock()

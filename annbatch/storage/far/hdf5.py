@@ -80,19 +80,24 @@ class FarFile(io.RawIOBase):
     # -- a file
 
     def readable(self) -> bool:
+        """See the base class."""
         return True
 
     def seekable(self) -> bool:
+        """See the base class."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See the base class."""
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.stamp.size}[whence]
         return self._at
 
     def tell(self) -> int:
+        """See the base class."""
         return self._at
 
     def readinto(self, into: Any) -> int:
+        """See the base class."""
         view = memoryview(into).cast("B")
         n_bytes = max(0, min(len(view), self.stamp.size - self._at))
         first, stop = self._at // BLOCK_BYTES, -(-(self._at + n_bytes) // BLOCK_BYTES)

@@ -112,7 +112,7 @@ class _Wave:
         size = sum(int((found[2].stop - found[2].start).sum()) for found in self.ranges if found is not None)
         buffer = queue.buffers.take(size)
         self.buffer = buffer
-        view, at, address = memoryview(buffer), 0, buffer.__array_interface__["data"][0]  # type: ignore[arg-type]
+        view, at, address = memoryview(buffer), 0, buffer.__array_interface__["data"][0]
         for share, found in zip(self.shares, self.ranges, strict=True):
             table = share.description.table
             if not isinstance(table, FarTable):
@@ -204,7 +204,9 @@ def run_far_dense(jobs: Sequence[DenseJob], num_threads: int, cancel: Cancel | N
         waves = (
             wave
             for number, job in enumerate(jobs)
-            for wave in _dense_waves(job, *described[2 * number : 2 * number + 2], num_threads, queue.wave_bytes)
+            for wave in _dense_waves(
+                job, described[2 * number], described[2 * number + 1], num_threads, queue.wave_bytes
+            )
         )
         _run(waves, queue, cancel)
 
@@ -322,12 +324,12 @@ def _run(waves: Iterator[_Wave], queue: Fetcher, cancel: Cancel | None) -> None:
 
 def _release(wave: _Wave, queue: Fetcher, cancel: Cancel | None) -> None:
     order = wave.order
-    is_done = wave.buffer is not None and order is not None and order.error is None and order.ended
+    is_done = order is not None and order.error is None and order.ended
     if order is not None:
         order.abandon()
         if cancel is not None:
             cancel.forget(order)
-    if is_done:
+    if is_done and wave.buffer is not None:
         # What was given up may still be written to by a request that is being stopped.
         queue.buffers.give_back(wave.buffer)
     wave.keep.clear()

@@ -89,6 +89,7 @@ class HttpObjects(Objects):
         return HttpObjects, (self._server + self._root, self._headers)
 
     def text(self, key: str) -> str:
+        """See the base class."""
         return self._server + self._path(key).partition("?")[0]
 
     def _path(self, key: str) -> str:
@@ -136,6 +137,7 @@ class HttpObjects(Objects):
         return (escaped(path) or "/") + question + query
 
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
+        """See the base class."""
         stop = start + len(into)
         answer = await self._ask(key, start, stop, into)
         if answer.status == 200:
@@ -149,14 +151,17 @@ class HttpObjects(Objects):
             raise TransientError(msg)
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:
+        """See the base class."""
         answer = await self._ask(key, None, None)
         assert answer.data is not None
         return answer.data, Stamp(len(answer.data), _tag(answer.head))
 
     async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         return await self._part(key, -n_bytes, None, n_bytes)
 
     async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         return await self._part(key, 0, n_bytes, n_bytes)
 
     async def _part(self, key: str, start: int, stop: int | None, n_bytes: int) -> tuple[Any, Stamp]:
@@ -223,6 +228,7 @@ class FsspecObjects(Objects):
         return self._files
 
     def text(self, key: str) -> str:
+        """See the base class."""
         path = self._path(key)
         return path if "://" in path else str(self._files.unstrip_protocol(path))
 
@@ -239,6 +245,7 @@ class FsspecObjects(Objects):
             raise FileNotFoundError(str(error)) from error
 
     async def stat(self, key: str) -> Stamp:
+        """See the base class."""
         files = self.files
         if hasattr(files, "invalidate_cache"):
             files.invalidate_cache(files._parent(self._path(key)))  # noqa: SLF001 (a listing may be old)
@@ -250,6 +257,7 @@ class FsspecObjects(Objects):
         return Stamp(-1 if info.get("size") is None else int(info["size"]), tag)
 
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
+        """See the base class."""
         files = self.files
         if stamp is not None and hasattr(files, "_call_s3"):
             data, found = await self._s3(key, Range=f"bytes={start}-{start + len(into) - 1}")
@@ -287,12 +295,14 @@ class FsspecObjects(Objects):
         return data, Stamp(int(total) if total.isdigit() else len(data), str(answer.get("ETag", "")))
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:
+        """See the base class."""
         if hasattr(self.files, "_call_s3"):
             return await self._s3(key)
         data = await self._call("cat_file", self._path(key))
         return data, Stamp(len(data), "")
 
     async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         if hasattr(self.files, "_call_s3"):
             return await self._s3(key, Range=f"bytes=-{n_bytes}")
         stamp = await self.stat(key)
@@ -300,6 +310,7 @@ class FsspecObjects(Objects):
         return data, stamp
 
     async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         stamp = await self.stat(key)
         data = await self._call("cat_file", self._path(key), start=0, end=min(n_bytes, max(stamp.size, 0)))
         return data, stamp
@@ -315,6 +326,7 @@ class ObstoreObjects(Objects):
         return ObstoreObjects, (self._store, self._root)
 
     def text(self, key: str) -> str:
+        """See the base class."""
         return f"{self._store!r} :: {self._path(key)}"
 
     def _path(self, key: str) -> str:
@@ -337,10 +349,12 @@ class ObstoreObjects(Objects):
         return memoryview(await result.bytes_async()), stamp
 
     async def stat(self, key: str) -> Stamp:
+        """See the base class."""
         meta = await self._store.head_async(self._path(key))
         return Stamp(int(meta["size"]), meta.get("e_tag") or str(meta.get("last_modified") or ""))
 
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
+        """See the base class."""
         data, found = await self._get(key, (start, start + len(into)))
         _same(found, stamp)
         if len(data) != len(into):
@@ -349,12 +363,15 @@ class ObstoreObjects(Objects):
         into[:] = data
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:
+        """See the base class."""
         return await self._get(key, None)
 
     async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         return await self._get(key, {"suffix": n_bytes})
 
     async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         stamp = await self.stat(key)
         if not stamp.size:
             return b"", stamp
@@ -371,6 +388,7 @@ class ZarrObjects(Objects):
         return ZarrObjects, (self._store,)
 
     def text(self, key: str) -> str:
+        """See the base class."""
         root = getattr(self._store, "root", None)
         return f"{self._store if root is None else root}/{key}"
 
@@ -384,9 +402,11 @@ class ZarrObjects(Objects):
         return found.as_numpy_array().view("uint8").data
 
     async def stat(self, key: str) -> Stamp:
+        """See the base class."""
         return Stamp(await self._store.getsize(key), "")
 
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
+        """See the base class."""
         from zarr.abc.store import RangeByteRequest
 
         data = await self._get(key, RangeByteRequest(start, start + len(into)))
@@ -398,16 +418,19 @@ class ZarrObjects(Objects):
         into[:] = data
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:
+        """See the base class."""
         data = await self._get(key, None)
         return data, Stamp(len(data), "")
 
     async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         from zarr.abc.store import SuffixByteRequest
 
         data, size = await asyncio.gather(self._get(key, SuffixByteRequest(n_bytes)), self.stat(key))
         return data, size
 
     async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         from zarr.abc.store import RangeByteRequest
 
         stamp = await self.stat(key)
@@ -458,6 +481,7 @@ class PlainOrFsspec(Objects):
         return PlainOrFsspec, (self._plain, self._general)
 
     def text(self, key: str) -> str:
+        """See the base class."""
         return self._general.text(key).partition("?")[0]
 
     async def _call(self, name: str, *args: Any) -> Any:
@@ -468,16 +492,21 @@ class PlainOrFsspec(Objects):
             return await getattr(self._plain, name)(*args)
 
     async def stat(self, key: str) -> Stamp:
+        """See the base class."""
         return await self._call("stat", key)  # type: ignore[no-any-return]
 
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
+        """See the base class."""
         await self._call("read", key, start, into, stamp)
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:
+        """See the base class."""
         return await self._call("read_all", key)  # type: ignore[no-any-return]
 
     async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         return await self._call("read_end", key, n_bytes)  # type: ignore[no-any-return]
 
     async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
         return await self._call("read_start", key, n_bytes)  # type: ignore[no-any-return]

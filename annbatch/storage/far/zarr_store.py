@@ -81,6 +81,7 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
         return fetcher(self.far_options.max_requests, self.far_options.max_in_flight)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """See the base class."""
         from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 
         if key in self._kept:
@@ -114,6 +115,7 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
         return prototype.buffer.from_bytes(bytes(data))
 
     async def exists(self, key: str) -> bool:
+        """See the base class."""
         if key in self._kept:
             return self._kept[key] is not None
         try:

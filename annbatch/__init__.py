@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from .collection import DatasetCollection, write_sharded
     from .loader import Loader
     from .mapped import MappedCollection
-    from .samplers import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedClassSampler
+    from .samplers import (
+        ClassSampler,
+        DistributedSampler,
+        MatchedSampler,
+        RandomSampler,
+        SequentialSampler,
+        WeightedClassSampler,
+    )
     from .samplers import _base as abc
 
 __version__ = "0.5.0"
@@ -21,6 +28,7 @@ __all__ = [
     "DistributedSampler",
     "Loader",
     "MappedCollection",
+    "MatchedSampler",
     "RandomSampler",
     "SequentialSampler",
     "WeightedClassSampler",
@@ -39,6 +47,7 @@ _HOME = {
     "DistributedSampler": ".samplers",
     "Loader": ".loader",
     "MappedCollection": ".mapped",
+    "MatchedSampler": ".samplers",
     "RandomSampler": ".samplers",
     "SequentialSampler": ".samplers",
     "WeightedClassSampler": ".samplers",

@@ -1,20 +1,37 @@
-"""Kernels behind the samplers: class runs, draws from them, permutations of chunks, shuffled batches.
+"""Kernels behind the samplers: class runs, draws from them, the order of chunks, shuffled batches, requests.
 
 Every kernel assumes checked input: the Python faces in `annbatch.samplers` check once, before any draw. Each has a
-plain NumPy twin of the same name in `tests/reference.py`, which gives the same numbers from the same bit generator and
-leaves it in the same state.
+plain NumPy twin of the same name in `tests/reference/rle.py`, which gives the same numbers.
 
-Two choices that shape this file:
+Three choices that shape this file:
 
-* Bounded integers are drawn here (Lemire's method, https://doi.org/10.1145/3230636) and not through NumPy's C library:
-  that needs nothing at link time and inlines into the loop. The stream is that of `numpy.random.Generator.integers`.
+* Random words come from Philox, a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as
+  1, 2, 3"), written out here so that it inlines. A stream is named by its counter (number of the load request, kind of
+  draw) and costs nothing to make; `numpy.random.Philox` with that key and counter gives the same words.
+* The order of chunks is computed, not stored: a keyed permutation (see `permute`).
 * A run table is a few flat arrays (see `group_runs`), so that drawing a chunk start is one binary search in the piece
   of a prefix sum that belongs to the class.
 """
 
-from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint32_t, uint64_t
-from numpy.random cimport bitgen_t
+
+cdef extern from *:
+    """
+    #if defined(__SIZEOF_INT128__)
+    static inline uint64_t annbatch_multiply_high(uint64_t a, uint64_t b) {
+        return (uint64_t) (((unsigned __int128) a * b) >> 64);
+    }
+    #else
+    static inline uint64_t annbatch_multiply_high(uint64_t a, uint64_t b) {
+        uint64_t a_low = a & 0xFFFFFFFFu, a_high = a >> 32, b_low = b & 0xFFFFFFFFu, b_high = b >> 32;
+        uint64_t middle = a_high * b_low + ((a_low * b_low) >> 32);
+        uint64_t carry = a_low * b_high + (middle & 0xFFFFFFFFu);
+        return a_high * b_high + (middle >> 32) + (carry >> 32);
+    }
+    #endif
+    """
+    # Upper 64 bits of the 128-bit product.
+    uint64_t multiply_high "annbatch_multiply_high"(uint64_t a, uint64_t b) noexcept nogil
 
 # Integer types of `pandas.Categorical.codes`.
 ctypedef fused code_t:
@@ -23,65 +40,107 @@ ctypedef fused code_t:
     int32_t
     int64_t
 
-# Types of the displacement table of `draw_chunks`, by number of chunks.
-ctypedef fused displacement_t:
+# Types of row numbers in a row index, by number of rows.
+ctypedef fused row_t:
     uint32_t
     uint64_t
+
+# Types of positions within a load request.
+ctypedef fused position_t:
+    int32_t
+    int64_t
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Random numbers
 
-cdef bitgen_t* bitgen_of(object bit_generator) except NULL:
-    """The C interface of a NumPy BitGenerator. Valid for as long as the caller holds `bit_generator`."""
-    return <bitgen_t*> PyCapsule_GetPointer(bit_generator.capsule, "BitGenerator")
+# One stream of random words: Philox4x64 with 10 rounds.
+cdef struct Stream:
+    uint64_t key[2]
+    uint64_t number
+    uint64_t kind
+    uint64_t block      # blocks made so far
+    uint64_t words[4]   # the last block
+    int n_used          # words of it that are gone
 
 
-cdef inline uint64_t multiply_high(uint64_t a, uint64_t b) noexcept nogil:
-    """Upper 64 bits of the 128-bit product, in 32-bit pieces because C has no portable 128-bit integer."""
-    cdef uint64_t a_low = a & 0xFFFFFFFFULL, a_high = a >> 32
-    cdef uint64_t b_low = b & 0xFFFFFFFFULL, b_high = b >> 32
-    cdef uint64_t middle = a_high * b_low + ((a_low * b_low) >> 32)
-    cdef uint64_t carry = a_low * b_high + (middle & 0xFFFFFFFFULL)
-    return a_high * b_high + (middle >> 32) + (carry >> 32)
+cdef inline void begin(Stream* stream, const uint64_t[::1] key, uint64_t number, uint64_t kind) noexcept nogil:
+    """Go to the start of a stream: the words of ``numpy.random.Philox(key=key, counter=[0, 0, number, kind])``."""
+    stream.key[0] = key[0]
+    stream.key[1] = key[1]
+    stream.number = number
+    stream.kind = kind
+    stream.block = 0
+    stream.n_used = 4
 
 
-cdef inline uint64_t draw_below(bitgen_t* bits, uint64_t n) noexcept nogil:
-    """Uniform integer in [0, n), n >= 1. Equals `Generator.integers(n)`; n == 1 draws nothing."""
-    cdef uint64_t product64, threshold64, low64, raw64
-    cdef uint32_t n32, low32, threshold32
-    if n <= 1:
-        return 0
-    if n == 0x100000000ULL:
-        return bits.next_uint32(bits.state)
-    if n < 0x100000000ULL:
-        n32 = <uint32_t> n
-        product64 = <uint64_t> bits.next_uint32(bits.state) * n
-        low32 = <uint32_t> product64
-        if low32 < n32:
-            # 2**32 mod n, in 32-bit arithmetic
-            threshold32 = (<uint32_t> 0 - n32) % n32
-            while low32 < threshold32:
-                product64 = <uint64_t> bits.next_uint32(bits.state) * n
-                low32 = <uint32_t> product64
-        return product64 >> 32
-    raw64 = bits.next_uint64(bits.state)
-    low64 = raw64 * n
-    if low64 < n:
-        threshold64 = (<uint64_t> 0 - n) % n
-        while low64 < threshold64:
-            raw64 = bits.next_uint64(bits.state)
-            low64 = raw64 * n
-    return multiply_high(raw64, n)
+cdef void next_block(Stream* stream) noexcept nogil:
+    cdef uint64_t c0, c1 = 0, c2 = stream.number, c3 = stream.kind, k0 = stream.key[0], k1 = stream.key[1]
+    cdef uint64_t high0, low0, high1, low1
+    cdef int i
+    stream.block += 1  # NumPy counts before the first block, too
+    c0 = stream.block
+    for i in range(10):
+        high0 = multiply_high(0xD2E7470EE14C6C93ULL, c0)
+        low0 = 0xD2E7470EE14C6C93ULL * c0
+        high1 = multiply_high(0xCA5A826395121157ULL, c2)
+        low1 = 0xCA5A826395121157ULL * c2
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 += 0x9E3779B97F4A7C15ULL
+        k1 += 0xBB67AE8584CAA73BULL
+    stream.words[0] = c0
+    stream.words[1] = c1
+    stream.words[2] = c2
+    stream.words[3] = c3
+    stream.n_used = 0
 
 
-def draw_integers(bit_generator, uint64_t n, int64_t[::1] out not None):
-    """Fill `out` with uniform integers in [0, n). For tests: the door to `draw_below`."""
-    cdef bitgen_t* bits = bitgen_of(bit_generator)
+cdef inline uint64_t next_word(Stream* stream) noexcept nogil:
+    if stream.n_used == 4:
+        next_block(stream)
+    stream.n_used += 1
+    return stream.words[stream.n_used - 1]
+
+
+cdef inline double next_double(Stream* stream) noexcept nogil:
+    """Uniform in [0, 1), a multiple of 2**-53."""
+    return (next_word(stream) >> 11) * (1.0 / 9007199254740992.0)
+
+
+cdef inline uint64_t draw_below(Stream* stream, uint64_t n) noexcept nogil:
+    """Uniform integer in [0, n), n >= 1, by Lemire's method (https://doi.org/10.1145/3230636). One word, hardly ever two."""
+    cdef uint64_t word = next_word(stream), low = word * n, threshold
+    if low < n:
+        threshold = (<uint64_t> 0 - n) % n  # 2**64 mod n
+        while low < threshold:
+            word = next_word(stream)
+            low = word * n
+    return multiply_high(word, n)
+
+
+def random_words(const uint64_t[::1] key not None, uint64_t number, uint64_t kind, uint64_t[::1] out not None):
+    """Fill `out` with the words of a stream. For tests: the door to `next_word`."""
+    cdef Stream stream
     cdef Py_ssize_t i
-    with bit_generator.lock, nogil:
+    with nogil:
+        begin(&stream, key, number, kind)
         for i in range(out.shape[0]):
-            out[i] = <int64_t> draw_below(bits, n)
+            out[i] = next_word(&stream)
+
+
+def draw_integers(
+    const uint64_t[::1] key not None, uint64_t number, uint64_t kind, uint64_t n, int64_t[::1] out not None,
+):
+    """Fill `out` with uniform integers in [0, n), n in [1, 2**63]."""
+    cdef Stream stream
+    cdef Py_ssize_t i
+    with nogil:
+        begin(&stream, key, number, kind)
+        for i in range(out.shape[0]):
+            out[i] = <int64_t> draw_below(&stream, n)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -191,14 +250,63 @@ def group_runs(
             cumulative_starts[r + 1] = total
 
 
+def count_runs(const code_t[::1] codes not None, Py_ssize_t start, Py_ssize_t stop):
+    """Count the runs of equal codes in `codes[start:stop]`. One pass at memory speed."""
+    cdef Py_ssize_t i, block, n_runs = 1 if start < stop else 0
+    cdef int n_here
+    with nogil:
+        i = start + 1
+        while i < stop:
+            block = min(i + 4096, stop)
+            n_here = 0
+            # Without a branch and with a small counter, so that compilers turn it into vector instructions.
+            while i < block:
+                n_here += codes[i] != codes[i - 1]
+                i += 1
+            n_runs += n_here
+    return n_runs
+
+
+def count_codes(const code_t[::1] codes not None, Py_ssize_t start, Py_ssize_t stop, int64_t[::1] counts not None):
+    """Count every code in `codes[start:stop]`. Returns the first code that is not in [0, len(counts)), or 0."""
+    cdef Py_ssize_t i, n_classes = counts.shape[0]
+    cdef int64_t code, wrong = 0
+    with nogil:
+        counts[:] = 0
+        for i in range(start, stop):
+            code = <int64_t> codes[i]
+            if code < 0 or code >= n_classes:
+                wrong = code
+                break
+            counts[code] += 1
+    return wrong
+
+
+def index_rows(
+    const code_t[::1] codes not None, Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] class_offset not None,
+    int64_t[::1] free not None, row_t[::1] rows not None,
+):
+    """Sort the rows of a window by class, ascending within a class: a counting sort, O(stop - start).
+
+    The rows of class `c` go to ``rows[class_offset[c]:class_offset[c + 1]]``. `free` has one entry per class, for the
+    kernel's own use. Codes are in [0, len(free)).
+    """
+    cdef Py_ssize_t i, c
+    with nogil:
+        for c in range(free.shape[0]):
+            free[c] = class_offset[c]
+        for i in range(start, stop):
+            c = <Py_ssize_t> codes[i]
+            rows[free[c]] = <row_t> i
+            free[c] += 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Draws
 
-cdef inline Py_ssize_t draw_class(
-    bitgen_t* bits, const double[::1] cumulative_weights
-) noexcept nogil:
+cdef inline Py_ssize_t draw_class(Stream* stream, const double[::1] cumulative_weights) noexcept nogil:
     """Index of a class by its weight: the first whose cumulative weight exceeds a uniform number in [0, 1)."""
-    cdef double uniform = bits.next_double(bits.state)
+    cdef double uniform = next_double(stream)
     cdef Py_ssize_t low = 0, high = cumulative_weights.shape[0] - 1, middle
     while low < high:
         middle = (low + high) >> 1
@@ -207,6 +315,23 @@ cdef inline Py_ssize_t draw_class(
         else:
             low = middle + 1
     return low
+
+
+def draw_groups(
+    const uint64_t[::1] key not None, uint64_t number, uint64_t kind, const double[::1] cumulative_weights not None,
+    const int64_t[::1] drawable not None, int64_t[::1] out not None,
+):
+    """Draw a class for each of `len(out)` groups of chunks. O(log classes) each.
+
+    `drawable` holds the codes of the classes that may be drawn, `cumulative_weights` their weights, summed up, the last
+    one exactly 1.
+    """
+    cdef Stream stream
+    cdef Py_ssize_t i
+    with nogil:
+        begin(&stream, key, number, kind)
+        for i in range(out.shape[0]):
+            out[i] = drawable[draw_class(&stream, cumulative_weights)]
 
 
 cdef inline int64_t start_at(
@@ -223,23 +348,23 @@ cdef inline int64_t start_at(
     return grouped_start[run] + (target - cumulative_starts[run])
 
 
-def draw_class_chunks(
-    bit_generator, const double[::1] cumulative_weights not None, const int64_t[::1] drawable not None,
-    const int64_t[::1] class_offset not None, const int64_t[::1] grouped_start not None,
-    const int64_t[::1] cumulative_starts not None, Py_ssize_t group_chunks, int64_t[::1] starts not None,
+def draw_run_chunks(
+    const uint64_t[::1] key not None, uint64_t number, uint64_t kind, const int64_t[::1] groups not None,
+    Py_ssize_t group_chunks, const int64_t[::1] class_offset not None, const int64_t[::1] grouped_start not None,
+    const int64_t[::1] cumulative_starts not None, int64_t[::1] starts not None,
 ):
-    """Draw the first row of `len(starts)` chunks: one class per group of `group_chunks`, one chunk start per chunk.
+    """Draw the first row of `len(starts)` chunks; `groups` holds the class of every `group_chunks` of them.
 
-    `drawable` holds the codes of the classes that may be drawn, `cumulative_weights` their weights, summed up, the last
-    one exactly 1. The start is uniform among all chunk starts of the class. O(log classes) a group, O(log runs) a
-    chunk.
+    The start is uniform among all chunk starts of the class. O(log runs) a chunk.
     """
-    cdef bitgen_t* bits = bitgen_of(bit_generator)
-    cdef Py_ssize_t n_chunks = starts.shape[0], i = 0, group_stop, code, first_run, n_runs
+    cdef Stream stream
+    cdef Py_ssize_t n_chunks = starts.shape[0], i = 0, group = 0, group_stop, code, first_run, n_runs
     cdef int64_t base, n_starts
-    with bit_generator.lock, nogil:
+    with nogil:
+        begin(&stream, key, number, kind)
         while i < n_chunks:
-            code = drawable[draw_class(bits, cumulative_weights)]
+            code = groups[group]
+            group += 1
             first_run = class_offset[code]
             n_runs = class_offset[code + 1] - first_run
             base = cumulative_starts[first_run]
@@ -248,51 +373,208 @@ def draw_class_chunks(
             while i < group_stop:
                 starts[i] = start_at(
                     grouped_start, cumulative_starts, first_run, n_runs,
-                    base + <int64_t> draw_below(bits, <uint64_t> n_starts),
+                    base + <int64_t> draw_below(&stream, <uint64_t> n_starts),
                 )
                 i += 1
 
 
-def draw_chunks(
-    bit_generator, displacement_t[::1] displaced not None, Py_ssize_t n_drawn, int64_t[::1] out not None,
+def draw_index_rows(
+    const uint64_t[::1] key not None, uint64_t number, uint64_t kind, const int64_t[::1] groups not None,
+    Py_ssize_t group_chunks, const int64_t[::1] first not None, const int64_t[::1] n_rows not None,
+    const row_t[::1] rows not None, int64_t[::1] starts not None,
 ):
-    """Draw the next `len(out)` chunks of a random permutation of `len(displaced)` chunks, `n_drawn` of which are gone.
+    """`draw_run_chunks` for chunks of one row and an index of rows: class `c` has ``rows[first[c]:first[c] + n_rows[c]]``."""
+    cdef Stream stream
+    cdef Py_ssize_t n_chunks = starts.shape[0], i = 0, group = 0, group_stop, code
+    with nogil:
+        begin(&stream, key, number, kind)
+        while i < n_chunks:
+            code = groups[group]
+            group += 1
+            group_stop = i + group_chunks if i + group_chunks < n_chunks else n_chunks
+            while i < group_stop:
+                starts[i] = <int64_t> rows[first[code] + <int64_t> draw_below(&stream, <uint64_t> n_rows[code])]
+                i += 1
 
-    A Fisher-Yates shuffle that is only run as far as it is needed. `displaced[i]` holds `i XOR (chunk at position i)`,
-    so a table of zeros is the identity: it costs no time to make (the operating system hands out zeroed pages on first
-    touch), whatever the number of chunks. O(len(out)).
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The order of chunks
+
+# Indices that are worked on together.
+cdef enum:
+    BLOCK = 64
+
+
+cdef inline uint32_t mixed(uint32_t value, uint32_t key0, uint32_t key1) noexcept nogil:
+    """Hash of 32 bits under a key of 64. Only shifts and 32-bit products, so that compilers turn it into vectors."""
+    value = (value ^ key0) * <uint32_t> 0x85EBCA6BU
+    value = ((value ^ (value >> 15)) ^ key1) * <uint32_t> 0xC2B2AE35U
+    return value ^ (value >> 16)
+
+
+cdef inline void permute_block(
+    const uint64_t* keys, Py_ssize_t n_rounds, uint32_t n_left, uint32_t n_right, uint32_t* left, uint32_t* right,
+    Py_ssize_t n,
+) noexcept nogil:
+    cdef Py_ssize_t j, i
+    cdef uint32_t key0, key1, total
+    for j in range(0, n_rounds, 2):
+        key0 = <uint32_t> keys[j]
+        key1 = <uint32_t> (keys[j] >> 32)
+        for i in range(n):
+            # Both are < 2**31, so the sum fits.
+            total = left[i] + <uint32_t> ((<uint64_t> mixed(right[i], key0, key1) * n_left) >> 32)
+            left[i] = total - n_left if total >= n_left else total
+        key0 = <uint32_t> keys[j + 1]
+        key1 = <uint32_t> (keys[j + 1] >> 32)
+        for i in range(n):
+            total = right[i] + <uint32_t> ((<uint64_t> mixed(left[i], key0, key1) * n_right) >> 32)
+            right[i] = total - n_right if total >= n_right else total
+
+
+def permute(
+    const uint64_t[::1] keys not None, uint64_t n, uint64_t n_left, uint64_t n_right, uint64_t first,
+    int64_t[::1] out not None,
+):
+    """Compute the numbers at the places ``first, first + 1, ...`` of a keyed permutation of [0, n). O(len(out)).
+
+    A generalized Feistel cipher with cycle walking (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): a
+    number is a pair in [0, n_left) x [0, n_right), with n <= n_left * n_right and both < 2**31; every round adds a hash of
+    one half to the other half, modulo its size, which can be undone, so each round is a permutation; a result that is not
+    below n goes through again. With halves near the square root of n that happens to one number in sqrt(n).
+
+    One key per round, an even number of them.
     """
-    cdef bitgen_t* bits = bitgen_of(bit_generator)
-    cdef Py_ssize_t n_chunks = displaced.shape[0], k
-    cdef displacement_t here, there, chunk
-    with bit_generator.lock, nogil:
-        for k in range(out.shape[0]):
-            here = <displacement_t> (n_drawn + k)
-            there = here + <displacement_t> draw_below(bits, <uint64_t> (n_chunks - n_drawn - k))
-            chunk = displaced[there] ^ there
-            displaced[there] = displaced[here] ^ here ^ there
-            out[k] = <int64_t> chunk
+    cdef uint32_t[BLOCK] left, right
+    cdef uint32_t l, r
+    cdef uint64_t value
+    cdef Py_ssize_t done = 0, n_out = out.shape[0], n_here, i
+    with nogil:
+        if n_out:
+            l = <uint32_t> (first // n_right)
+            r = <uint32_t> (first % n_right)
+        while done < n_out:
+            n_here = n_out - done if n_out - done < BLOCK else BLOCK
+            for i in range(n_here):
+                left[i] = l
+                right[i] = r
+                r += 1
+                if r == n_right:
+                    r = 0
+                    l += 1
+            if n_here == BLOCK:
+                permute_block(&keys[0], keys.shape[0], <uint32_t> n_left, <uint32_t> n_right, left, right, BLOCK)
+            else:
+                permute_block(&keys[0], keys.shape[0], <uint32_t> n_left, <uint32_t> n_right, left, right, n_here)
+            for i in range(n_here):
+                value = left[i] * n_right + right[i]
+                while value >= n:
+                    permute_block(
+                        &keys[0], keys.shape[0], <uint32_t> n_left, <uint32_t> n_right, &left[i], &right[i], 1
+                    )
+                    value = left[i] * n_right + right[i]
+                out[done + i] = <int64_t> value
+            done += n_here
 
 
-def shuffle_segments(bit_generator, Py_ssize_t segment, int64_t[::1] out not None):
+# ---------------------------------------------------------------------------------------------------------------------
+# Shuffled positions
+
+cdef inline int draws_per_word(Py_ssize_t n) noexcept nogil:
+    """Bounded integers below `n`, `n - 1`, ... that one word gives, so that it is hardly ever thrown away."""
+    if n <= 16:
+        return 15
+    if n <= 32:
+        return 11
+    if n <= 64:
+        return 9
+    if n <= 128:
+        return 8
+    if n <= 256:
+        return 7
+    if n <= 512:
+        return 6
+    if n <= 2048:
+        return 5
+    if n <= 16384:
+        return 4
+    if n <= 524288:
+        return 3
+    if n <= 1073741824:
+        return 2
+    return 1
+
+
+cdef inline void shuffle(Stream* stream, position_t* values, Py_ssize_t n) noexcept nogil:
+    """Fisher-Yates, with several bounded integers from each word.
+
+    Brackett-Rozinsky and Lemire 2024, "Batched ranged random integer generation": the upper half of word x bound is the
+    integer, the lower half the word for the next one; what is left at the end tells whether the word must be thrown away.
+    """
+    cdef Py_ssize_t left = n, drawn[15]
+    cdef uint64_t rest, product, threshold
+    cdef int n_draws, k
+    cdef position_t held
+    while left > 1:
+        n_draws = draws_per_word(left)
+        if n_draws > left - 1:
+            n_draws = <int> (left - 1)
+        rest = next_word(stream)
+        product = 1
+        for k in range(n_draws):
+            drawn[k] = <Py_ssize_t> multiply_high(rest, <uint64_t> (left - k))
+            rest = rest * <uint64_t> (left - k)
+            product *= <uint64_t> (left - k)
+        if rest < product:
+            threshold = (<uint64_t> 0 - product) % product  # 2**64 mod product
+            while rest < threshold:
+                rest = next_word(stream)
+                for k in range(n_draws):
+                    drawn[k] = <Py_ssize_t> multiply_high(rest, <uint64_t> (left - k))
+                    rest = rest * <uint64_t> (left - k)
+        for k in range(n_draws):
+            left -= 1
+            held = values[left]
+            values[left] = values[drawn[k]]
+            values[drawn[k]] = held
+
+
+def shuffle_segments(
+    const uint64_t[::1] key not None, uint64_t number, uint64_t kind, Py_ssize_t segment, position_t[::1] out not None,
+):
     """Fill `out` with 0, 1, 2, ... and shuffle every `segment` neighbours among themselves.
 
     The last segment may be short. O(len(out)).
     """
-    cdef bitgen_t* bits = bitgen_of(bit_generator)
-    cdef Py_ssize_t n = out.shape[0], first = 0, last, i, j
-    cdef int64_t held
-    with bit_generator.lock, nogil:
+    cdef Stream stream
+    cdef Py_ssize_t n = out.shape[0], first = 0, i
+    with nogil:
+        begin(&stream, key, number, kind)
         for i in range(n):
-            out[i] = i
+            out[i] = <position_t> i
         while first < n:
-            last = first + segment - 1 if first + segment < n else n - 1
-            for i in range(last, first, -1):
-                j = first + <Py_ssize_t> draw_below(bits, <uint64_t> (i - first + 1))
-                held = out[i]
-                out[i] = out[j]
-                out[j] = held
-            first = last + 1
+            shuffle(&stream, &out[first], segment if segment < n - first else n - first)
+            first += segment
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Requests
+
+def chunk_slices(const int64_t[::1] starts not None, int64_t chunk_size, int64_t skip, int64_t n_rows):
+    """Slices of `n_rows` rows in all, from chunks of `chunk_size` rows that begin at `starts`.
+
+    The first chunk lacks its first `skip` rows, the last one is cut at its end. In C, because it is most of what a load
+    request costs.
+    """
+    cdef list slices = []
+    cdef int64_t start, stop
+    cdef Py_ssize_t i
+    for i in range(starts.shape[0]):
+        start = starts[i] + (skip if i == 0 else 0)
+        stop = min(starts[i] + chunk_size, start + n_rows)
+        n_rows -= stop - start
+        slices.append(slice(start, stop))
+    return slices
 
 
 def code_dtype_names():

@@ -20,6 +20,7 @@ examples:
   annbatch demo                                              see everything once, on bundled real cells
   annbatch build cells.zarr data/*.h5ad --groupby cell_type  make a shuffled collection
   annbatch info cells.zarr                                   what is inside, and the largest chunk_size for ClassSampler
+  annbatch verify cells.zarr                                 whether everything is as it was written
   annbatch bench cells.zarr                                  rows per second on this machine, and which setting to use
 """
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = options.run(options)
         if options.json:
             print(json.dumps(result, indent=2))
+        return getattr(options, "exit_code", 0)
     except KeyboardInterrupt as error:
         print("\n".join(["annbatch: interrupted", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 130
@@ -43,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         print("\n".join([f"annbatch: error: {text}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
     common.add_argument("--quiet", action="store_true", help="no progress bars")
     common.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
-    for add in (_add_build, _add_info, _add_bench, _add_demo):
+    for add in (_add_build, _add_info, _add_verify, _add_bench, _add_demo):
         add(commands, common)
     return parser
 
@@ -81,6 +82,17 @@ def _add_build(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--var-subset", metavar="FILE", type=Path, help="text file with the genes to keep, one a line")
     parser.add_argument("--extra-genes", choices=["error", "ignore"], default="error", help="genes OUT does not have")
+    parser.add_argument(
+        "--if-exists",
+        choices=["error", "skip", "add"],
+        default="error",
+        help="inputs that OUT holds already, or that are named twice (default error)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="build beside OUT, and put the new collection in its place when it is done",
+    )
     parser.add_argument(
         "--merge", choices=["same", "unique", "first", "only"], help="how var columns that differ are merged"
     )
@@ -116,6 +128,23 @@ def _add_info(commands: Any, common: argparse.ArgumentParser) -> None:
         help="show the runs of this obs column (default: every categorical one)",
     )
     parser.set_defaults(run=_info)
+
+
+def _add_verify(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "verify",
+        parents=[common],
+        help="read a collection or AnnData file once, and say what is damaged",
+        description=(
+            "Read everything once and say what is damaged: file, array, chunks and rows. "
+            "The exit status is 1 when something is."
+        ),
+    )
+    parser.add_argument("path", type=Path)
+    parser.add_argument(
+        "--accept", action="store_true", help="take it as it is now: it was changed on purpose after it was written"
+    )
+    parser.set_defaults(run=_verify)
 
 
 def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -205,6 +234,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         for name in (
             "groupby",
             "extra_genes",
+            "if_exists",
             "merge",
             "shuffle",
             "shard_size",
@@ -237,12 +267,12 @@ def _executor(processes: int | None) -> AbstractContextManager[Executor | None]:
     from contextlib import nullcontext
     from multiprocessing import get_context
 
-    from .collection.building.sizes import positive_int
+    from ._shared.args import as_count
 
     if processes is None:
         return nullcontext()
     # Not forked: threads have run by the time the first task is sent.
-    return ProcessPoolExecutor(positive_int("processes", processes), mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(as_count("processes", processes), mp_context=get_context("spawn"))
 
 
 def _codecs(text: str) -> list[Any]:
@@ -264,6 +294,16 @@ def _info(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    from .collection.verify import accept, show, verify
+
+    report = (accept if options.accept else verify)(options.path, progress=not options.quiet)
+    if not options.json:
+        show(report, print)
+    options.exit_code = 0 if report.is_sound else 1
+    return report.as_dict()
+
+
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
     from .commands.bench import run_bench, show
 
@@ -280,13 +320,13 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
-    from .collection.building.sizes import positive_int
+    from ._shared.args import as_count
     from .commands.demo import run_demo
 
     return run_demo(
         options.out,
-        n_cells=positive_int("cells", options.cells),
-        n_passes=positive_int("passes", options.passes),
+        n_cells=as_count("cells", options.cells),
+        n_passes=as_count("passes", options.passes),
         seed=options.seed,
         progress=not options.quiet,
         say=lambda text: _say(options, text),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import annbatch
 
 project = "annbatch"
@@ -15,7 +17,7 @@ html_title = "annbatch"
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
 html_show_sourcelink = False
 templates_path: list[str] = []
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "versus"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
@@ -24,6 +26,8 @@ myst_heading_anchors = 4
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "inherited-members": False}
+# So that the page of AnnDataModule needs neither Lightning nor torch.
+autodoc_mock_imports = [] if find_spec("lightning") else ["lightning"]
 # The class docstring documents __init__.
 autoclass_content = "class"
 napoleon_google_docstring = False

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -110,6 +111,13 @@ def test_demo(tmp_path, capsys):
     assert found["runs"][1]["classes_per_batch"] == 1
     assert "held-out cells" in captured.err
     assert (tmp_path / "out" / "cells_0.h5ad").exists()
+    picture = ET.fromstring((tmp_path / "out" / "picture.svg").read_text())
+    words = {"".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"RandomSampler", "ClassSampler", f"{found['rare_class']} (rare)", "cluster_00"} <= words
+    bars = [bar for bar in picture.iter("{http://www.w3.org/2000/svg}rect") if bar.get("width") != "100%"]
+    # Two samplers; twelve classes, the classes in a batch, and the keys of two charts.
+    assert len(bars) == 2 * (12 + 1 + 2)
+    assert all(0 <= float(bar.get("width")) < 720 for bar in bars)
     # A second demo in the same place starts anew.
     assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "5000", "--passes", "1", "--quiet"]) == 0
     assert len(DatasetCollection(tmp_path / "out" / "collection.zarr").obs()) == 5000

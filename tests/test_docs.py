@@ -132,7 +132,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
         pytest.importorskip(name, reason="needs the extra 'docs'")
     if not (REPOSITORY / "CHANGELOG.md").exists():
         pytest.skip("a copy without the change notes")
-    pytest.importorskip("lightning", reason="needs lightning, to document annbatch.lightning")
     # In a copy, since Sphinx reads whatever lies in the folder.
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build"))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):

@@ -98,7 +98,8 @@ def unite_dtypes(dtypes: Sequence[pd.CategoricalDtype]) -> pd.CategoricalDtype |
     if all(dtype.ordered and dtype.categories.equals(first) for dtype in dtypes):
         return pd.CategoricalDtype(first, ordered=True)
     united = unite_categories([dtype.categories for dtype in dtypes])
-    if united is None and all(dtype.categories.equals(first) for dtype in dtypes):
+    same_kind = len({kind_of(dtype.categories) for dtype in dtypes}) == 1  # or True would be taken for 1
+    if united is None and same_kind and all(dtype.categories.equals(first) for dtype in dtypes):
         united = first  # what cannot be sorted, such as text and numbers in one categorical
     return None if united is None else pd.CategoricalDtype(united, ordered=False)
 

@@ -6,9 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from annbatch._shared.sizes import as_n_bytes
-
-from .building.sizes import parse_rows_or_bytes, positive_int
+from annbatch._shared.args import as_bytes, as_choice, as_count, as_function, as_keys, as_rows_or_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     import zarr
 
     from .building.output.sink import Layout
+    from .verify import Report
 
 __all__ = ["DatasetCollection", "write_sharded"]
 
@@ -131,9 +130,8 @@ class DatasetCollection:
         import pandas as pd
 
         from annbatch._shared.args import as_names
+        from annbatch._shared.obs_frames import concat_frames
         from annbatch.storage import read_frame
-
-        from .frames import concat_frames
 
         if columns is not None:
             columns = list(as_names("columns", columns))
@@ -154,6 +152,32 @@ class DatasetCollection:
         frame = concat_frames(frames)
         return frame if columns is None else frame[columns]
 
+    def verify(self, *, progress: bool = True) -> Report:
+        """Read everything once and say what is damaged, see docs/trust.md.
+
+        Parameters
+        ----------
+        progress
+            Show a progress bar.
+
+        Returns
+        -------
+        Report
+            ``is_sound``, and in ``damage`` the file, array, chunks and rows of all that is not as it was written.
+
+        Raises
+        ------
+        ValueError
+            The collection is in a store that is no local folder.
+        """
+        from .verify import verify
+
+        root = getattr(self._place, "root", None)
+        if root is None:
+            msg = f"verify reads collections in local folders, got {self._place}; copy it first"
+            raise ValueError(msg)
+        return verify(root, progress=progress)
+
     def add_adatas(
         self,
         adata_paths: Iterable[Any],
@@ -173,6 +197,7 @@ class DatasetCollection:
         max_memory: int | str = "2GB",
         compact: bool = True,
         extra_genes: Literal["error", "ignore"] = "error",
+        if_exists: Literal["error", "skip", "add"] = "error",
         executor: Executor | None = None,
         progress: bool = True,
     ) -> Self:
@@ -216,10 +241,16 @@ class DatasetCollection:
             in bytes or as in ``"2GB"``. What grows with the number of rows is counted in it, see docs/collections.md.
         compact
             Store matrices whose values are all whole numbers in the smallest integer type that holds them. The dtype
-            they had is noted in the attribute ``annbatch-source-dtype``, and :class:`annbatch.Loader` gives it back.
+            they had is noted in the attribute ``annbatch-source-dtype``, and :class:`annbatch.Loader` gives it back. Column
+            numbers are stored in uint16 where that is enough, which scipy reads but cannot change in place, see
+            docs/collections.md; with False, and in h5ad files, they have the type of the row pointer.
         extra_genes
             What to do with genes that the collection, when it has data already, does not have: ``"error"`` or
             ``"ignore"`` (with a warning).
+        if_exists
+            What to do with inputs that the collection holds already (same path, size, number and names of rows), and with
+            one that is named twice: ``"error"``, ``"skip"`` (leave them out, with a warning) or ``"add"`` their rows once
+            more. Of objects in memory nothing is known, so they are always added.
         executor
             Runs the work elsewhere: anything with the ``concurrent.futures.Executor`` interface (a process pool,
             ``dask.distributed.Client.get_executor()``). All of its workers must see the same files. The result is the
@@ -241,7 +272,8 @@ class DatasetCollection:
             A column of obs has types that cannot be united, or a type that AnnData files do not hold.
         ValueError
             An argument is out of range; there are no rows; names of genes are not unique; the inputs do not fit
-            together or to the collection; ``max_memory`` is too little for the number of rows.
+            together or to the collection; the collection holds an input already, or one is named twice (see
+            ``if_exists``); ``max_memory`` is too little for the number of rows.
         RuntimeError
             The collection was opened read-only, or another process is writing to it.
 
@@ -272,31 +304,31 @@ class DatasetCollection:
         if self._mode == "r":
             msg = f'{self._place} was opened with mode="r"; open it with mode="a" to add to it'
             raise RuntimeError(msg)
-        _check_choice("merge", merge, (None, "same", "unique", "first", "only"))
-        _check_choice("extra_genes", extra_genes, ("error", "ignore"))
-        _check_choice("h5ad_compressor", h5ad_compressor, (None, "gzip", "lzf"))
-        positive_int("shuffle_chunk_size", shuffle_chunk_size)
+        as_choice("merge", merge, (None, "same", "unique", "first", "only"))
+        as_choice("extra_genes", extra_genes, ("error", "ignore"))
+        as_choice("if_exists", if_exists, ("error", "skip", "add"))
+        as_choice("h5ad_compressor", h5ad_compressor, (None, "gzip", "lzf"))
+        as_count("shuffle_chunk_size", shuffle_chunk_size)
         _check_rng(rng)
-        if load_adata is not None and not callable(load_adata):
-            msg = f"load_adata must be a function that makes an AnnData, got {type(load_adata).__name__}"
-            raise TypeError(msg)
+        as_function("load_adata", load_adata, "that makes an AnnData")
         if executor is not None and not hasattr(executor, "submit"):
             msg = f"executor must have the interface of concurrent.futures.Executor, got {type(executor).__name__}"
             raise TypeError(msg)
         if isinstance(adata_paths, (str, Path)):
             msg = f"adata_paths must be several inputs, got one path; pass [{str(adata_paths)!r}]"
             raise TypeError(msg)
-        dataset_rows, dataset_bytes = parse_rows_or_bytes("dataset_size", dataset_size)
+        dataset_rows, dataset_bytes = as_rows_or_bytes("dataset_size", dataset_size)
         options = Options(
             groupby=_names("groupby", groupby) or (),
             var_subset=_names("var_subset", var_subset),
-            layout=_layout(n_obs_per_chunk, shard_size, zarr_compressor, h5ad_compressor),
+            layout=_layout(n_obs_per_chunk, shard_size, zarr_compressor, h5ad_compressor, narrow_columns=bool(compact)),
             dataset_rows=dataset_rows,
             dataset_bytes=dataset_bytes,
             shuffle=bool(shuffle),
             merge=merge,
             extra_genes=extra_genes,
-            max_memory=as_n_bytes("max_memory", max_memory),
+            if_exists=if_exists,
+            max_memory=as_bytes("max_memory", max_memory),
             compact=bool(compact),
             progress=bool(progress),
         )
@@ -372,13 +404,12 @@ def write_sharded(
         raise ValueError(msg)
     layout = _layout(n_obs_per_chunk, shard_size, compressors, None)
     with tempfile.TemporaryDirectory(dir=place.scratch_parent(), prefix=".annbatch-") as scratch:
-        place.take_in(write_adata(Path(scratch), adata, layout), key)
+        # Attributes that the caller had set stay.
+        attributes = dict(group.attrs) if key is None else {}
+        place.take_in(write_adata(Path(scratch), adata, layout, attributes), key)
     if key is None:
-        # The caller's handle holds the attributes as they were; those that the caller had set stay.
-        written = zarr.open_group(group.store, path=group.path, mode="r+", use_consolidated=False)
-        own = {name: value for name, value in group.attrs.items() if name not in written.attrs}
-        if own:
-            written.attrs.update(own)
+        # The caller's handle holds the attributes as they were.
+        written = zarr.open_group(group.store, path=group.path, mode="r", use_consolidated=False)
         group.metadata.attributes.update(written.attrs)
 
 
@@ -392,24 +423,24 @@ def _path_below(name: str, value: str) -> list[str]:
 
 
 def _layout(
-    n_obs_per_chunk: int, shard_size: int | str, compressors: Iterable[Any] | None, h5ad_compression: str | None
+    n_obs_per_chunk: int,
+    shard_size: int | str,
+    compressors: Iterable[Any] | None,
+    h5ad_compression: str | None,
+    *,
+    narrow_columns: bool = False,
 ) -> Layout:
     from .building.output.sink import Layout
 
-    shard_rows, shard_bytes = parse_rows_or_bytes("shard_size", shard_size)
+    shard_rows, shard_bytes = as_rows_or_bytes("shard_size", shard_size)
     return Layout(
-        positive_int("n_obs_per_chunk", n_obs_per_chunk),
+        as_count("n_obs_per_chunk", n_obs_per_chunk),
         shard_rows,
         shard_bytes,
         None if compressors is None else tuple(compressors),
         h5ad_compression,
+        narrow_columns,
     )
-
-
-def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        msg = f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}"
-        raise ValueError(msg)
 
 
 def _check_rng(rng: object) -> None:
@@ -421,17 +452,8 @@ def _check_rng(rng: object) -> None:
 
 
 def _names(name: str, value: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if not hasattr(value, "__iter__"):
-        msg = f"{name} must be a name or several, got {value!r} ({type(value).__name__})"
-        raise TypeError(msg)
-    names = (value,) if isinstance(value, str) else tuple(value)
-    wrong = [n for n in names if not isinstance(n, str)]
-    if wrong:
-        msg = f"{name} must hold names, got {wrong[0]!r} ({type(wrong[0]).__name__})"
-        raise TypeError(msg)
-    if not names and name == "var_subset":
+    names = None if value is None else as_keys(name, value)
+    if names == () and name == "var_subset":
         msg = "var_subset must name at least one gene, got none"
         raise ValueError(msg)
     return names

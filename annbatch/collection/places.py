@@ -18,6 +18,10 @@ from annbatch._shared.collection_format import (
     is_marked,
     sorted_datasets,
 )
+from annbatch.storage import CorruptDataError
+from annbatch.storage.errors import damage_named
+from annbatch.storage.manifest import parsed_document
+from annbatch.storage.opening import check_store
 
 from .building.files import replace_text
 from .building.journal import unpublished
@@ -94,8 +98,6 @@ class Place(ABC):
         CorruptDataError
             It lacks what every dataset has.
         """
-        from annbatch.storage import CorruptDataError
-
         group = self._open(name, writable=writable)
         missing = [part for part in ("obs", "var") if part not in group]
         if missing:
@@ -123,6 +125,9 @@ class Place(ABC):
         """
         if not is_marked(self.attributes()):
             members = self.members()
+            if members and all(dataset_number(name, self._suffix) is not None for name in members):
+                msg = f"{self} holds datasets of a collection, but nothing says that it is one: zarr.json is missing or damaged"
+                raise CorruptDataError(msg)
             if members:
                 msg = f"{self} exists and is no collection: it holds {', '.join(sorted(members)[:5])}; choose another place"
                 raise ValueError(msg)
@@ -130,6 +135,15 @@ class Place(ABC):
     def names(self) -> list[str]:
         """Names of the datasets, in the order of their numbers."""
         return sorted_datasets(self.members(), self._suffix)
+
+    def groups(self) -> Iterator[Any]:
+        """Each dataset's group, closed when the next is asked for."""
+        for name in self.names():
+            group = self.open(name, writable=False)
+            try:
+                yield group
+            finally:
+                self.close(group)
 
     def open_input(self, name: str) -> Input:
         """A dataset that is there already, to see what it holds."""
@@ -165,7 +179,7 @@ class _Folder(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
-        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input)
+        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input, self.groups)
 
     def _mark(self) -> None:
         """Make the folder a collection."""
@@ -184,7 +198,8 @@ class H5Folder(_Folder):
     def _open(self, name: str, *, writable: bool) -> h5py.File:
         import h5py
 
-        return h5py.File(self.root / name, "r+" if writable else "r")
+        with damage_named(f"{self}/{name}"):
+            return h5py.File(self.root / name, "r+" if writable else "r")
 
 
 class LocalZarr(_Folder):
@@ -197,7 +212,9 @@ class LocalZarr(_Folder):
     def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
 
-        return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
+        check_store(self.root / name)
+        with damage_named(f"{self}/{name}"):
+            return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
 
     def take_in(self, dataset: Path, key: str | None) -> None:
         """Move a finished dataset here, its marker last."""
@@ -228,7 +245,7 @@ class LocalZarr(_Folder):
         path = self.root / "zarr.json"
         if not path.exists():
             return {}
-        metadata: dict[str, Any] = json.loads(path.read_text())
+        metadata = parsed_document(path)
         if metadata.get("node_type") != "group":
             msg = f"{self.root} is a Zarr {metadata.get('node_type')}, not a group; choose another place"
             raise ValueError(msg)
@@ -301,7 +318,7 @@ class OtherZarr(Place):
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
-            yield Target(root, "", lambda: None, lambda: before, self.open_input)
+            yield Target(root, "", lambda: None, lambda: before, self.open_input, self.groups)
             names = sorted_datasets(path.name for path in root.iterdir())
             self._set_attributes({_UNPUBLISHED: names})
             for name in names:

@@ -10,9 +10,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from annbatch import storage
+from annbatch._shared.args import as_count
 from annbatch._shared.collection_format import is_h5ad_collection, is_marked
 from annbatch.collection import DatasetCollection
-from annbatch.collection.building.sizes import positive_int
 from annbatch.loader import Loader
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run_bench(
 
     At a URL, also of some numbers of requests at a time, with the recommended one of these settings.
     """
-    positive_int("batch_size", batch_size)
+    as_count("batch_size", batch_size)
     if seconds <= 0:
         msg = f"seconds must be > 0, got {seconds}"
         raise ValueError(msg)

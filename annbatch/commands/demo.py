@@ -8,7 +8,6 @@ held out, so the classifiers are tested on cells whose originals they have never
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from tqdm.auto import tqdm
 from annbatch.collection import DatasetCollection
 from annbatch.loader import Loader
 from annbatch.samplers import ClassSampler, RandomSampler
+
+from .picture import Bars, bar_charts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,7 @@ class Outcome:
     shares: dict[str, float]
     classes_per_batch: float
     accuracy: float
+    accuracy_per_class: dict[str, float]
     rare_recall: float
     rare_precision: float
 
@@ -130,14 +132,18 @@ def run_demo(
         ),
     }
     outcomes = [
-        _train_and_test(name, collection, sampler, real.names, test, n_passes, progress=progress)
+        _train_and_test(name, collection, sampler, real.names, out / "held_out.h5ad", n_passes, progress=progress)
         for name, sampler in samplers.items()
     ]
+    picture = out / "picture.svg"
+    picture.write_text(_picture(outcomes, rare), encoding="utf-8")
     _report(outcomes, rare, _RARE_WEIGHT, say)
+    say(f"picture: {picture.resolve()}")
     say(f"files: {out.resolve()}")
     say(f"took {time.perf_counter() - started:.0f} s")
     return {
         "files": str(out.resolve()),
+        "picture": str(picture.resolve()),
         "collection": str(place.resolve()),
         "build_seconds": build_seconds,
         "bytes": stored,
@@ -247,7 +253,7 @@ def _build(place: Path, paths: list[Path], *, seed: int, progress: bool) -> Data
 
 
 class Softmax:
-    """Multinomial logistic regression on log-normalised counts, trained by Adagrad."""
+    """Multinomial logistic regression, trained by Adagrad."""
 
     def __init__(self, n_genes: int, classes: list[str], rate: float = 0.1) -> None:
         self._weights = np.zeros((n_genes, len(classes)), np.float32)
@@ -256,9 +262,8 @@ class Softmax:
         self._seen_bias = np.full_like(self._bias, 1e-6)
         self._rate = rate
 
-    def step(self, counts: sp.csr_matrix, labels: Array) -> None:
+    def step(self, features: sp.csr_matrix, labels: Array) -> None:
         """Learn from some rows."""
-        features = _log_normalised(counts, 1e3)
         error = self._probabilities(features)
         error[np.arange(len(labels)), labels] -= 1
         error /= len(labels)
@@ -269,9 +274,9 @@ class Softmax:
             seen += gradient**2
             parameter -= self._rate * gradient / np.sqrt(seen)
 
-    def predict(self, counts: sp.csr_matrix) -> Array:
+    def predict(self, features: sp.csr_matrix) -> Array:
         """Class of each row."""
-        predicted: Array = self._probabilities(_log_normalised(counts, 1e3)).argmax(axis=1)
+        predicted: Array = self._probabilities(features).argmax(axis=1)
         return predicted
 
     def _probabilities(self, features: sp.csr_matrix) -> Array:
@@ -286,54 +291,70 @@ def _train_and_test(
     collection: DatasetCollection,
     sampler: Sampler,
     classes: list[str],
-    test: ad.AnnData,
+    test: Path,
     n_passes: int,
     *,
     progress: bool,
 ) -> Outcome:
-    loader = Loader(batch_sampler=sampler, obs_columns=["cell_type"]).use_collection(collection)
+    # What a model eats: counts in its scale, labels as integers whose meaning does not depend on the file.
+    batches: dict[str, Any] = {
+        "labels": {"cell_type": classes},
+        "normalize_total": 1e3,
+        "log1p": True,
+        "obs_columns": [],
+    }
+    loader = Loader(batch_sampler=sampler, **batches).use_collection(collection)
     model = Softmax(loader.n_var, classes)
-    seen: Counter[int] = Counter()
-    mixes = []
-    n_rows = 0
+    labels_of_batches: list[Array] = []
     began = time.perf_counter()
-    with tqdm(total=n_passes * len(loader), desc=f"Training, {name}", unit="batch", disable=not progress) as bar:
-        for _ in range(n_passes):
-            waiting: list[tuple[Any, Array]] = []
-            for batch in loader:
-                obs = batch["obs"]
-                assert obs is not None
-                labels = obs["cell_type"].cat.set_categories(classes).cat.codes.to_numpy(np.int64)
-                # A batch of ClassSampler holds one class; a step takes several batches, so it sees several classes.
-                waiting.append((batch["X"], labels))
-                seen.update(labels.tolist())
-                mixes.append(len(np.unique(labels)))
-                n_rows += len(labels)
-                if len(waiting) == _ROWS_PER_STEP // _BATCH_ROWS:
-                    model.step(
-                        sp.vstack([X for X, _ in waiting], format="csr"), np.concatenate([y for _, y in waiting])
-                    )
-                    waiting.clear()
-                bar.update()
+    for _ in range(n_passes):
+        waiting: list[tuple[Any, Array]] = []
+        for batch in tqdm(loader, desc=f"Training, {name}", unit="batch", disable=not progress, leave=False):
+            # A batch of ClassSampler holds one class; a step takes several batches, so it sees several classes.
+            waiting.append((batch["X"], batch["labels"]["cell_type"]))
+            labels_of_batches.append(batch["labels"]["cell_type"])
+            if len(waiting) == _ROWS_PER_STEP // _BATCH_ROWS:
+                model.step(sp.vstack([X for X, _ in waiting], format="csr"), np.concatenate([y for _, y in waiting]))
+                waiting.clear()
     seconds = time.perf_counter() - began
     began = time.perf_counter()
     loaded = sum(batch["X"].shape[0] for batch in loader)
     loading_seconds = time.perf_counter() - began
-    truth = test.obs["cell_type"].cat.codes.to_numpy()
-    predicted = model.predict(test.X)
+    pairs = [
+        (batch["labels"]["cell_type"], model.predict(batch["X"]))
+        for batch in Loader(batch_size=_BATCH_ROWS, chunk_size=_BATCH_ROWS, **batches).add_paths([test])
+    ]
+    truth, predicted = (np.concatenate(each) for each in zip(*pairs, strict=True))
+    seen = np.bincount(np.concatenate(labels_of_batches), minlength=len(classes))
     rare = len(classes) - 1
     is_rare, said_rare = truth == rare, predicted == rare
-    total = sum(seen.values())
     return Outcome(
         sampler=name,
-        rows_per_second=n_rows / seconds,
+        rows_per_second=float(seen.sum()) / seconds,
         loading_rows_per_second=loaded / loading_seconds,
-        shares={classes[i]: seen[i] / total for i in range(len(classes))},
-        classes_per_batch=float(np.mean(mixes)),
+        shares=dict(zip(classes, (seen / seen.sum()).tolist(), strict=True)),
+        classes_per_batch=float(np.mean([len(np.unique(labels)) for labels in labels_of_batches])),
         accuracy=float((predicted == truth).mean()),
+        accuracy_per_class={
+            label: float((predicted[truth == i] == i).mean()) if (truth == i).any() else float("nan")
+            for i, label in enumerate(classes)
+        },
         rare_recall=float(said_rare[is_rare].mean()) if is_rare.any() else float("nan"),
         rare_precision=float(is_rare[said_rare].mean()) if said_rare.any() else float("nan"),
     )
+
+
+def _picture(outcomes: list[Outcome], rare: str) -> str:
+    accuracy = {
+        f"{name} (rare)" if name == rare else name: [outcome.accuracy_per_class[name] for outcome in outcomes]
+        for name in outcomes[0].accuracy_per_class
+    }
+    mixed = [outcome.classes_per_batch for outcome in outcomes]
+    charts = [
+        Bars("Share of held-out cells that were named right, by class", accuracy, 1.0, ".0%"),
+        Bars("Classes in a batch of 128 cells, mean", {"classes": mixed}, float(_N_CLASSES), ".1f"),
+    ]
+    return bar_charts([outcome.sampler for outcome in outcomes], charts)
 
 
 def _report(outcomes: list[Outcome], rare: str, rare_weight: float, say: Callable[[str], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from annbatch.loader import Loader
@@ -57,6 +56,15 @@ class AnnDataModule(LightningDataModule):
     >>> data = AnnDataModule(train=Loader(chunk_size=1, preload_nchunks=4, batch_size=4, shuffle=True).add_adata(cells))
     >>> len(data.train_dataloader())
     2
+
+    Training and validation by donor (see :meth:`annbatch.Loader.split`):
+
+    >>> import pandas as pd
+    >>> cells.obs["donor"] = pd.Categorical(["D1", "D2", "D3", "D4"] * 2)
+    >>> loader = Loader(chunk_size=1, preload_nchunks=2, batch_size=2, shuffle=True).add_adata(cells)
+    >>> data = AnnDataModule(**loader.split({"train": 0.5, "validation": 0.5}, by="donor"))
+    >>> len(data.train_dataloader()), len(data.val_dataloader())
+    (2, 2)
     """
 
     def __init__(
@@ -77,13 +85,13 @@ class AnnDataModule(LightningDataModule):
                 raise TypeError(msg)
         if validation is None:
             # Lightning takes a method that is there for a loader that is there.
-            self.val_dataloader = None
+            self.__dict__["val_dataloader"] = None
 
     def train_dataloader(self) -> Any:
         """Return the training loader, of this rank."""
         return self._share("train")
 
-    def val_dataloader(self) -> Any:  # type: ignore[no-redef]
+    def val_dataloader(self) -> Any:
         """Return the validation loader, of this rank."""
         return self._share("validation")
 
@@ -116,9 +124,8 @@ class LoaderOfRank:
         self._rank, self._world_size = rank, world_size
         self._loader = loader
         if not isinstance(loader.batch_sampler, DistributedSampler):
-            self._loader = copy.copy(loader)
             sampler = DistributedSampler(loader.batch_sampler, dist_info=lambda: (rank, world_size))
-            self._loader._batch_sampler = sampler  # noqa: SLF001 (a copy of ours, made a line before)
+            self._loader = loader.subset(slice(None), batch_sampler=sampler)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._loader)

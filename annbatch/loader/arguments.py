@@ -9,6 +9,9 @@ from annbatch.abc import Sampler
 
 __all__ = ["as_sampler"]
 
+# What most models of single cells are trained with.
+_BATCH_SIZE = 128
+
 
 def as_sampler(sampler: Sampler | None, **arguments: Any) -> Sampler:
     """Return the given sampler, or make one from the arguments that were given (are not None)."""
@@ -23,5 +26,6 @@ def as_sampler(sampler: Sampler | None, **arguments: Any) -> Sampler:
         return sampler
     from annbatch.samplers import RandomSampler, SequentialSampler
 
-    given = {"chunk_size": 512, "preload_nchunks": 32, "batch_size": 1, **given}
-    return RandomSampler(**given) if as_bool("shuffle", given.pop("shuffle", False)) else SequentialSampler(**given)
+    given = {"chunk_size": 512, "preload_nchunks": 32, "batch_size": _BATCH_SIZE, **given}
+    kind = RandomSampler if as_bool("shuffle", given.pop("shuffle", False)) else SequentialSampler
+    return kind.fitted(**given)

@@ -16,10 +16,13 @@ import pandas as pd
 from annbatch import storage
 from annbatch._shared.args import as_numeric, levels_to_user
 from annbatch._shared.collection_format import SOURCE_DTYPE, is_marked, sorted_datasets
+from annbatch._shared.labels import encode_together
+from annbatch._shared.row_filter import passing
 from annbatch.storage.frames import FrameReader
 
 from .annotations import Covariates, LabelsOfDataset, LabelTables, covariates_of, labels_of
 from .obs_table import ObsTable, concat_obs
+from .views import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,6 +88,7 @@ class Wanted:
     labels: tuple[str, ...] = ()
     covariates: tuple[str, ...] = ()
     may_lack: bool = False
+    obs_filter: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[Key]:
@@ -173,6 +177,8 @@ class Dataset:
         Name of the first row; None when there are no names or no rows.
     raw_names
         Names of the genes of ``.raw``, when that comes out.
+    passing
+        Rows that the filter lets pass.
     """
 
     name: str
@@ -181,6 +187,7 @@ class Dataset:
     dtypes: Mapping[Key, np.dtype[Any]]
     obs: pd.DataFrame | None
     var: pd.DataFrame | None
+    passing: View
     obs_home: ObsHome | None = None
     labels: Mapping[str, LabelsOfDataset | None] = field(default_factory=dict)
     covariates: np.ndarray | None = None
@@ -218,22 +225,26 @@ class Dataset:
     @classmethod
     def from_group(cls, group: Any, wanted: Wanted, name: str) -> Dataset:
         """Take the wanted parts of an AnnData that lies in a zarr or HDF5 group."""
-        missing = [part for part in (*(["X"] if wanted.x else []), "obs", "var") if part not in group]
+        with storage.damage_named(name):
+            missing = [part for part in (*(["X"] if wanted.x else []), "obs", "var") if part not in group]
         if missing:
             msg = f"{name} must be an AnnData with X, obs and var, but it has no {' and no '.join(missing)}"
             raise ValueError(msg)
         # The second is how AnnData wrote it before 0.7.
-        raw = next((where for where in ("raw/", "raw.") if f"{where}X" in group), None)
+        with storage.damage_named(name):
+            raw = next((where for where in ("raw/", "raw.") if f"{where}X" in group), None)
+            tables = {part: group[part] for part in ("obs", "var")}
 
         def element(kind: str) -> Any:
-            return group.get(kind, {})
+            with storage.damage_named(f"{kind} of {name}"):
+                return group.get(kind, {})
 
         return cls._from_parts(
             element,
             None if raw is None else lambda: (group[f"{raw}X"], FrameReader(group[f"{raw}var"]).index()),
-            obs=FrameReader(group["obs"]),
+            obs=FrameReader(tables["obs"]),
             home=ObsHome.of_group(group),
-            var=storage.read_frame(group["var"]),
+            var=storage.read_frame(tables["var"]),
             wanted=wanted,
             name=name,
         )
@@ -376,6 +387,7 @@ class Table:
     obs_homes: tuple[ObsHome | None, ...] = ()
     first_names: tuple[str, ...] = ()
     raw_names: pd.Index | None = None
+    passing_parts: tuple[View, ...] = ()
 
     def added(self, datasets: Sequence[Dataset]) -> Table:
         """Return the table with more datasets, after checking that all fit together."""
@@ -427,12 +439,18 @@ class Table:
             obs_homes=self.obs_homes + tuple(dataset.obs_home for dataset in datasets),
             first_names=self.first_names + tuple(d.first_name for d in datasets if d.first_name is not None),
             raw_names=raw_names,
+            passing_parts=self.passing_parts + tuple(dataset.passing for dataset in datasets),
         )
 
     @cached_property
     def offsets(self) -> np.ndarray:
         """Global number of the first row of each dataset, and of the row after the last (int64)."""
         return np.cumsum([0, *self.lengths], dtype=np.int64)
+
+    @cached_property
+    def passing(self) -> View:
+        """Rows that the filter lets pass."""
+        return View.joined(self.passing_parts)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -456,8 +474,8 @@ class Table:
         """X, or what comes first where X is not read."""
         return next(iter(self.matrices.values()))
 
-    def obs_frame(self, columns: Sequence[str] | None) -> pd.DataFrame:
-        """Return obs of all rows; columns that are not kept in memory are read again.
+    def obs_frame(self, columns: Sequence[str] | None, view: View) -> pd.DataFrame:
+        """Return obs of the rows of a view; columns that are not kept in memory are read again.
 
         Raises
         ------
@@ -466,8 +484,9 @@ class Table:
         KeyError
             When a column is in no dataset.
         """
-        if columns is None and self.obs is not None:
-            return self.obs.take(np.arange(self.n_obs))
+        rows = view.take(np.arange(view.n_obs))
+        if self.obs is not None and all(name in self.obs.columns for name in columns or ()):
+            return (self.obs if columns is None else self.obs.only(columns)).take(rows)
         homes = [home for home in self.obs_homes if home is not None]
         if not homes:
             msg = "the data has no obs: bare matrices were added without"
@@ -480,7 +499,32 @@ class Table:
             there = list(dict.fromkeys(name for home in homes for name in home.columns))
             msg = f"columns must be columns of obs, got {unknown}, which no dataset has; there is {there}"
             raise KeyError(msg)
-        return frame[list(columns)]
+        return frame[list(columns)].take(rows)
+
+    def labels_of_rows(self, name: str, parameter: str) -> tuple[np.ndarray, pd.Index]:
+        """Codes (-1: missing) of all rows of an obs column, and the labels that they number, sorted.
+
+        Raises
+        ------
+        ValueError
+            When the data has no obs.
+        KeyError
+            When no dataset has the column; names `parameter`.
+        TypeError
+            When it holds labels of one kind here and of another there.
+        """
+        if self.obs is not None and name in self.obs.columns:
+            return self.obs.labels(name)
+        homes = [home for home in self.obs_homes if home is not None]
+        if not homes:
+            msg = f"{parameter} names a column of obs, but the data has no obs: bare matrices were added without"
+            raise ValueError(msg)
+        columns = [home.labels(name) for home in homes]
+        if all(column is None for column in columns):
+            there = list(dict.fromkeys(name for home in homes for name in home.columns))
+            msg = f"{parameter} must be columns of obs, got {name!r}, which no dataset has; there is {there}"
+            raise KeyError(msg)
+        return encode_together(name, columns, self.lengths, [f"dataset {number}" for number in range(len(homes))])
 
     @property
     def n_obs(self) -> int:
@@ -576,13 +620,24 @@ def _checked_frame(part: str, frame: Any, length: int | None, name: str) -> pd.D
     return frame.copy(deep=False)
 
 
+def _passing(obs: FrameReader | pd.DataFrame | None, conditions: Mapping[str, Sequence[Any]], n_obs: int) -> View:
+    if not conditions:
+        return View.of_all(n_obs)
+    keep = np.ones(n_obs, dtype=bool)
+    for column, values in conditions.items():
+        # A dataset without the column has no such rows, whichever values are asked for.
+        keep &= False if obs is None or column not in obs.columns else passing(*labels_of(obs, column), values)
+    return View.of_mask(keep)
+
+
 def _annotations(obs: Any, n_obs: int, wanted: Wanted, name: str) -> dict[str, Any]:
     """Take the wanted columns of obs: a frame, or the reader of a stored one."""
     if obs is None:
         if wanted.labels or wanted.covariates:
             msg = f"labels and covariates are columns of obs, but {name} has no obs"
             raise ValueError(msg)
-        return {"obs": None, "covariates": np.empty((n_obs, 0), np.float32)}
+        passing_rows = _passing(None, wanted.obs_filter, n_obs)
+        return {"obs": None, "covariates": np.empty((n_obs, 0), np.float32), "passing": passing_rows}
     if not isinstance(obs, FrameReader):
         obs = _checked_frame("obs", obs, n_obs, name)
     elif obs.n_rows != n_obs:
@@ -610,6 +665,7 @@ def _annotations(obs: Any, n_obs: int, wanted: Wanted, name: str) -> dict[str, A
         "labels": {column: labels_of(obs, column) if column in obs.columns else None for column in wanted.labels},
         "covariates": covariates_of(obs, wanted.covariates, n_obs, name),
         "first_name": _first_name(obs) if n_obs else None,
+        "passing": _passing(obs, wanted.obs_filter, n_obs),
     }
 
 

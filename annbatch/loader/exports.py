@@ -7,7 +7,7 @@ reference, and the memory is used again only when that is gone.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,7 +48,14 @@ def check_installed(library: str, parameter: str) -> None:
         raise ImportError(msg)
 
 
-def makers(to: Output | None, *, gpu: bool, sparse: set[np.dtype[Any]], dense: set[np.dtype[Any]]) -> Makers:
+def makers(
+    to: Output | None,
+    *,
+    gpu: bool,
+    sparse: set[np.dtype[Any]],
+    dense: set[np.dtype[Any]],
+    nse: int | None = None,
+) -> Makers:
     """Choose how to hand out matrices; called in the thread that starts the pass.
 
     Parameters
@@ -57,6 +64,8 @@ def makers(to: Output | None, *, gpu: bool, sparse: set[np.dtype[Any]], dense: s
         The library, and whether matrices are to be on the GPU.
     sparse, dense
         Dtypes of the sparse and the dense matrices that will be handed out.
+    nse
+        Stored values to pad sparse matrices of jax to; None: they have as many as there are.
 
     Raises
     ------
@@ -66,7 +75,7 @@ def makers(to: Output | None, *, gpu: bool, sparse: set[np.dtype[Any]], dense: s
     if to == "torch":
         return _torch(gpu=gpu)
     if to == "jax":
-        return _jax(sparse | dense)
+        return _jax(sparse | dense, nse)
     return _cupy(sparse) if gpu else Makers(lambda block: block.to_scipy(), _as_is, _as_is)
 
 
@@ -129,7 +138,7 @@ def let_torch_warn_unheard() -> None:
         torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), size=(1, 1))
 
 
-def _jax(dtypes: set[np.dtype[Any]]) -> Makers:
+def _jax(dtypes: set[np.dtype[Any]], nse: int | None) -> Makers:
     import jax
     import jax.numpy as jnp
     from jax.experimental import sparse as jax_sparse
@@ -150,6 +159,8 @@ def _jax(dtypes: set[np.dtype[Any]]) -> Makers:
         if block.indices.dtype.itemsize > 4 and not has_64_bit:
             msg = "to='jax' cannot hold a batch of more than 2**31 values; choose a smaller batch_size"
             raise ValueError(msg)
+        if nse is not None:
+            block = _padded(block, nse)
         return csr(tuple(map(jnp.asarray, (block.data, block.indices, block.indptr))), shape=block.shape)
 
     def small(array: np.ndarray) -> Any:
@@ -164,6 +175,17 @@ def _jax(dtypes: set[np.dtype[Any]]) -> Makers:
         return jnp.asarray(array)
 
     return Makers(sparse, jnp.asarray, small)
+
+
+def _padded(block: CSRBlock, nse: int) -> CSRBlock:
+    """Return a block with `nse` stored values; those after the last row's belong to no row and are 0."""
+    n_values = len(block.data)
+    if n_values > nse:
+        msg = f"nse must be at least the stored values of every batch, got {nse}, and a batch of {n_values}"
+        raise ValueError(msg)
+    data, indices = np.zeros(nse, block.data.dtype), np.zeros(nse, block.indices.dtype)
+    data[:n_values], indices[:n_values] = block.data, block.indices
+    return replace(block, data=data, indices=indices)
 
 
 def _cupy(sparse_dtypes: set[np.dtype[Any]]) -> Makers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 import weakref
@@ -11,18 +12,33 @@ import numpy as np
 import pandas as pd
 
 from annbatch import storage
-from annbatch._shared.args import as_bool, as_choice, as_count, as_function, as_list, as_names, as_numeric, as_paths
+from annbatch._shared.args import (
+    as_bool,
+    as_choice,
+    as_count,
+    as_function,
+    as_generator,
+    as_list,
+    as_names,
+    as_numeric,
+    as_paths,
+)
+from annbatch._shared.row_filter import as_conditions
+from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
+from annbatch.abc import Sampler
 
 from .annotations import Covariates, LabelTables, as_wanted_labels
 from .arguments import as_sampler
 from .batches import BatchReader
 from .datasets import Dataset, Table, Wanted, collection_groups
+from .device import OnDevice, as_device
 from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from .genes import Genes
 from .passes import LoaderPass, LoaderPosition, loads
 from .scaling import KeptMedian, as_scaling
 from .sealing import own_copy
+from .sides import Sides, as_wanted_sides, divide
 
 if TYPE_CHECKING:
     import os
@@ -32,13 +48,14 @@ if TYPE_CHECKING:
     import anndata as ad
     import zarr
 
-    from annbatch.abc import Sampler
     from annbatch.types import LoaderOutput
+
+    from .views import View
 
 __all__ = ["Loader"]
 
 
-class Loader:
+class Loader(IterableStyle):
     """Mini-batches of the rows of AnnData objects that are on disk or in memory.
 
     Rows are chosen and cut into batches by a sampler, and copied straight from where they lie to their place in the batch. A
@@ -58,7 +75,7 @@ class Loader:
     preload_nchunks
         Chunks that are read together and shuffled (default 32).
     batch_size
-        Rows per batch (default 1). Must divide ``chunk_size * preload_nchunks``.
+        Rows per batch (default 128). Any number: a load request is rounded to whole batches.
     shuffle
         Whether rows come in random order (default False).
     drop_last
@@ -66,7 +83,7 @@ class Loader:
     rng
         Source of the shuffle, a :class:`numpy.random.Generator`. Default: a fresh seed.
     return_index
-        Whether batches carry global row numbers (int64) as ``"index"``.
+        Whether batches carry row numbers (int64) as ``"index"``: of all rows that were added, also in a view.
     preload_to_gpu
         Whether matrices are moved to the current GPU: cupy types come out with ``to=None``, torch tensors on the GPU with
         ``to="torch"``. None: when cupy is installed and sees a GPU, except in DataLoader workers.
@@ -79,6 +96,10 @@ class Loader:
     obs_columns
         obs columns to yield, in this order. None: all. An empty list: batches have neither obs nor var, hence no pandas, and
         row names are not kept in memory.
+    obs_filter
+        ``{column: value}`` or ``{column: [values]}``. Only rows for which all conditions hold are read: the loader is a view of
+        them. NaN (or None) among the values selects rows whose value is missing. A dataset without the column has no such
+        rows. The columns need not be among `obs_columns`.
     join
         None: the var of all datasets must be identical. ``"inner"``, ``"outer"``: datasets are aligned by var name, keeping
         the variables of all datasets (in the order of the first), or of any (sorted, when they differ). Values that a
@@ -119,6 +140,15 @@ class Loader:
     normalize_layers
         Layers that `normalize_total`, `log1p` and `library_size` are about instead of X; the library size is that of the first.
         Scaled values are float32, or `dtype`.
+    device
+        A torch device, such as ``"cuda"``: batches arrive there as tensors (``to="torch"`` is implied), ``obs`` and ``var`` excepted. Counts
+        travel as they are stored and are widened, normalised and, with `dense`, made dense on the device, on a stream of its own
+        in the background thread; nobody waits for them but the stream that uses them. Not in DataLoader workers. `transform`
+        gets tensors on the device.
+    nse
+        With ``to="jax"``: sparse batches have this number of stored values, of which those after the last row's are zero and count
+        nowhere, so that a jitted step compiles once (with ``drop_last=True``). A batch that has more is an error; the
+        rows of a batch times the most values of a row are always enough.
     storage_options, max_requests, max_in_flight, cache, cache_size
         For data at URLs and in stores that are not local folders, see docs/far.md. `storage_options`: credentials and the like,
         for fsspec. `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
@@ -164,6 +194,7 @@ class Loader:
         layers: Sequence[str] = (),
         obsm: Sequence[str] = (),
         obs_columns: Sequence[str] | None = None,
+        obs_filter: Mapping[str, Any] | None = None,
         join: Literal["inner", "outer"] | None = None,
         var_names: Sequence[str] | None = None,
         dense: bool = False,
@@ -180,6 +211,8 @@ class Loader:
         log1p: bool = False,
         library_size: bool = False,
         normalize_layers: Sequence[str] | None = None,
+        nse: int | None = None,
+        device: Any = None,
         storage_options: Mapping[str, Any] | None = None,
         max_requests: int = 128,
         max_in_flight: int | str = "256MB",
@@ -198,9 +231,16 @@ class Loader:
         if to_torch is not None:
             warnings.warn('to_torch is deprecated, pass to="torch" instead', DeprecationWarning, stacklevel=2)
             to = "torch" if to_torch else to
+        if device is not None:
+            if to not in (None, "torch") or preload_to_gpu:
+                msg = f"device needs torch tensors, got to={to!r} and preload_to_gpu={preload_to_gpu!r} beside it"
+                raise ValueError(msg)
+            to, preload_to_gpu = "torch", False
         self._to = as_choice("to", to, (None, "torch", "jax"))
         if self._to is not None:
             check_installed(self._to, f"to={self._to!r}")
+        # Looked up now, so that a slip shows here; by name, so that the loader can go to another process.
+        self._device = None if device is None else str(as_device(device))
         self._preload_to_gpu = None if preload_to_gpu is None else as_bool("preload_to_gpu", preload_to_gpu)
         if self._preload_to_gpu and self._to is None:
             check_installed("cupy", "preload_to_gpu=True")
@@ -211,6 +251,7 @@ class Loader:
             layers=as_names("layers", layers),
             obsm=as_names("obsm", obsm),
             obs_columns=None if obs_columns is None else as_names("obs_columns", obs_columns),
+            obs_filter=as_conditions("obs_filter", obs_filter),
             labels=tuple(wanted_labels.fixed),
             covariates=as_names("covariates", covariates),
             may_lack=join == "outer",
@@ -227,6 +268,10 @@ class Loader:
             labels=LabelTables(wanted_labels) if self._wanted.labels else None,
             covariates=Covariates(self._wanted.covariates) if self._wanted.covariates else None,
         )
+        self._nse = None if nse is None else as_count("nse", nse)
+        if self._nse is not None and (self._to != "jax" or dense):
+            msg = f'nse pads sparse batches of to="jax", got to={self._to!r} and dense={dense!r}'
+            raise ValueError(msg)
         self._return_index = as_bool("return_index", return_index)
         self._dense = as_bool("dense", dense)
         self._dtype = None if dtype is None else as_numeric(dtype)
@@ -238,6 +283,9 @@ class Loader:
         self._transform = as_function("transform", transform, "of a batch")
         self._far = storage.FarOptions(storage_options, max_requests, max_in_flight, cache, cache_size)
         self._has_collection = False
+        # The rows of a loader that subset or split made; None: all that the filter lets pass.
+        self._chosen: View | None = None
+        self._n_subsets = 0
         self._position: LoaderPosition | None = None
         self._resume: LoaderPosition | None = None
         # Kept from pass to pass, because the first touch of fresh memory is slow.
@@ -417,6 +465,9 @@ class Loader:
         self._table = table
 
     def _check_may_add(self) -> None:
+        if self._chosen is not None:
+            msg = "data must not be added to a view, whose rows are chosen already: add all data first, then call subset or split"
+            raise RuntimeError(msg)
         self._check_no_pass("data must not be added")
 
     def _check_no_pass(self, rule: str) -> None:
@@ -431,8 +482,8 @@ class Loader:
 
     @property
     def n_obs(self) -> int:
-        """Number of rows of all datasets."""
-        return self._table.n_obs
+        """Number of rows that the loader reads: of all datasets, or of the view that it is."""
+        return self._view.n_obs
 
     @property
     def n_var(self) -> int:
@@ -465,42 +516,22 @@ class Loader:
         """
         return {} if self._table.labels is None else self._table.labels.encoders
 
-    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Return the annotations of all rows.
-
-        Parameters
-        ----------
-        columns
-            Which columns, in this order; they need not be among `obs_columns`. None: those that batches
-            have, or all where batches have none.
-
-        Returns
-        -------
-        DataFrame
-            Row ``i`` describes row ``i`` of the data. Categorical columns have the categories of batches.
-
-        Raises
-        ------
-        KeyError
-            When no dataset has a column.
-        ValueError
-            When there is no data, or it has no obs.
-        """
-        table = self._checked_table()
-        return table.obs_frame(None if columns is None else as_names("columns", columns))
-
     @property
     def _obs(self) -> list[pd.DataFrame] | None:
-        """One obs frame per dataset, with united categories. scvi-tools reads this."""
-        return None if self._table.obs is None else self._table.obs.datasets()
+        """One obs frame per dataset, with united categories; of a view one for all its rows. scvi-tools reads this."""
+        if self._table.obs is None:
+            return None
+        return self._table.obs.datasets() if self._view.is_all else [self.obs()]
 
     def __len__(self) -> int:
         """Count the batches of one pass."""
-        return self._batch_sampler.n_batches(self._table_with_rows().n_obs)
+        return self._batch_sampler.n_batches(self._view_with_rows().n_obs)
 
     def __repr__(self) -> str:
         n_datasets = len(self._table.lengths)
         shape = f"{self.n_obs} x {self.n_var}" if n_datasets else "no data"
+        if not self._view.is_all:
+            shape += f", a view of {self._table.n_obs} rows"
         return f"Loader({shape}, {n_datasets} datasets, {self._batch_sampler!r})"
 
     def _checked_table(self) -> Table:
@@ -509,12 +540,195 @@ class Loader:
             raise ValueError(msg)
         return self._table
 
-    def _table_with_rows(self) -> Table:
+    @property
+    def _view(self) -> View:
+        """The rows of the data that the loader reads."""
+        return self._table.passing if self._chosen is None else self._chosen
+
+    def _view_with_rows(self) -> View:
         table = self._checked_table()
         if not table.n_obs:
             msg = f"the data must have at least one row, got {len(table.lengths)} datasets without rows"
             raise ValueError(msg)
-        return table
+        if not self._view.n_obs:
+            msg = f"obs_filter={self._wanted.obs_filter!r}: no row of the {len(table.lengths)} datasets passes it"
+            raise ValueError(msg)
+        return self._view
+
+    def _fingerprint(self) -> dict[str, Any]:
+        facts = dict(self._checked_table().fingerprint)
+        if self._view.fingerprint is not None:
+            facts["view"] = dict(self._view.fingerprint)
+        return facts
+
+    def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the obs of the rows that the loader reads.
+
+        Parameters
+        ----------
+        columns
+            Which columns, in this order; they need not be among `obs_columns`. None: those that batches have, or all where
+            batches have none.
+
+        Returns
+        -------
+        DataFrame
+            Row ``i`` describes row ``i`` of the loader, so that samplers made from it fit. Categorical columns have the
+            categories of batches. It is the caller's.
+
+        Raises
+        ------
+        ValueError
+            When there is no data, or it has no obs.
+        KeyError
+            When no dataset has a column.
+
+        Examples
+        --------
+        >>> import anndata as ad, numpy as np, pandas as pd
+        >>> from annbatch import ClassSampler, Loader
+        >>> obs = pd.DataFrame({"cell_type": pd.Categorical(list("BTBTBTBT"))}, index=[f"c{i}" for i in range(8)])
+        >>> loader = Loader(batch_size=2, obs_filter={"cell_type": "B"})
+        >>> loader = loader.add_adata(ad.AnnData(np.ones((8, 3), dtype="float32"), obs=obs))
+        >>> loader.obs(["cell_type"])["cell_type"].tolist()
+        ['B', 'B', 'B', 'B']
+        """
+        table = self._checked_table()
+        return table.obs_frame(None if columns is None else as_names("columns", columns), self._view)
+
+    # -- choosing rows
+
+    def subset(self, rows: Any, batch_sampler: Sampler | None = None) -> Self:
+        """Return a loader of some of the rows: a view.
+
+        It shares the data (opened files, annotations, row pointers) with this loader, and has its own sampler, buffers and
+        read-ahead. A view of a view is one, too.
+
+        Parameters
+        ----------
+        rows
+            With the meaning that numpy gives it: a boolean array with one entry for each of the `n_obs` rows of this loader, row
+            numbers of this loader in any order, also repeated or negative, or a slice. An index of a pandas Series is not
+            looked at. Batches of a sequential pass come in this order; neighbours that are neighbours in the data, too, are read
+            faster.
+        batch_sampler
+            Sampler over the rows of the view, numbered from 0. None: a copy of the sampler of this loader, with the same
+            arguments, but over all rows of the view (a mask is not taken over), at its first pass, and with a generator of its
+            own, derived from that of this loader, which is not moved. A class-based sampler does not fit other rows: pass one
+            that was made of :meth:`obs` of the view (``loader.subset(rows).subset(slice(None), batch_sampler=...)``).
+
+        Returns
+        -------
+        The view. Data cannot be added to it.
+
+        Raises
+        ------
+        TypeError
+            When `rows` are neither booleans nor integers, or `batch_sampler` is no Sampler.
+        ValueError
+            When `rows` choose no row, or are booleans of another number; or there is no data.
+        IndexError
+            When a row number is out of range.
+
+        Notes
+        -----
+        A view holds four bytes a row (eight from 2**32 rows of data on), and next to nothing where the rows are long ranges.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from annbatch import Loader
+        >>> loader = Loader(batch_size=2, return_index=True).add_dataset(np.ones((6, 3)))
+        >>> [batch["index"].tolist() for batch in loader.subset([5, 0, 3])]
+        [[5, 0], [3]]
+        """
+        if not (batch_sampler is None or isinstance(batch_sampler, Sampler)):
+            as_sampler(batch_sampler)
+        chosen = self._view_with_rows().subset(rows)
+        if batch_sampler is None:
+            batch_sampler = self._batch_sampler._unstarted_copy(self._n_subsets)  # noqa: SLF001 (a hook for loaders)
+            self._n_subsets += 1
+        own = {"_chosen": chosen, "_batch_sampler": batch_sampler, "_pool": storage.BufferPool()}
+        begun = {"_position": None, "_resume": None, "_n_passes": 0, "_n_subsets": 0}
+        view = copy.copy(self)
+        view.__dict__.update(own | begun)
+        return view
+
+    def split(
+        self,
+        sides: Mapping[str, Any] | None = None,
+        by: str | Sequence[str] | None = None,
+        stratify: str | Sequence[str] | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> Sides:
+        """Divide the rows into views: disjoint, and together everything.
+
+        Parameters
+        ----------
+        sides
+            What each side gets, by name. A fraction; fractions add up to 1. Or ``{column: value or values}``: the rows for
+            which all conditions hold, as in `obs_filter`; fractions are then of the rows that no condition takes. Or ``...``
+            for one side that takes the rest. None: ``{"train": 0.8, "validation": 0.1, "test": 0.1}``.
+        by
+            Column of obs, or several that count together, whose groups stay whole: no donor is on two sides. Rows whose value is
+            missing form a group of their own.
+        stratify
+            Column of obs, or several that count together, whose shares all sides keep.
+        rng
+            Which rows or groups go where. None: the same split every time, so that restarts and ranks agree.
+
+        Returns
+        -------
+        Sides
+            A dict of one loader per side, as :meth:`subset` makes them; rows of a side are in the order in which they are here.
+            Its ``fractions`` says what share of the rows each side has, its ``groups`` which groups.
+
+        Raises
+        ------
+        TypeError
+            When an argument is of the wrong kind, or a column holds text here and numbers there.
+        ValueError
+            When a side would be empty, fractions do not add up to 1, two sides take the same row, rows are in no side, a value that
+            is asked for does not occur, or conditions put rows of one group on two sides.
+        KeyError
+            When there is no such column.
+
+        Notes
+        -----
+        Without `by`, numbers of rows are exact: the nearest whole ones. With `stratify` that holds for every label, too: each
+        number, and each sum, is less than one row away from its exact share. With `by`, groups are divided so that the fractions
+        (and shares) come as near as whole groups allow: the sum of squared differences is as small as can be for few
+        groups, and nearly so for many. See `Sides.fractions` for what became of them.
+
+        Where a view holds a row more than once, all its copies go to the same side.
+
+        The same seed gives the same split of the same data. Which row goes where depends on row numbers, and so on the
+        order in which files were added; which group goes where depends only on the labels and sizes of groups.
+
+        Examples
+        --------
+        >>> import anndata as ad, numpy as np, pandas as pd
+        >>> from annbatch import Loader
+        >>> obs = pd.DataFrame({"donor": ["D1", "D2", "D3", "D4", "D5"] * 20}, index=[f"c{i}" for i in range(100)])
+        >>> loader = Loader(batch_size=8).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
+        >>> split = loader.split({"train": 0.6, "test": 0.4}, by="donor")
+        >>> split
+        Sides(train: 60 rows (0.6) in 3 groups, test: 40 rows (0.4) in 2 groups)
+        >>> loader.split({"test": {"donor": ["D3"]}, "train": ...})["train"].n_obs
+        80
+        """
+        asked = as_wanted_sides({"train": 0.8, "validation": 0.1, "test": 0.1} if sides is None else sides)
+        rng = np.random.default_rng(0) if rng is None else as_generator(rng)
+        view = self._view_with_rows()
+
+        def labels_of(column: str, parameter: str) -> tuple[np.ndarray, pd.Index]:
+            codes, labels = self._table.labels_of_rows(column, parameter)
+            return view.of(codes), labels
+
+        division = divide(asked, view, labels_of, by, stratify, rng)
+        loaders = {name: self.subset(division.side == number) for number, name in enumerate(asked.names)}
+        return Sides(loaders, {name: loader.n_obs / view.n_obs for name, loader in loaders.items()}, division.groups)
 
     # -- passes
 
@@ -531,15 +745,16 @@ class Loader:
         ValueError
             When there is no data, or the sampler does not fit it.
         """
-        table, sampler = self._table_with_rows(), self._batch_sampler
-        reader = self._reader(table)
-        requests = sampler.sample(table.n_obs)
+        n_obs, sampler = self._view_with_rows().n_obs, self._batch_sampler
+        reader = self._reader(self._table)
+        requests = sampler.sample(n_obs)
         resume, self._resume = self._resume, None
-        n_done = resume.n_done if resume is not None and resume.sampler is sampler else 0
-        start = LoaderPosition(sampler, sampler.state_dict(), n_done)
+        start = LoaderPosition(sampler, sampler.state_dict())
+        if resume is not None and resume.stands_where(start):
+            start = resume
         self._n_passes += 1
         # Of several load requests to be read ahead, those that are far are read at the same time.
-        n_together = self._prefetch if table.is_far else 0
+        n_together = self._prefetch if self._table.is_far and not reader.is_on_device else 0
         source = loads(requests, reader, start, self._transform, n_together)
         new_pass = LoaderPass(
             self, self._n_passes, source, min(self._prefetch, 1) if n_together else self._prefetch, reader.cancel
@@ -561,6 +776,14 @@ class Loader:
         worker = current_worker()
         # Asked once a pass: the answer comes from files.
         num_threads = self._num_threads or max(1, storage.available_cpus() // (worker.count if worker else 1))
+        if self._device is not None:
+            if worker is not None and not self._device.startswith("cpu"):
+                msg = (
+                    f"device={self._device!r} does not work in a DataLoader worker, from which tensors of a device do not travel; "
+                    "iterate the loader itself, which reads ahead in a thread"
+                )
+                raise ValueError(msg)
+            let_torch_warn_unheard()
         gpu = self._preload_to_gpu
         if gpu is None:
             gpu = worker is None and gpu_is_there(self._to)
@@ -571,13 +794,16 @@ class Loader:
             dtypes[False].add(np.dtype(np.float32))
         return BatchReader(
             table,
+            self._view,
             dense=self._dense,
             dtype=self._dtype,
             return_index=self._return_index,
             num_threads=num_threads,
             pool=self._pool,
             scaling=self._scaling,
-            make=makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False]),
+            make=OnDevice(as_device(self._device))
+            if self._device is not None
+            else makers(self._to, gpu=gpu, sparse=dtypes[True], dense=dtypes[False], nse=self._nse),
             # Who wants no obs wants no pandas in a batch; loader.var has the variables.
             var=None if self._wanted.obs_columns == () else table.var,
         )
@@ -596,7 +822,7 @@ class Loader:
         position = self._position
         if position is None or position.sampler is not self._batch_sampler:
             position = LoaderPosition(self._batch_sampler, self._batch_sampler.state_dict())
-        return position.as_dict(self._checked_table())
+        return position.as_dict(self._fingerprint())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where `state` was taken: the next pass begins with the very batch that came next there.
@@ -613,9 +839,13 @@ class Loader:
             When a pass is open.
         """
         self._check_no_pass("a state must not be loaded")
-        position = LoaderPosition.from_dict(state, self._checked_table(), self._batch_sampler)
+        position = LoaderPosition.from_dict(state, self._fingerprint(), self._batch_sampler)
         self._batch_sampler.load_state_dict(position.state)
-        self._position = self._resume = position
+        self._position = self._resume = position.taken_up()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass the one with number `epoch`; see :meth:`annbatch.abc.Sampler.set_epoch`."""
+        self._batch_sampler.set_epoch(epoch)
 
     # -- other processes, copies, torch
 

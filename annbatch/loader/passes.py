@@ -11,6 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from .device import HandOver
 from .read_ahead import ReadAhead, in_order
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from annbatch.types import LoadRequest
 
     from .batches import BatchReader
-    from .datasets import Table
 
 __all__ = ["LoaderPass", "LoaderPosition", "loads"]
 
@@ -37,25 +37,39 @@ class LoaderPosition:
     state: dict[str, Any]
     n_done: int = 0
 
-    def as_dict(self, table: Table) -> dict[str, Any]:
-        """Return the state of a loader over `table`: plain data that survives JSON."""
+    def as_dict(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the state of a loader over `data`, told by its fingerprint: plain data that survives JSON."""
         return {
             "version": _STATE_VERSION,
-            "data": dict(table.fingerprint),
+            "data": data,
             "sampler": self.state,
             "n_batches_done_of_request": self.n_done,
         }
 
+    def stands_where(self, other: LoaderPosition) -> bool:
+        """Whether both are at the same load request of the same pass of one sampler."""
+        same = all(self.state.get(key) == other.state.get(key) for key in ("pass", "request"))
+        return self.sampler is other.sampler and same
+
+    def taken_up(self) -> LoaderPosition:
+        """Return this position as the sampler sees it that has loaded its state: other ranks may have stood there."""
+        n_done = self.sampler._batches_to_skip(self.n_done)  # noqa: SLF001
+        return self if n_done == self.n_done else LoaderPosition(self.sampler, self.sampler.state_dict(), n_done)
+
     @classmethod
-    def from_dict(cls, state: dict[str, Any], table: Table, sampler: Sampler) -> LoaderPosition:
-        """Read a state, which must have been taken over the same data; the sampler checks its own part."""
+    def from_dict(cls, state: dict[str, Any], data: dict[str, Any], sampler: Sampler) -> LoaderPosition:
+        """Read a state, which must have been taken over the same rows of the same data; the sampler checks its own part."""
         if not isinstance(state, dict):
             msg = f"state must be a dict made by state_dict, got {type(state).__name__}"
             raise TypeError(msg)
         if state.get("version") != _STATE_VERSION:
             msg = f"state must be a loader's, of version {_STATE_VERSION}, got version {state.get('version')!r}"
             raise ValueError(msg)
-        ours, theirs = table.fingerprint, state.get("data")
+        ours, theirs = data, state.get("data")
+        if isinstance(theirs, dict) and {**ours, "view": None} == {**theirs, "view": None} and ours != theirs:
+            its_rows, our_rows = (facts.get("view") or "all rows" for facts in (theirs, ours))
+            msg = f"state belongs to another view of the same data: it was taken with {its_rows}, this loader has {our_rows}"
+            raise ValueError(msg)
         if ours != theirs:
             msg = f"state belongs to other data: it was taken with {theirs}, this loader has {ours}"
             raise ValueError(msg)
@@ -126,7 +140,7 @@ class LoaderPass(Iterator[Any]):
             self._closed = True
             self._items.close()
             raise StopIteration
-        return batch
+        return batch.take() if isinstance(batch, HandOver) else batch
 
     def close(self) -> None:
         """End the pass: stop the background thread and free what it has read."""
@@ -159,6 +173,9 @@ def loads(
     the thread that asks.
     """
     position, sampler = start, start.sampler
+    if getattr(requests, "exchanged", False):
+        # `set_epoch` came between the start of the pass and its first batch.
+        position = LoaderPosition(sampler, sampler.state_dict())
     # Requests that are being read by threads of their own, where it takes long for bytes to come; n_together: so many.
     begun: deque[tuple[Future[Iterator[dict[str, Any]]], Callable[[Iterator[dict[str, Any]]], Iterator[Item]]]] = (
         deque()
@@ -168,7 +185,7 @@ def loads(
         for request in requests:
             following = LoaderPosition(sampler, sampler.state_dict())
             batches = reader.batches(request, _n_done(request, position))
-            finish = partial(_load, position, following, len(request["splits"]), transform)
+            finish = partial(_load, reader, position, following, len(request["splits"]), transform)
             if threads is None:
                 yield finish(batches)
             else:
@@ -211,15 +228,22 @@ def _n_done(request: LoadRequest, position: LoaderPosition) -> int:
 
 
 def _load(
+    reader: BatchReader,
     position: LoaderPosition,
     following: LoaderPosition,
     n_batches: int,
     transform: Callable[[dict[str, Any]], Any] | None,
     batches: Iterator[dict[str, Any]],
 ) -> Iterator[Item]:
-    for n_done, batch in enumerate(batches, position.n_done + 1):
-        made = batch if transform is None else transform(batch)
-        if made is None:
-            msg = "transform must return what is to be handed out, got None; does it end with `return batch`?"
-            raise TypeError(msg)
+    for n_done in range(position.n_done + 1, n_batches + 1):
+        # Only while a batch is made: what the consumer does in between is on its own stream.
+        with reader.working():
+            batch = next(batches)
+            made = batch if transform is None else transform(batch)
+            if made is None:
+                msg = "transform must return what is to be handed out, got None; does it end with `return batch`?"
+                raise TypeError(msg)
+            made = reader.handed_over(made)
+        del batch
         yield made, following if n_done == n_batches else replace(position, n_done=n_done)
+        del made

@@ -87,7 +87,9 @@ class ReadAhead(Iterator[T], Generic[T]):
     ) -> None:
         self._stop_waiting = stop_waiting
         self._channel = _Channel(1 + n_ahead)
-        self._loads: Iterator[Iterable[T]] | None = loads
+        # Who takes them out, the thread or whoever closes this, closes them: Ctrl-C may come while the thread is started,
+        # and then nobody can tell whether it runs.
+        self._loads: list[Iterator[Iterable[T]]] = [loads]
         self._process = os.getpid()
         self._closed = False
 
@@ -129,12 +131,12 @@ class ReadAhead(Iterator[T], Generic[T]):
         channel.stop()
         if self._stop_waiting is not None:
             self._stop_waiting()
-        if self._thread is None:
-            _close(self._loads)
+        loads = _taken(self._loads)
+        if loads is not None:
+            _close(loads)
         # The garbage collector may run in the thread itself.
-        elif self._thread is not threading.current_thread():
+        elif self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
-        self._loads = None
 
     def __del__(self) -> None:
         self.close(_PATIENCE_S)
@@ -144,12 +146,22 @@ class ReadAhead(Iterator[T], Generic[T]):
         self._thread = threading.Thread(
             target=_make_items, args=(self._loads, self._channel), name="annbatch-read-ahead", daemon=True
         )
-        self._loads = None
         _open.add(self)
         self._thread.start()
 
 
-def _make_items(loads: Iterator[Iterable[Any]], channel: _Channel) -> None:
+def _taken(place: list[T]) -> T | None:
+    """Take out what only one may have; None when someone has it."""
+    try:
+        return place.pop()
+    except IndexError:
+        return None
+
+
+def _make_items(place: list[Iterator[Iterable[Any]]], channel: _Channel) -> None:
+    loads = _taken(place)
+    if loads is None:
+        return
     try:
         while channel.wait_for_room():
             load = next(loads, _ALL_DONE)

@@ -13,7 +13,7 @@ import numpy as np
 from annbatch import storage
 from annbatch._shared.args import as_bool, as_names
 from annbatch._shared.collection_format import dataset_number
-from annbatch.storage.reading.median import totals_with_progress
+from annbatch.storage.reading.median import as_normalize_total, median_total, totals_with_progress
 
 from .datasets import Key, X
 
@@ -83,10 +83,7 @@ class Scaling:
                 found = totals_with_progress([sources[place] for place in todo], num_threads=num_threads)
                 for place, own in zip(todo, found, strict=True):
                     known[place] = own
-                every = np.concatenate([own for own in known if own is not None])
-                median = float(np.median(every)) if len(every) else 0.0
-                # Where most rows are empty there is no such thing as a typical row.
-                median = median if median > 0 else 1.0
+                median = median_total([own for own in known if own is not None])
                 if kept is not None:
                     kept.write(key, sources, median)
             medians.append(median)
@@ -103,17 +100,10 @@ def as_scaling(
     dtype: np.dtype[Any] | None,
 ) -> Scaling:
     """Check the arguments that concern scale; `keys` are the matrices that are read."""
-    if isinstance(normalize_total, str) and normalize_total != "median":
-        msg = f'normalize_total must be a number > 0, "median" or None, got {normalize_total!r}'
-        raise ValueError(msg)
-    if normalize_total is not None and normalize_total != "median":
-        try:
-            normalize_total = storage.Scale(target_sum=normalize_total).target_sum
-        except (TypeError, ValueError) as error:
-            msg = f'normalize_total must be a finite number > 0, "median" or None, got {normalize_total!r}'
-            raise type(error)(msg) from None
     found = Scaling(
-        target_sum=normalize_total, log1p=as_bool("log1p", log1p), library_size=as_bool("library_size", library_size)
+        target_sum=as_normalize_total(normalize_total),
+        log1p=as_bool("log1p", log1p),
+        library_size=as_bool("library_size", library_size),
     )
     if normalize_layers is None:
         chosen: tuple[Key, ...] = (X,)

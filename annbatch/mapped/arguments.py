@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from annbatch._shared.args import as_keys, as_paths, levels_to_user
+from annbatch._shared.args import as_bool, as_keys, as_names, as_paths, levels_to_user
 from annbatch._shared.row_filter import as_conditions
 from annbatch.storage import is_url
+from annbatch.storage.reading.median import as_normalize_total
 
-__all__ = ["as_encoded_keys", "as_filter", "as_path_list", "as_scaler", "as_unknown_labels", "check_distinct"]
+__all__ = [
+    "as_encoded_keys",
+    "as_filter",
+    "as_path_list",
+    "as_scale",
+    "as_scaled_keys",
+    "as_scaler",
+    "as_unknown_labels",
+    "check_distinct",
+]
 
 
 def as_path_list(path_list: Any) -> list[Path | str]:
@@ -38,9 +48,33 @@ def as_filter(obs_filter: Any) -> dict[str, list[Any]]:
     return as_conditions("obs_filter", obs_filter)
 
 
-def check_distinct(layers_keys: list[str], obs_keys: list[str], obsm_keys: list[str]) -> None:
+def as_scale(normalize_total: Any, log1p: Any, library_size: Any) -> tuple[Any, bool, bool]:
+    """Return what is done to values: the total of a row (a number, "median" or None), whether the logarithm is taken.
+
+    And whether samples carry the total that there was.
+    """
+    return as_normalize_total(normalize_total), as_bool("log1p", log1p), as_bool("library_size", library_size)
+
+
+def as_scaled_keys(normalize_layers: Any, layers_keys: list[str], *, is_used: bool, missing: list[str]) -> list[str]:
+    """Return which of `layers_keys` are scaled; `missing` are keys that were asked for but are in no file."""
+    if not is_used:
+        if normalize_layers is not None:
+            msg = "normalize_layers needs normalize_total, log1p or library_size, got none of them"
+            raise ValueError(msg)
+        return []
+    wanted = ["X"] if normalize_layers is None else list(as_names("normalize_layers", normalize_layers))
+    unread = [key for key in wanted if key not in layers_keys and key not in missing]
+    if unread or not wanted:
+        msg = f"normalize_layers must be among layers_keys {layers_keys}, got {unread}"
+        raise ValueError(msg)
+    return [key for key in wanted if key in layers_keys]
+
+
+def check_distinct(layers_keys: list[str], obs_keys: list[str], obsm_keys: list[str], *, library_size: bool) -> None:
     """Refuse keys that would take each other's place in a sample."""
     names = [*layers_keys, *obs_keys, *(f"obsm_{key}" for key in obsm_keys), "_store_idx"]
+    names += ["library_size"] if library_size else []
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         msg = f"layers_keys, obs_keys and obsm_keys must give each sample different keys, got {repeated} more than once"

@@ -11,16 +11,26 @@ import numpy as np
 import pandas as pd
 
 from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
+from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
 from annbatch.storage import BufferPool, FarOptions, available_cpus
 from annbatch.storage.frames import Labels
 
-from .arguments import as_encoded_keys, as_filter, as_path_list, as_scaler, as_unknown_labels, check_distinct
+from .arguments import (
+    as_encoded_keys,
+    as_filter,
+    as_path_list,
+    as_scale,
+    as_scaled_keys,
+    as_scaler,
+    as_unknown_labels,
+    check_distinct,
+)
 from .gene_join import join_genes
 from .mapped_files import open_files, read_labels
 from .matrices import JoinedMatrix, RowsOfFile
 from .obs_columns import LabelColumn, NumberColumn, label_weights, merge_labels, merge_numbers, number_labels
-from .samples import SampleColumn, collate, make_samples, register_with_torch
+from .samples import SampleColumn, collate, collate_numpy, make_samples, register_with_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["MappedCollection"]
 
 
-class MappedCollection:
+class MappedCollection(MapStyle):
     """A map-style dataset over many AnnData files, virtually concatenated.
 
     ``m[i]`` is one row as a dict; a :class:`torch.utils.data.DataLoader` over it needs no special arguments: torch asks for
@@ -73,6 +83,17 @@ class MappedCollection:
         Return just these joint genes, in this order.
     num_threads
         Threads that read a batch. None: the CPUs that this process may use, shared out among DataLoader workers.
+    normalize_total
+        Scale the values of each row of ``.X`` so that they add up to this, as ``scanpy.pp.normalize_total(target_sum=...)`` does. The
+        total of a row is over all its stored genes, also where ``join`` or ``var_names`` keep only some. ``"median"``: the
+        median of the totals of all rows of the files, which takes one pass over them.
+    log1p
+        Take ``log(1 + value)`` of ``.X``, after ``normalize_total``.
+    library_size
+        Whether samples carry the total of the row before scaling, ``"library_size"`` (float32).
+    normalize_layers
+        Keys of ``layers_keys`` that the three above are about instead of ``.X``; the library size is that of the first. Scaled
+        values are float32, or ``dtype``.
     storage_options, max_requests, max_in_flight, cache, cache_size
         For data at URLs, as in :class:`annbatch.Loader`.
 
@@ -101,7 +122,7 @@ class MappedCollection:
     FileNotFoundError
         If a path does not exist.
     KeyError
-        If no file has a key, or if ``var_names`` holds an unknown gene.
+        If no file has a column of ``obs_filter``, or if ``var_names`` holds an unknown gene.
     TypeError
         If an argument is of the wrong kind, or labels are text in one file and numbers in another.
     ValueError
@@ -113,7 +134,8 @@ class MappedCollection:
     Nothing of the matrices is read at construction. Labels are kept as codes, of one byte per row up to 128 categories.
 
     Rows of a file that lacks an obs key have a missing label (``numpy.nan``). A key of ``layers_keys`` or
-    ``obsm_keys`` that a file lacks is left out of its samples.
+    ``obsm_keys`` that a file lacks is left out of its samples. A key that no file has is left out of all, and a UserWarning names it
+    and the keys there are.
 
     Examples
     --------
@@ -143,6 +165,10 @@ class MappedCollection:
         *,
         var_names: Sequence[str] | None = None,
         num_threads: int | None = None,
+        normalize_total: float | Literal["median"] | None = None,
+        log1p: bool = False,
+        library_size: bool = False,
+        normalize_layers: Sequence[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         max_requests: int = 128,
         max_in_flight: int | str = "256MB",
@@ -163,9 +189,21 @@ class MappedCollection:
         self.num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self.path_list = paths
 
-        check_distinct(self.layers_keys, self.obs_keys, self.obsm_keys)
-        self._files = open_files(
+        self.normalize_total, self.log1p, self.library_size = as_scale(normalize_total, log1p, library_size)
+        scaled = self.normalize_total is not None or self.log1p
+        if scaled and self.dtype is not None and self.dtype.kind != "f":
+            msg = f"dtype must be a float type where values are normalised, got {self.dtype}"
+            raise ValueError(msg)
+        check_distinct(self.layers_keys, self.obs_keys, self.obsm_keys, library_size=self.library_size)
+        self._files, missing = open_files(
             paths, self.layers_keys, self.obs_keys, self.obsm_keys, self.encode_labels, self.obs_filter, far
+        )
+        for kind, keys in missing.items():
+            setattr(self, kind, [key for key in getattr(self, kind) if key not in keys])
+        self.encode_labels = [key for key in self.encode_labels if key in self.obs_keys]
+        self.unknown_label = {key: self.unknown_label[key] for key in self.unknown_label if key in self.obs_keys}
+        self._scaled_keys = as_scaled_keys(
+            normalize_layers, self.layers_keys, is_used=scaled or library_size, missing=missing["layers_keys"]
         )
         self._starts = np.concatenate([[0], np.cumsum([file.n_rows for file in self._files])]).astype(np.int64)
         if self.obs_filter and not len(self):
@@ -184,6 +222,7 @@ class MappedCollection:
                 genes.targets if name in self.layers_keys and name != "raw.X" else [None] * len(paths),
                 self.n_vars,
                 self.dtype,
+                *((self.normalize_total, self.log1p) if name in self._scaled_keys else ()),
             )
             for name in keys
             if any(name in file.matrices for file in self._files)
@@ -259,7 +298,7 @@ class MappedCollection:
         if isinstance(index, bool) or not hasattr(index, "__index__"):
             msg = f"index must be an integer, got {type(index).__name__}; __getitems__ takes a list of integers"
             raise TypeError(msg)
-        return dict(self._read(np.array([operator.index(index)]), num_threads=1)[0])
+        return dict(make_samples(self._read(np.array([operator.index(index)]), num_threads=1), 1)[0])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Read a batch; torch's DataLoader calls this.
@@ -295,9 +334,45 @@ class MappedCollection:
             msg = f"indices must be a list of integers, got {numbers.dtype} of shape {numbers.shape}"
             raise TypeError(msg)
         register_with_torch()
-        return list(self._read(numbers, num_threads=self._threads()))
+        return list(make_samples(self._read(numbers, num_threads=self._threads()), len(numbers)))
+
+    # What grain's sources that read a batch at once are asked for.
+    _getitems = __getitems__
+
+    def read_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Read a batch as one block per key, without making samples of it.
+
+        Parameters
+        ----------
+        indices
+            Numbers of the rows, as for ``__getitems__``.
+
+        Returns
+        -------
+        dict
+            Per key a NumPy array with one row per index; a list where values are text. What
+            ``collate_numpy(m.__getitems__(indices))`` gives.
+
+        Raises
+        ------
+        KeyError
+            If a key is only in some of the rows, because not every file has it.
+        ValueError
+            If rows of a key differ in shape, because its columns differ between files and are not joined.
+        IndexError, RuntimeError, TypeError
+            As ``__getitems__``.
+
+        Examples
+        --------
+        With grain, batches of row numbers are shuffled and dealt out, and each is read at once:
+
+        >>> import grain  # doctest: +SKIP
+        >>> batches = grain.MapDataset.range(len(m)).shuffle(seed=0).batch(128).map(m.read_batch)  # doctest: +SKIP
+        """
+        return collate_numpy(self.__getitems__(indices))
 
     collate = staticmethod(collate)
+    collate_numpy = staticmethod(collate_numpy)
 
     def get_merged_labels(self, key: str) -> np.ndarray:
         """Return the label of each row.
@@ -446,7 +521,7 @@ class MappedCollection:
             parts.append("closed")
         return f"<MappedCollection {'; '.join(parts)}>"
 
-    def _read(self, numbers: np.ndarray, num_threads: int) -> list[dict[str, Any]]:
+    def _read(self, numbers: np.ndarray, num_threads: int) -> dict[str, SampleColumn]:
         if self.closed:
             msg = "this MappedCollection is closed: make a new one to read rows"
             raise RuntimeError(msg)
@@ -460,14 +535,24 @@ class MappedCollection:
         numbers = np.where(numbers < 0, numbers + n_obs, numbers)
         of_file = np.searchsorted(self._starts, numbers, side="right") - 1
         groups = self._by_file(numbers, of_file)
+        totals = np.zeros(len(numbers), dtype=np.float32) if self.library_size else None
         columns = {
-            name: matrix.read(groups, len(numbers), self._pool, num_threads) for name, matrix in self._matrices.items()
+            name: matrix.read(
+                groups, len(numbers), self._pool, num_threads, totals if [name] == self._scaled_keys[:1] else None
+            )
+            for name, matrix in self._matrices.items()
         }
         columns |= {
             key: SampleColumn(column.values(numbers), column.numbers(numbers)) for key, column in self._columns.items()
         }
+        counted = columns.get(self._scaled_keys[0]) if self._scaled_keys else None
+        if totals is not None and counted is not None:
+            having = totals if counted.rows is None else totals[counted.rows]
+            columns["library_size"] = SampleColumn(
+                list(having), None if counted.rows is not None else having, counted.rows
+            )
         columns["_store_idx"] = SampleColumn(of_file.tolist(), of_file)
-        return make_samples({name: column for name, column in columns.items() if column is not None}, len(numbers))
+        return {name: column for name, column in columns.items() if column is not None}
 
     def _by_file(self, numbers: np.ndarray, of_file: np.ndarray) -> list[RowsOfFile]:
         order = np.argsort(of_file, kind="stable")

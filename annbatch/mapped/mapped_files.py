@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from annbatch._shared.args import levels_to_user
 from annbatch._shared.row_filter import passing
 from annbatch.storage import FarOptions, Needs, fetched_ahead, is_store, is_url, open_group, open_groups, open_matrix
 from annbatch.storage.frames import FrameReader, Labels
@@ -60,15 +62,22 @@ def open_files(
     encoded: Collection[str],
     obs_filter: Mapping[str, Sequence[Any]],
     far: FarOptions,
-) -> list[MappedFile]:
+) -> tuple[list[MappedFile], dict[str, list[str]]]:
     """Read names, labels and shapes of all files; nothing of the matrices.
+
+    Returns
+    -------
+    files
+        What is known of each.
+    missing
+        Per argument the keys that no file has. A warning says so.
 
     Raises
     ------
     FileNotFoundError
         If a path does not exist.
     KeyError
-        If no file has a key.
+        If no file has a column that is filtered by.
     ValueError
         If a path is no AnnData file, or a matrix does not fit its file or is stored by columns.
     """
@@ -108,18 +117,26 @@ def open_files(
                             )
             files.append(file)
     matrices = {name for file in files for name in file.matrices}
+    for column in obs_filter:
+        if column not in columns:
+            msg = f"obs_filter: no file has {column!r}; there is {', '.join(sorted(columns)) or 'none'}"
+            raise KeyError(msg)
+    missing: dict[str, list[str]] = {}
     for kind, keys, found in (
         ("obs_keys", obs_keys, columns),
-        ("obs_filter", list(obs_filter), columns),
         ("layers_keys", layers_keys, matrices),
         ("obsm_keys", obsm_keys, {name.removeprefix("obsm_") for name in matrices - {*layers_keys}}),
     ):
-        for key in keys:
-            if key not in found:
-                there = columns if found is columns else _stored_keys(paths, kind, far)
-                msg = f"{kind}: no file has {key!r}; there is {', '.join(sorted(there)) or 'none'}"
-                raise KeyError(msg)
-    return files
+        missing[kind] = [key for key in keys if key not in found]
+        if missing[kind]:
+            there = columns if found is columns else _stored_keys(paths, kind, far)
+            names = ", ".join(map(repr, missing[kind]))
+            warnings.warn(
+                f"{kind}: no file has {names}, which samples go without; there is {', '.join(sorted(there)) or 'none'}",
+                UserWarning,
+                stacklevel=levels_to_user(),
+            )
+    return files, missing
 
 
 def read_labels(file: MappedFile, key: str) -> Labels | None:

@@ -3,5 +3,13 @@
 from .chunked import RandomSampler, SequentialSampler
 from .class_based import ClassSampler, WeightedClassSampler
 from .distributed import DistributedSampler
+from .matched import MatchedSampler
 
-__all__ = ["ClassSampler", "DistributedSampler", "RandomSampler", "SequentialSampler", "WeightedClassSampler"]
+__all__ = [
+    "ClassSampler",
+    "DistributedSampler",
+    "MatchedSampler",
+    "RandomSampler",
+    "SequentialSampler",
+    "WeightedClassSampler",
+]

@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch._rle import shuffle_segments
-from annbatch._shared.args import as_count, as_generator, as_range
+from annbatch._shared.args import as_count, as_generator, as_range, levels_to_user
 from annbatch._shared.requests import requested_rows
 from annbatch._shared.workers import current_worker
 
-from ._state import Inner, Pass, Position, difference
-from ._streams import generator_from_state, generator_state, pass_entropy, pass_stream, request_stream, take_pass_seed
+from ._state import Inner, PassOpenError, SamplerPass, SamplerPosition, difference
+from ._streams import (
+    Draw,
+    PassStreams,
+    generator_at,
+    generator_from_state,
+    generator_state,
+    pass_entropy,
+    skip_pass_seeds,
+    take_pass_seed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
 
-__all__ = ["Sampler"]
+    from ._state import Leg
 
-_STATE_VERSION = 1
+__all__ = ["Sampler", "move_by_seeds"]
+
+_STATE_VERSION = 2
+
+# Spawn keys of the generators that samplers of others get, beside those of ranks (see `rank_key`).
+_OF_A_PASS, _OF_A_NUMBER = 0, 3
+
+_ranks_were_warned_of = False
+
+
+class _Itself:
+    """``sampler.sampler`` is the sampler: Lightning looks there for ``set_epoch``. A subclass may keep something else there."""
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else instance
 
 
 class Sampler(ABC):
@@ -63,9 +87,17 @@ class Sampler(ABC):
     #: not is refused there, since every worker would yield all of it.
     worker_aware: bool = False
 
+    #: Whether the sampler yields only this rank's part of a pass in a job of several processes. One that does not brings up
+    #: a warning there, since every rank reads all of it; DistributedSampler shares it out.
+    rank_aware: bool = False
+
+    sampler = _Itself()
+
     # Defaults live on the class, so that a subclass need not call super().__init__().
     _mask: slice = slice(0, None)
     _rng: np.random.Generator | None = None
+    # Whether the generator was given, or made by the sampler with a fresh seed.
+    _rng_given: bool = True
 
     @property
     @abstractmethod
@@ -103,8 +135,8 @@ class Sampler(ABC):
             When set to something else than a slice of integers.
         ValueError
             When set to a slice with a step, a negative number, or no rows.
-        RuntimeError
-            When set to other rows while a pass is open: the rest of that pass would not fit.
+        ValueError, RuntimeError
+            One error that is both, when set to other rows while a pass is open: the rest of that pass would not fit.
         """
         return self._mask
 
@@ -123,6 +155,8 @@ class Sampler(ABC):
     @rng.setter
     def rng(self, rng: np.random.Generator | None) -> None:
         self._rng = None if rng is None else as_generator(rng)
+        self._rng_given = True
+        self._inner.origin = None
 
     def sample(self, n_obs: int) -> Iterator[LoadRequest]:
         """Start a pass over data of `n_obs` rows.
@@ -149,31 +183,53 @@ class Sampler(ABC):
         """
         n_obs = as_count("n_obs", n_obs, minimum=0)
         self.validate(n_obs)
-        inner = self._inner
         worker = self._checked_worker()
-        rng = self._required_rng() if self.shuffle else self.rng
-        before = None if rng is None else generator_state(rng)
-        first_request = 0
-        if inner.resume is not None:
-            inner.resume.check_fits(n_obs, worker, config=self._config(), rng=before)
-            first_request = inner.resume.request
-            inner.worker = inner.resume.worker
-        if worker is not None and inner.worker is not None and worker.place == inner.worker.place:
-            worker = inner.worker
-        position = Position(inner.n_passes, first_request, n_obs, before, worker)
-        try:
-            requests = self._sample_from(n_obs, first_request, worker)
-        except BaseException:
-            # As if it had not been tried: the next try draws the same pass.
-            if rng is not None and before is not None:
-                rng.bit_generator.state = generator_from_state(before).bit_generator.state
-            raise
-        inner.resume = None
-        inner.n_passes += 1
-        inner.position = position
-        open_pass = Pass(requests, position)
+        self._warn_of_ranks(worker)
+        inner = self._inner
+        if inner.resume is None:
+            self._go_to(self._next_number(worker))
+        requests, position = self._begin(n_obs, worker)
+        open_pass = SamplerPass(requests, position)
         inner.open_passes.add(open_pass)
         return open_pass
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass the one with number `epoch`, counted from 0.
+
+        Passes that follow each other have the numbers 0, 1, 2, ... anyway, so this changes nothing where it is called before
+        every epoch, as torch and Lightning do. It goes back to the order of an earlier epoch, or on to that of a later one. A
+        pass that was started, but not asked for anything yet, becomes the one with that number.
+
+        Parameters
+        ----------
+        epoch
+            Number of the pass, at least 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When `epoch` is no integer, or negative; also when it is before the pass of a state that was loaded and the generator is of a
+            kind that cannot go back (neither PCG64 nor PCG64DXSM).
+
+        Notes
+        -----
+        A sampler of your own draws as much as it likes in a pass, so nobody can tell where its generator would stand: it gets
+        another one for a pass that is not the next one, derived from its own and `epoch`.
+        """
+        number = as_count("epoch", epoch, minimum=0)
+        inner = self._inner
+        worker = current_worker()
+        position = inner.position
+        for started in list(inner.open_passes):
+            if started.position is position and started.untouched:
+                assert position is not None
+                assert position.n_obs is not None
+                if position.number != number:
+                    self._go_to(number)
+                    started.exchange(*self._begin(position.n_obs, worker))
+                return
+        self._go_to(number)
+        self._note_number(worker, number)
 
     def state_dict(self) -> dict[str, Any]:
         """Describe where the last pass stands.
@@ -183,14 +239,16 @@ class Sampler(ABC):
         dict
             Plain data that survives JSON: the number of the pass, how many load requests it has handed out, the generator's
             state at its start, and the arguments of the sampler. When the last pass is finished (its iterator has raised
-            StopIteration) the state describes the start of the next one.
+            StopIteration) the state describes the start of the next one; in a DataLoader worker, its end: the worker has
+            nothing more to do in a pass that others may go on with.
         """
         inner = self._inner
         position = inner.position
-        if position is None or position.finished:
+        if position is None or (position.finished and position.worker is None):
             rng = self._required_rng() if self.shuffle else self.rng
-            position = inner.resume or Position(inner.n_passes, rng=None if rng is None else generator_state(rng))
-        return {"version": _STATE_VERSION, "sampler": self._config(), **position.as_dict()}
+            state = None if rng is None else generator_state(rng)
+            position = inner.resume or SamplerPosition(inner.n_passes, rng=state, world_size=self._n_ranks)
+        return self._state_at(position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken: the next :meth:`sample` continues that pass, bit for bit.
@@ -202,19 +260,27 @@ class Sampler(ABC):
         TypeError
             When the state is not a dict.
         ValueError
-            When the state has another version, belongs to a sampler with other arguments or other classes, or is damaged.
+            When the state was made by another version, belongs to a sampler with other arguments or other classes, or is
+            damaged.
         """
         if not isinstance(state, dict):
             msg = f"state must be a dict made by state_dict, got {type(state).__name__}"
             raise TypeError(msg)
-        if state.get("version") != _STATE_VERSION:
-            msg = f"state must have version {_STATE_VERSION}, got {state.get('version')!r}"
+        version = state.get("version")
+        if version == 1:
+            msg = (
+                f"state must have version {_STATE_VERSION}, got 1: it was made by annbatch 0.4, whose order of rows this version "
+                "does not draw any more; finish the pass with annbatch 0.4, or start it anew"
+            )
+            raise ValueError(msg)
+        if version != _STATE_VERSION:
+            msg = f"state must have version {_STATE_VERSION}, got {version!r}"
             raise ValueError(msg)
         ours, theirs = self._config(), state.get("sampler")
         if theirs != ours:
             msg = f"state belongs to another sampler: {difference(ours, theirs)}"
             raise ValueError(msg)
-        position = Position.from_dict(state)
+        position = self._adopted(SamplerPosition.from_dict(state))
         position.config = ours
         if position.rng is not None:
             self._restore_rng(generator_from_state(position.rng))
@@ -225,11 +291,15 @@ class Sampler(ABC):
         inner.n_passes = position.number
         inner.position = None
         inner.resume = position
+        inner.origin = None if position.rng is None else (position.number, position.rng)
+        self._note_number(current_worker(), position.number)
 
     # -- hooks for the samplers of this package -----------------------------------------------------------------------
 
-    def _sample_from(self, n_obs: int, first_request: int, worker: Worker | None) -> Iterator[LoadRequest]:
-        """Start a pass at load request `first_request` (of this `worker`, when there is one).
+    def _sample_from(
+        self, n_obs: int, first_request: int, worker: Worker | None, legs: tuple[Leg, ...]
+    ) -> Iterator[LoadRequest]:
+        """Start a pass at load request `first_request` (of this `worker`, when there is one), behind its `legs`.
 
         This default makes all requests and drops the first ones. Samplers of this package seek instead.
         """
@@ -240,35 +310,112 @@ class Sampler(ABC):
             if worker is not None or self._inner.rank_key:
                 # Every epoch's workers begin with the same copy of the sampler, and every rank may have been given the same
                 # seed: what `_sample` draws must differ all the same.
-                self._restore_rng(np.random.Generator(pass_stream(entropy, self._inner.rank_key)))
-        return self._with_splits(self._sample(n_obs), n_obs, first_request, entropy)
+                self._restore_rng(generator_at(entropy, (*self._inner.rank_key, _OF_A_PASS)))
+        streams = PassStreams(entropy, self._inner.rank_key)
+        return self._with_splits(self._sample(n_obs), n_obs, first_request, streams)
+
+    def _move_rng(self, number: int) -> None:
+        """Bring the generator to where pass `number` begins; samplers of this package know where that is."""
+        _, state = self._inner.origin or (0, generator_state(self._required_rng()))
+        entropy = generator_from_state(state).integers(2**64, dtype=np.uint64, size=2)
+        self._restore_rng(generator_at(tuple(entropy.tolist()), (*self._inner.rank_key, _OF_A_NUMBER, number)))
+
+    def _next_number(self, worker: Worker | None) -> int:
+        """Return the number of the pass that comes next."""
+        return self._inner.n_passes
+
+    def _note_number(self, worker: Worker | None, number: int) -> None:  # noqa: B027 (most have nobody to tell)
+        """Tell other processes, if they share passes, which pass comes next."""
+
+    @property
+    def _n_ranks(self) -> int:
+        """Ranks that share a pass."""
+        return 1
+
+    def _adopted(self, position: SamplerPosition) -> SamplerPosition:
+        """Translate a position that another number of ranks was at; ValueError where that cannot be."""
+        if position.world_size != self._n_ranks or position.legs:
+            msg = f"state must belong to {self._n_ranks} ranks, got {position.world_size}"
+            raise ValueError(msg)
+        return position
+
+    def _batches_to_skip(self, n_done: int) -> int:
+        """Take note that `n_done` batches of the load request that comes next are done; return how many of them it will have.
+
+        Called after a state was loaded, by who hands out batches.
+        """
+        return n_done
+
+    def _begin(self, n_obs: int, worker: Worker | None) -> tuple[Iterator[LoadRequest], SamplerPosition]:
+        """Start the next pass, or continue the one whose state was loaded."""
+        inner = self._inner
+        rng = self._required_rng() if self.shuffle else self.rng
+        before = None if rng is None else generator_state(rng)
+        first_request = 0
+        legs: tuple[Leg, ...] = ()
+        if inner.resume is not None:
+            inner.resume.check_fits(n_obs, worker, config=self._config(), rng=before)
+            first_request, legs = inner.resume.request, inner.resume.legs
+            inner.worker = inner.resume.worker
+        if worker is not None and inner.worker is not None and worker.place == inner.worker.place:
+            worker = inner.worker
+        number = inner.n_passes
+        position = SamplerPosition(number, first_request, n_obs, before, worker, self._n_ranks, legs)
+        try:
+            requests = self._sample_from(n_obs, first_request, worker, legs)
+        except BaseException:
+            # As if it had not been tried: the next try draws the same pass.
+            if rng is not None and before is not None:
+                rng.bit_generator.state = generator_from_state(before).bit_generator.state
+            raise
+        if inner.origin is None and before is not None:
+            inner.origin = number, before
+        inner.resume = None
+        inner.n_passes = number + 1
+        inner.position = position
+        self._note_number(worker, number + 1)
+        return requests, position
+
+    def _go_to(self, number: int) -> None:
+        """Make pass `number` the next one. A position that was loaded and belongs to that pass is kept."""
+        inner = self._inner
+        if number == inner.n_passes:
+            return
+        if self.shuffle or self.rng is not None:
+            if inner.origin is None:
+                inner.origin = inner.n_passes, generator_state(self._required_rng())
+            self._move_rng(number)
+        inner.n_passes = number
+        inner.position = inner.resume = None
+
+    def _state_at(self, position: SamplerPosition) -> dict[str, Any]:
+        """Describe a position in a pass of this sampler; see :meth:`state_dict`."""
+        return {"version": _STATE_VERSION, "sampler": self._config(), **position.as_dict()}
 
     def _with_splits(
-        self, requests: Iterator[LoadRequest], n_obs: int, first_request: int, entropy: tuple[int, ...]
+        self, requests: Iterator[LoadRequest], n_obs: int, first_request: int, streams: PassStreams
     ) -> Iterator[LoadRequest]:
         try:
             for number, request in enumerate(requests):
                 if number < first_request:
                     continue
                 if request.get("splits") is None:
-                    request = {**request, "splits": self._default_splits(request, n_obs, entropy, number)}
+                    request = {**request, "splits": self._default_splits(request, n_obs, streams, number)}
                 yield request
         finally:
             # A generator would be closed by the garbage collector too, but not at once on every Python.
             if hasattr(requests, "close"):
                 requests.close()
 
-    def _default_splits(
-        self, request: LoadRequest, n_obs: int, entropy: tuple[int, ...], number: int
-    ) -> list[np.ndarray]:
-        if self.batch_size is None:
-            msg = "batch_size must not be None when load requests carry no splits"
+    def _default_splits(self, request: LoadRequest, n_obs: int, streams: PassStreams, number: int) -> list[np.ndarray]:
+        batch_size = self.batch_size
+        if batch_size is None or self.shuffle is None:
+            name = "batch_size" if batch_size is None else "shuffle"
+            msg = f"{name} must not be None when load requests carry no splits"
             raise ValueError(msg)
         n_rows = len(requested_rows(request["requests"], n_obs))
-        positions = np.arange(n_rows)
-        if self.shuffle and n_rows:
-            shuffle_segments(request_stream(entropy, self._inner.rank_key, number), n_rows, positions)
-        return [positions[first : first + self.batch_size] for first in range(0, n_rows, self.batch_size)]
+        positions = streams.shuffled(Draw.POSITIONS, number, n_rows, n_rows) if self.shuffle else np.arange(n_rows)
+        return [positions[first : first + batch_size] for first in range(0, n_rows, batch_size)]
 
     def _config(self) -> dict[str, Any]:
         """Arguments that a state must agree with, as plain data."""
@@ -290,11 +437,31 @@ class Sampler(ABC):
             inner.own_rng = np.random.default_rng(None if worker is None else worker.epoch_seed)
         return inner.own_rng
 
+    def _unstarted_copy(self, number: int) -> Self:
+        """Return a sampler with the same arguments that has begun no pass, visits all rows, and draws from a stream of its own.
+
+        Parameters
+        ----------
+        number
+            Of the copy: copies with different numbers draw from different streams. The generator of this sampler is not moved.
+        """
+        copied = copy.copy(self) if getattr(self, "can_seek", False) else copy.deepcopy(self)
+        object.__setattr__(copied, "_annbatch_inner", Inner(rank_key=self._inner.rank_key))
+        if copied.mask != slice(0, None):
+            copied.mask = slice(0, None)
+        if self.rng is not None:
+            entropy = copy.deepcopy(self.rng).integers(0, 2**32, size=8).tolist()
+            copied._restore_rng(np.random.default_rng([number, *entropy]))
+        return copied
+
     def _restore_rng(self, rng: np.random.Generator) -> None:
+        """Exchange the generator for one that stands elsewhere in the same stream of passes."""
+        origin = self._inner.origin
         if self.rng is None:
             self._inner.own_rng = rng
         else:
             self.rng = rng
+        self._inner.origin = origin
 
     def _checked_worker(self) -> Worker | None:
         worker = current_worker()
@@ -310,7 +477,23 @@ class Sampler(ABC):
     def _refuse_while_open(self, new: slice) -> None:
         if any(not open_pass.closed for open_pass in self._inner.open_passes):
             msg = f"mask must not change while a pass is open: it is {self.mask}, got {new}; finish or close the pass first"
-            raise RuntimeError(msg)
+            raise PassOpenError(msg)
+
+    def _warn_of_ranks(self, worker: Worker | None) -> None:
+        """Warn, once, when every rank of a job reads all of a pass."""
+        global _ranks_were_warned_of
+        dist = sys.modules.get("torch.distributed")
+        if _ranks_were_warned_of or self.rank_aware or self._inner.rank_key or (worker is not None and worker.id):
+            return
+        if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        _ranks_were_warned_of = True
+        warnings.warn(
+            f"each of the {dist.get_world_size()} ranks of this job reads all rows that {type(self).__name__} asks for; to share "
+            'them out, wrap it: DistributedSampler(sampler, dist_info="torch")',
+            UserWarning,
+            stacklevel=levels_to_user(),
+        )
 
     @property
     def _inner(self) -> Inner:
@@ -323,3 +506,19 @@ class Sampler(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_annbatch_inner": copy.copy(self._inner)}
+
+
+def move_by_seeds(sampler: Sampler, number: int) -> None:
+    """Bring the generator to where pass `number` begins, for samplers that take one seed a pass and nothing more."""
+    if not sampler.shuffle:
+        return
+    inner = sampler._inner
+    if skip_pass_seeds(sampler._required_rng(), number - inner.n_passes):
+        return
+    first, state = inner.origin or (inner.n_passes, None)
+    if state is None or number < first:
+        msg = f"epoch must be >= {first}, got {number}: before that is nothing known of the generator, which cannot go back"
+        raise ValueError(msg)
+    rng = generator_from_state(state)
+    skip_pass_seeds(rng, number - first)
+    sampler._restore_rng(rng)

@@ -1,14 +1,29 @@
-"""The run table: what can be drawn of each class inside a window of rows."""
+"""What can be drawn of each class inside a window of rows: a table of runs, or, for scattered classes, an index of rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch._rle import find_runs, group_runs
+from annbatch._rle import count_codes, count_runs, draw_index_rows, draw_run_chunks, find_runs, group_runs, index_rows
 
-__all__ = ["RunTable", "Runs"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["RowIndex", "RowWindow", "RunTable", "Runs", "rows_are_scattered"]
+
+
+def rows_are_scattered(codes: np.ndarray, start: int, stop: int) -> bool:
+    """Whether runs are so short that an index of rows (4 bytes a row) is smaller than a table of runs (16 bytes a run)."""
+    return bool(4 * count_runs(codes, start, stop) > stop - start)
+
+
+def _refuse_codes(code: int, n_classes: int, start: int, stop: int) -> None:
+    what = "NA" if code == -1 else f"code {code}"
+    msg = f"classes must not be NA and have codes in [0, {n_classes}), got {what} in rows [{start}, {stop})"
+    raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +112,7 @@ class RunTable:
         # Looked at on every build, since the kernel below indexes with the codes.
         lowest, highest = int(runs.code.min()), int(runs.code.max())
         if lowest < 0 or highest >= n_classes:
-            what = "NA" if lowest == -1 else f"code {lowest if lowest < 0 else highest}"
-            msg = f"classes must not be NA and have codes in [0, {n_classes}), got {what} in rows [{runs.start}, {runs.stop})"
-            raise ValueError(msg)
+            _refuse_codes(lowest if lowest < 0 else highest, n_classes, runs.start, runs.stop)
         table = cls(
             class_offset=np.empty(n_classes + 1, dtype=np.int64),
             run_start=np.empty(len(runs.first_row), dtype=np.int64),
@@ -119,3 +132,95 @@ class RunTable:
             table.class_short_runs,
         )
         return table
+
+    def draw(
+        self, key: np.ndarray, number: int, kind: int, groups: np.ndarray, group_chunks: int, starts: np.ndarray
+    ) -> None:
+        """Draw the first rows of chunks, `group_chunks` for each of the classes in `groups`."""
+        draw_run_chunks(
+            key,
+            number,
+            kind,
+            groups,
+            group_chunks,
+            self.class_offset,
+            self.run_start,
+            self.cumulative_starts,
+            starts,
+        )
+
+    @property
+    def class_starts(self) -> np.ndarray:
+        """Chunk starts of every class (int64)."""
+        return np.diff(self.cumulative_starts[self.class_offset])
+
+
+@dataclass(frozen=True, slots=True)
+class RowIndex:
+    """The rows ``start <= row < stop``, sorted by class; for chunks of a single row.
+
+    Attributes
+    ----------
+    class_offset
+        int64, one entry more than classes.
+    rows
+        uint32 or uint64, ascending within a class; those of class `c` are ``class_offset[c]:class_offset[c + 1]``.
+    """
+
+    start: int
+    stop: int
+    class_offset: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def build(cls, codes: np.ndarray, start: int, stop: int, *, n_classes: int) -> RowIndex:
+        """Sort the rows of ``codes[start:stop]``: two passes over the codes, no memory but the result's.
+
+        Raises
+        ------
+        ValueError
+            When a code is not in ``[0, n_classes)``.
+        """
+        counts = np.empty(n_classes, dtype=np.int64)
+        wrong = count_codes(codes, start, stop, counts)
+        if wrong:
+            _refuse_codes(wrong, n_classes, start, stop)
+        class_offset = np.append(0, np.cumsum(counts))
+        rows: npt.NDArray[Any] = np.empty(stop - start, dtype=np.uint32 if stop <= 2**32 else np.uint64)
+        index_rows(codes, start, stop, class_offset, counts, rows)
+        return cls(start, stop, class_offset, rows)
+
+    def within(self, start: int, stop: int) -> RowWindow | None:
+        """Cut to fewer rows, which share this index's memory; None when it does not cover them. O(classes log rows)."""
+        if start < self.start or stop > self.stop:
+            return None
+        pieces = [self.rows[a:b] for a, b in zip(self.class_offset[:-1], self.class_offset[1:], strict=True)]
+        first = [int(np.searchsorted(piece, start)) for piece in pieces]
+        last = [int(np.searchsorted(piece, stop)) for piece in pieces]
+        n_rows = np.array(last, dtype=np.int64) - np.array(first, dtype=np.int64)
+        return RowWindow(self.rows, self.class_offset[:-1] + np.array(first, dtype=np.int64), n_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class RowWindow:
+    """A part of a row index: the rows of class `c` are ``rows[first[c]:first[c] + class_rows[c]]``."""
+
+    rows: np.ndarray
+    first: np.ndarray
+    class_rows: np.ndarray
+
+    @property
+    def class_starts(self) -> np.ndarray:
+        """Chunk starts of every class (int64): its rows."""
+        return self.class_rows
+
+    @property
+    def class_short_runs(self) -> np.ndarray:
+        """Runs that are shorter than a chunk (int64): none, chunks being single rows."""
+        return np.zeros_like(self.class_rows)
+
+    def draw(
+        self, key: np.ndarray, number: int, kind: int, groups: np.ndarray, group_chunks: int, starts: np.ndarray
+    ) -> None:
+        """Draw rows, `group_chunks` for each of the classes in `groups`."""
+        draw_index_rows(key, number, kind, groups, group_chunks, self.first, self.class_rows, self.rows, starts)

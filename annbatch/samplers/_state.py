@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
     from annbatch.types import LoadRequest
 
-__all__ = ["Inner", "Pass", "Position", "difference"]
+__all__ = ["Inner", "Leg", "PassNumbers", "PassOpenError", "SamplerPass", "SamplerPosition", "difference"]
+
+# A part of a pass that was done by another number of ranks: (ranks, load requests that each of them did, batches that each of
+# them did of the next one).
+Leg = tuple[int, int, int]
+
+
+class PassOpenError(ValueError, RuntimeError):
+    """What was asked for does not go while a pass is open."""
 
 
 @dataclasses.dataclass(slots=True)
-class Position:
+class SamplerPosition:
     """Where a pass stands.
 
     Attributes
@@ -28,17 +36,23 @@ class Position:
     number
         Passes started before this one.
     request
-        Load requests handed out (by this worker).
+        Load requests handed out (by this rank and worker).
     n_obs
         Rows of the data, or None before a pass was started.
     rng
         State of the generator before the pass took its seed; None when the sampler has none.
     worker
         The DataLoader worker that the pass runs in.
+    world_size
+        Ranks that share the pass.
+    legs
+        What other numbers of ranks did of the pass before that.
     finished
         Whether the last request was asked for and there was none.
     config
         Arguments of the sampler when the state was loaded.
+    continued
+        Whether another number of ranks had come here: what they did of the next load request is still to be said.
     """
 
     number: int
@@ -46,28 +60,48 @@ class Position:
     n_obs: int | None = None
     rng: dict[str, Any] | None = None
     worker: Worker | None = None
+    world_size: int = 1
+    legs: tuple[Leg, ...] = ()
     finished: bool = False
     config: dict[str, Any] | None = None
+    continued: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data that survives JSON."""
         worker = None if self.worker is None else dataclasses.asdict(self.worker)
-        return {"pass": self.number, "request": self.request, "n_obs": self.n_obs, "rng": self.rng, "worker": worker}
+        return {
+            "pass": self.number,
+            "request": self.request,
+            "n_obs": self.n_obs,
+            "rng": self.rng,
+            "worker": worker,
+            "world_size": self.world_size,
+            "legs": [list(leg) for leg in self.legs],
+        }
 
     @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> Position:
+    def from_dict(cls, state: dict[str, Any]) -> SamplerPosition:
         """Read what :meth:`as_dict` made; ValueError when it was damaged."""
         try:
             worker = None if state["worker"] is None else Worker(**state["worker"])
             number, request = (as_count(key, state[key], minimum=0) for key in ("pass", "request"))
             n_obs = None if state["n_obs"] is None else as_count("n_obs", state["n_obs"], minimum=0)
+            world_size = as_count("world_size", state["world_size"])
+            legs = tuple(
+                (
+                    as_count("ranks", ranks),
+                    as_count("requests", requests, minimum=0),
+                    as_count("batches", batches, minimum=0),
+                )
+                for ranks, requests, batches in state["legs"]
+            )
         except (KeyError, TypeError, ValueError) as error:
             msg = f"state must be a dict made by state_dict, but {type(error).__name__}: {error}"
             raise ValueError(msg) from error
         if state.get("rng") is not None and not isinstance(state["rng"], dict):
             msg = f"state must be a dict made by state_dict, got rng={state['rng']!r}"
             raise ValueError(msg)
-        return cls(number, request, n_obs, state.get("rng"), worker)
+        return cls(number, request, n_obs, state.get("rng"), worker, world_size, legs)
 
     def check_fits(
         self, n_obs: int, worker: Worker | None, *, config: dict[str, Any], rng: dict[str, Any] | None
@@ -99,7 +133,7 @@ class Inner:
     Attributes
     ----------
     n_passes
-        Passes started.
+        Number of the next pass: passes started, or what was set by a state or ``set_epoch``.
     position
         Of the pass started last.
     resume
@@ -110,17 +144,20 @@ class Inner:
         Keeps the streams of ranks apart that were given the same seed; set by DistributedSampler.
     worker
         The worker whose state was loaded in this process: its later passes follow the original's too.
+    origin
+        (number of a pass, state of the generator before it): where going back begins.
     open_passes
         Passes that were handed out and are still held by somebody.
     """
 
     n_passes: int = 0
-    position: Position | None = None
-    resume: Position | None = None
+    position: SamplerPosition | None = None
+    resume: SamplerPosition | None = None
     own_rng: np.random.Generator | None = None
     rank_key: tuple[int, ...] = ()
     worker: Worker | None = None
-    open_passes: weakref.WeakSet[Pass] = dataclasses.field(default_factory=weakref.WeakSet)
+    origin: tuple[int, dict[str, Any]] | None = None
+    open_passes: weakref.WeakSet[SamplerPass] = dataclasses.field(default_factory=weakref.WeakSet)
 
     def __copy__(self) -> Inner:
         # A copy has no open pass, and its position must not move with the original's.
@@ -128,21 +165,48 @@ class Inner:
         return dataclasses.replace(self, position=position, open_passes=weakref.WeakSet())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _inner, (self.n_passes, self.position, self.resume, self.own_rng, self.rank_key, self.worker)
+        return _inner, (
+            self.n_passes,
+            self.position,
+            self.resume,
+            self.own_rng,
+            self.rank_key,
+            self.worker,
+            self.origin,
+        )
 
 
 def _inner(*values: Any) -> Inner:
     return Inner(*values)
 
 
-class Pass(Iterator["LoadRequest"]):
+class SamplerPass(Iterator["LoadRequest"]):
     """The requests of one pass; counts what was handed out."""
 
-    def __init__(self, requests: Iterator[LoadRequest], position: Position) -> None:
+    def __init__(self, requests: Iterator[LoadRequest], position: SamplerPosition) -> None:
         self._requests = requests
         self._position = position
+        self._first_request = position.request
         self._lock = threading.Lock()
         self.closed = False
+        #: Whether the pass was exchanged for another one before its first request, by ``set_epoch``.
+        self.exchanged = False
+
+    @property
+    def position(self) -> SamplerPosition:
+        """Where the pass stands."""
+        return self._position
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was asked for yet."""
+        return not self.closed and self._position.request == self._first_request
+
+    def exchange(self, requests: Iterator[LoadRequest], position: SamplerPosition) -> None:
+        """Yield other requests instead; only for a pass that is untouched."""
+        with self._lock:
+            self._requests, self._position, self._first_request = requests, position, position.request
+            self.exchanged = True
 
     def __next__(self) -> LoadRequest:
         with self._lock:
@@ -165,6 +229,53 @@ class Pass(Iterator["LoadRequest"]):
             self.closed = True
             if hasattr(self._requests, "close"):
                 self._requests.close()
+
+
+class PassNumbers:
+    """The number of the next pass, of this process and of each DataLoader worker that it starts, in memory that they share.
+
+    Workers are started afresh every epoch with the same copy of a sampler, and torch's seed of an epoch differs between ranks. So
+    this is how the workers of all ranks know which pass they share, without a word between the ranks.
+    """
+
+    _N_WORKERS = 1024
+
+    def __init__(self, numbers: Any = None) -> None:
+        if numbers is None:
+            import multiprocessing.sharedctypes
+
+            numbers = multiprocessing.sharedctypes.RawArray("q", 1 + self._N_WORKERS)
+        self._numbers = numbers
+
+    def next(self, worker: Worker | None) -> int:
+        """Return the number of the next pass."""
+        if worker is None:
+            return int(max(self._numbers))
+        return int(self._numbers[self._place(worker)])
+
+    def set(self, worker: Worker | None, number: int) -> None:
+        """Say which pass comes next: a worker for itself, its parent for all."""
+        if worker is None:
+            self._numbers[:] = [number] * len(self._numbers)
+        else:
+            self._numbers[self._place(worker)] = number
+
+    def _place(self, worker: Worker) -> int:
+        return 1 + worker.id % self._N_WORKERS
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import multiprocessing.context
+
+        if multiprocessing.context.get_spawning_popen() is not None:
+            # On its way into a worker, which shares the memory. Every other copy has its own.
+            return PassNumbers, (self._numbers,)
+        return _pass_numbers, (list(self._numbers),)
+
+
+def _pass_numbers(values: list[int]) -> PassNumbers:
+    numbers = PassNumbers()
+    numbers._numbers[:] = values
+    return numbers
 
 
 def difference(ours: dict[str, Any], theirs: Any) -> str:

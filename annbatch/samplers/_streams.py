@@ -1,27 +1,95 @@
 """Where random numbers come from.
 
-A pass takes one seed from the sampler's generator. Load request `k` of that pass draws from a stream of its own, derived
-from (pass seed, `k`), so it can be made without making the requests before it, by any worker, in any order.
+A pass takes one seed from the sampler's generator. Everything random in that pass is a stream that is named by (pass seed,
+kind of draw, number of the load request), so load request `k` can be made without making the requests before it, by any
+rank or worker, in any order.
 """
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch._rle import draw_integers, shuffle_segments
+
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from annbatch._shared.workers import Worker
 
 __all__ = [
+    "Draw",
+    "PassStreams",
+    "generator_at",
     "generator_from_state",
     "generator_state",
     "pass_entropy",
-    "pass_stream",
     "rank_key",
-    "request_stream",
+    "skip_pass_seeds",
     "take_pass_seed",
 ]
+
+
+class Draw(enum.IntEnum):
+    """What a stream is used for: streams of different kinds share no number."""
+
+    ORDER = 0
+    CLASSES = 1
+    CHUNKS = 2
+    POSITIONS = 3
+    CONTROL_CHUNKS = 4
+    CONTROL_POSITIONS = 5
+    LEFT_OUT = 6
+
+
+# More than there are kinds of draws: how far the kinds of two legs of a pass lie apart.
+_LEG = 16
+
+
+class PassStreams:
+    """The random streams of one pass.
+
+    Parameters
+    ----------
+    entropy
+        What :func:`pass_entropy` returns.
+    rank_key
+        Keeps the streams of ranks apart that have the same seed; empty where ranks share a pass.
+    leg
+        How often the pass was continued with another number of ranks: its requests are numbered anew then.
+    """
+
+    def __init__(self, entropy: tuple[int, ...], rank_key: tuple[int, ...], leg: int = 0) -> None:
+        self._entropy = entropy
+        self._rank_key = rank_key
+        # The order of chunks is that of the whole pass.
+        self._kinds = [draw + (_LEG * leg if draw is not Draw.ORDER else 0) for draw in Draw]
+        # Spawn keys keep passes and ranks apart: adding numbers to a seed would let (seed 1, rank 2) meet (seed 2, rank 1).
+        self.key = (
+            np.random.SeedSequence(entropy, spawn_key=(*rank_key, 1)).generate_state(2, np.uint64).view(np.uint64)
+        )
+
+    def kind(self, draw: Draw) -> int:
+        """Number of a kind of draw, for the kernels."""
+        return self._kinds[draw]
+
+    def keys(self, n: int) -> np.ndarray:
+        """Keys (uint64) of what concerns the pass as a whole, in every leg of it."""
+        return np.random.SeedSequence(self._entropy, spawn_key=(*self._rank_key, 0)).generate_state(n, np.uint64)
+
+    def integers(self, draw: Draw, number: int, below: int, size: int) -> np.ndarray:
+        """Draw `size` uniform integers (int64) in [0, below)."""
+        out = np.empty(size, dtype=np.int64)
+        draw_integers(self.key, number, self.kind(draw), below, out)
+        return out
+
+    def shuffled(self, draw: Draw, number: int, n: int, segment: int) -> np.ndarray:
+        """Numbers below `n` (int32 where they fit), every `segment` neighbours shuffled among themselves."""
+        out: npt.NDArray[Any] = np.empty(n, dtype=np.int32 if n < 2**31 else np.int64)
+        shuffle_segments(self.key, number, self.kind(draw), segment, out)
+        return out
 
 
 def take_pass_seed(rng: np.random.Generator) -> int:
@@ -29,23 +97,26 @@ def take_pass_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**64, dtype=np.uint64))
 
 
+def skip_pass_seeds(rng: np.random.Generator, n: int) -> bool:
+    """Move `rng` by `n` seeds, back when negative; False where its kind cannot go back."""
+    if n and isinstance(rng.bit_generator, (np.random.PCG64, np.random.PCG64DXSM)):
+        rng.bit_generator.advance(n)
+    elif n < 0:
+        return False
+    else:
+        for first in range(0, n, 65_536):
+            rng.integers(2**64, dtype=np.uint64, size=min(n - first, 65_536))
+    return True
+
+
 def pass_entropy(seed: int, worker: Worker | None) -> tuple[int, ...]:
     """Entropy of a pass: its seed, and in DataLoader workers also the seed of the epoch, which they share."""
     return (seed,) if worker is None else (seed, worker.epoch_seed)
 
 
-def pass_stream(entropy: tuple[int, ...], rank_key: tuple[int, ...]) -> np.random.PCG64:
-    """Bit generator of what concerns a pass as a whole."""
-    return np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=(*rank_key, 0)))
-
-
-def request_stream(entropy: tuple[int, ...], rank_key: tuple[int, ...], number: int) -> np.random.PCG64:
-    """Bit generator of load request `number` of a pass.
-
-    Streams of other passes, ranks and requests are independent. Spawn keys see to that: adding numbers to a seed would let
-    (seed 1, request 2) meet (seed 2, request 1).
-    """
-    return np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=(*rank_key, 1, number)))
+def generator_at(entropy: tuple[int, ...], key: tuple[int, ...]) -> np.random.Generator:
+    """Make a generator for a sampler that is not ours, whose draws cannot be numbered."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=key)))
 
 
 def rank_key(rank: int) -> tuple[int, ...]:

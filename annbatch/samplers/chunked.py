@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch._rle import draw_chunks, shuffle_segments
 from annbatch._shared.args import as_bool, as_count, as_generator, as_range, resolve_range
 
-from ._seekable import SeekableSampler, chunk_requests, cut_batches
-from ._streams import pass_stream
+from ._deal import Deal, without
+from ._order import ChunksInOrder, ShuffledChunks
+from ._seekable import PassPart, SeekableSampler, chunk_requests, cut_batches, joined_requests
+from ._streams import Draw, PassStreams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
+
+    from ._deal import Stretch
+    from ._order import ChunkOrder
 
 __all__ = ["RandomSampler", "SequentialSampler"]
 
@@ -63,8 +65,77 @@ class _RangeSampler(SeekableSampler):
         start, stop = resolve_range(self._mask, as_count("n_obs", n_obs))
         return stop - start if self._num_samples is None else self._num_samples
 
+    def n_batches(self, n_obs: int) -> int:
+        """Count the batches that one pass yields, over all DataLoader workers together.
+
+        Parameters
+        ----------
+        n_obs
+            Number of rows of the data.
+        """
+        # Where rows are left out does not matter here.
+        n_rows = self._deal(n_obs, PassPart((), 0, None), left_out_at=lambda _: 0).n_rows(self._share.rank)
+        return -(-n_rows // self._batch_size)
+
+    def _deal(self, n_obs: int, part: PassPart, left_out_at: Callable[[int], int] | None = None) -> Deal:
+        """Say what this rank does of a pass."""
+        share = self._share
+        stretches: Sequence[Stretch] | np.ndarray = [(0, self._n_rows(n_obs))]
+        for number, (world_size, n_requests, n_batches) in enumerate([*part.legs, (share.world_size, 0, 0)]):
+
+            def drawn(n: int, number: int = number) -> int:
+                if not self.shuffle:
+                    # In order, rows are left out at the end; ranks, which must leave some out, take turns with the other end.
+                    return n - 1 if share.number % 2 == 0 else 0
+                streams = PassStreams(part.entropy, self._inner.rank_key, number)
+                return int(streams.integers(Draw.LEFT_OUT, 0, n, 1)[0])
+
+            deal = Deal.of(
+                stretches,
+                request_rows=self._request_rows,
+                batch_size=self._batch_size,
+                world_size=world_size,
+                drop_last=self._drop_last,
+                equal_batches=share.equal_batches,
+                n_rows_each=share.n_rows,
+                left_out_at=left_out_at or drawn,
+            )
+            if number < len(part.legs):
+                stretches = deal.rest(n_requests * self._request_rows)
+                if n_batches:
+                    stretches = without(stretches, self._places_done(deal, part, number))
+        return deal
+
+    def _places_done(self, deal: Deal, part: PassPart, leg: int) -> np.ndarray:
+        """Places that the first batches of the ranks' load requests took, in the middle of which a leg ended."""
+        _, n_requests, n_batches = part.legs[leg]
+        streams = PassStreams(part.entropy, self._inner.rank_key, leg)
+        done = [np.empty(0, dtype=np.int64)]
+        for rank in range(deal.world_size):
+            n_rows = deal.n_rows(rank)
+            first = n_requests * self._request_rows
+            last = min(first + self._request_rows, n_rows)
+            if first < last:
+                places = np.concatenate([np.arange(*stretch) for stretch in deal.places(rank, first, last)])
+                positions = self._positions(streams, n_requests * deal.world_size + rank, len(places))
+                done.append(places[positions[: n_batches * self._batch_size]])
+        return np.concatenate(done)
+
+    def _positions(self, streams: PassStreams, number: int, n_rows: int) -> np.ndarray:
+        """Rows of load request `number`, in the order in which its batches take them."""
+        return streams.shuffled(Draw.POSITIONS, number, n_rows, n_rows) if self.shuffle else np.arange(n_rows)
+
+    def _rows_at(self, places: Sequence[Stretch], start: int, order: ChunkOrder) -> list[slice] | np.ndarray:
+        """Turn places of a pass over the range that begins at row `start` into requests."""
+        size = self._chunk_size
+        parts = []
+        for first, last in places:
+            starts = start + order.between(first // size, -(-last // size)) * size
+            parts.append(chunk_requests(starts, size, last - first, skip=first % size))
+        return joined_requests(parts)
+
     def _config(self) -> dict[str, Any]:
-        return {**super()._config(), "num_samples": self._num_samples}
+        return {**super()._config(), "request_rows": self._request_rows, "num_samples": self._num_samples}
 
 
 class SequentialSampler(_RangeSampler):
@@ -114,45 +185,42 @@ class SequentialSampler(_RangeSampler):
         """False."""
         return False
 
-    def _requests(
-        self, n_obs: int, entropy: tuple[int, ...], first_request: int, worker: Worker | None
-    ) -> Iterator[LoadRequest]:
-        if worker is None or worker.count == 1:
-            return self._chunks_in_order(n_obs, first_request)
-        return self._every_nth_batch(n_obs, first_request, worker)
+    def _requests(self, n_obs: int, part: PassPart) -> Iterator[LoadRequest]:
+        deal = self._deal(n_obs, part)
+        if part.worker is None or part.worker.count == 1:
+            return self._chunks_in_order(n_obs, part, deal)
+        return self._every_nth_batch(n_obs, part, deal)
 
-    def _chunks_in_order(self, n_obs: int, first_request: int) -> Iterator[LoadRequest]:
+    def _chunks_in_order(self, n_obs: int, part: PassPart, deal: Deal) -> Iterator[LoadRequest]:
         start, _ = resolve_range(self._mask, n_obs)
-        stop = start + self._last_row(n_obs)
-        window = self._chunk_size * self._preload_nchunks
-        for first in range(start + first_request * window, stop, window):
-            last = min(first + window, stop)
-            starts = np.arange(first, last, self._chunk_size, dtype=np.int64)
+        rank, rows = self._share.rank, self._request_rows
+        n_rows = deal.n_rows(rank)
+        order = ChunksInOrder()
+        for first in range(part.first_request * rows, n_rows, rows):
+            last = min(first + rows, n_rows)
             yield {
-                "requests": chunk_requests(starts, self._chunk_size, last - first),
+                "requests": self._rows_at(deal.places(rank, first, last), start, order),
                 "splits": cut_batches(np.arange(last - first), self._batch_size, drop_last=False),
             }
 
-    def _every_nth_batch(self, n_obs: int, first_request: int, worker: Worker) -> Iterator[LoadRequest]:
+    def _every_nth_batch(self, n_obs: int, part: PassPart, deal: Deal) -> Iterator[LoadRequest]:
         start, _ = resolve_range(self._mask, n_obs)
-        n_rows = self._last_row(n_obs)
-        batches = range(worker.id, -(-n_rows // self._batch_size), worker.count)
-        per_request = self._chunk_size * self._preload_nchunks // self._batch_size
-        for first in range(first_request * per_request, len(batches), per_request):
-            edges = [
-                (batch * self._batch_size, min((batch + 1) * self._batch_size, n_rows))
+        rank = self._share.rank
+        n_rows = deal.n_rows(rank)
+        assert part.worker is not None
+        batches = range(part.worker.id, -(-n_rows // self._batch_size), part.worker.count)
+        per_request = self._request_rows // self._batch_size
+        for first in range(part.first_request * per_request, len(batches), per_request):
+            places = [
+                stretch
                 for batch in batches[first : first + per_request]
+                for stretch in deal.places(rank, batch * self._batch_size, min((batch + 1) * self._batch_size, n_rows))
             ]
-            n_requested = sum(last - first for first, last in edges)
+            n_requested = sum(stop - begin for begin, stop in places)
             yield {
-                "requests": [slice(start + first, start + last) for first, last in edges],
+                "requests": [slice(start + begin, start + stop) for begin, stop in places],
                 "splits": cut_batches(np.arange(n_requested), self._batch_size, drop_last=False),
             }
-
-    def _last_row(self, n_obs: int) -> int:
-        """Rows that are really yielded: what `drop_last` leaves out is at the end, so it need not be read."""
-        n_rows = self._n_rows(n_obs)
-        return n_rows - n_rows % self._batch_size if self._drop_last else n_rows
 
 
 class RandomSampler(_RangeSampler):
@@ -207,8 +275,9 @@ class RandomSampler(_RangeSampler):
 
     Notes
     -----
-    Order of chunks: Fisher-Yates shuffle, run only as far as the pass has come. Under several torch DataLoader workers the
-    load requests of one common pass are dealt out in turn, so that the workers together visit every row once.
+    The order of chunks is computed from the seed of the pass, not drawn up front: nothing is held, and a pass over any number of
+    rows starts, and is resumed, at once. `drop_last` leaves out random rows. Under several torch DataLoader workers the load
+    requests of one common pass are dealt out in turn, so that the workers together visit every row once.
     """
 
     def __init__(
@@ -235,6 +304,7 @@ class RandomSampler(_RangeSampler):
         self._replacement = as_bool("replacement", replacement)
         if self._rng is None:
             self._rng = np.random.default_rng()
+            self._rng_given = False
 
     @property
     def shuffle(self) -> bool:
@@ -267,76 +337,36 @@ class RandomSampler(_RangeSampler):
             )
             raise ValueError(msg)
 
-    def _requests(
-        self, n_obs: int, entropy: tuple[int, ...], first_request: int, worker: Worker | None
-    ) -> Iterator[LoadRequest]:
+    def _requests(self, n_obs: int, part: PassPart) -> Iterator[LoadRequest]:
         start, stop = resolve_range(self._mask, n_obs)
-        n_rows = self._n_rows(n_obs)
-        first, step = (first_request, 1) if worker is None else (worker.id + first_request * worker.count, worker.count)
-        numbers = range(first, -(-n_rows // (self._chunk_size * self._preload_nchunks)), step)
-        # Made here and not in the generator, so that `sample` fails at once when there is no memory for it.
-        permutation = None
+        order = None
+        # Made here and not in the generator, so that `sample` fails at once when there are more chunks than can be.
+        streams = self._streams(part)
         if not self._replacement:
-            stream = pass_stream(entropy, self._inner.rank_key)
-            permutation = _Permutation((stop - start) // self._chunk_size, stream)
-        return self._numbered_requests(numbers, range(start, stop), n_rows, entropy, permutation)
+            order = ShuffledChunks((stop - start) // self._chunk_size, streams)
+        return self._numbered_requests(range(start, stop), part, self._deal(n_obs, part), streams, order)
 
     def _numbered_requests(
-        self, numbers: range, rows: range, n_rows: int, entropy: tuple[int, ...], permutation: _Permutation | None
+        self, rows: range, part: PassPart, deal: Deal, streams: PassStreams, order: ShuffledChunks | None
     ) -> Iterator[LoadRequest]:
-        window = self._chunk_size * self._preload_nchunks
-        for number in numbers:
-            stream = self._stream(entropy, number)
-            n_requested = min(window, n_rows - number * window)
-            if permutation is None:
-                starts = self._starts_anywhere(stream, len(rows), n_requested)
+        rank, window = self._share.rank, self._request_rows
+        n_rows = deal.n_rows(rank)
+        for own_number in part.numbers(-(-n_rows // window)):
+            first, last = own_number * window, min((own_number + 1) * window, n_rows)
+            number = own_number * deal.world_size + rank
+            if order is None:
+                starts = self._starts_anywhere(streams, number, len(rows), last - first)
+                requests = chunk_requests(rows.start + starts, self._chunk_size, last - first)
             else:
-                first_chunk = number * self._preload_nchunks
-                starts = permutation[first_chunk : first_chunk - (-n_requested // self._chunk_size)] * self._chunk_size
-            positions = np.empty(n_requested, dtype=np.int64)
-            shuffle_segments(stream, n_requested, positions)
-            splits = cut_batches(positions, self._batch_size, drop_last=self._drop_last)
-            if splits:
-                requests = chunk_requests(rows.start + starts, self._chunk_size, n_requested)
-                yield {"requests": requests, "splits": splits}
+                requests = self._rows_at(deal.places(rank, first, last), rows.start, order)
+            positions = self._positions(streams, number, last - first)
+            yield {"requests": requests, "splits": cut_batches(positions, self._batch_size, drop_last=False)}
 
-    def _starts_anywhere(self, stream: np.random.PCG64, n_range: int, n_requested: int) -> np.ndarray:
-        rng = np.random.Generator(stream)
+    def _starts_anywhere(self, streams: PassStreams, number: int, n_range: int, n_requested: int) -> np.ndarray:
+        """Rows (int64) at which chunks begin, each with the same chance; the last chunk may be a short one."""
         n_whole, rest = divmod(n_requested, self._chunk_size)
-        starts = rng.integers(n_range - self._chunk_size + 1, size=n_whole) if n_whole else np.empty(0, dtype=np.int64)
-        return np.append(starts, rng.integers(n_range - rest + 1)) if rest else starts
+        starts = streams.integers(Draw.CHUNKS, number, max(n_range - self._chunk_size + 1, 1), n_whole)
+        return np.append(starts, streams.integers(Draw.CLASSES, number, n_range - rest + 1, 1)) if rest else starts
 
     def _config(self) -> dict[str, Any]:
         return {**super()._config(), "replacement": self._replacement}
-
-
-class _Permutation:
-    """A random permutation of `n_chunks` chunks, drawn as far as it is read; after them comes chunk `n_chunks`, the short one."""
-
-    def __init__(self, n_chunks: int, stream: np.random.PCG64) -> None:
-        self._n_chunks = n_chunks
-        self._stream = stream
-        self._n_drawn = 0
-        dtype = np.dtype(np.uint32 if n_chunks < 2**32 else np.uint64)
-        # Anonymous memory reads as zeros, which `draw_chunks` takes for the identity, and is made on first touch, a page at
-        # a time. NumPy would ask for huge pages, of which the first few thousand draws touch every one.
-        try:
-            zeros = mmap.mmap(-1, max(n_chunks, 1) * dtype.itemsize)
-        except (OSError, OverflowError, ValueError) as error:
-            msg = f"a permutation of {n_chunks} chunks takes {n_chunks * dtype.itemsize} bytes; use a larger chunk_size"
-            raise MemoryError(msg) from error
-        self._displaced = np.frombuffer(zeros, dtype=dtype, count=n_chunks)
-
-    def __getitem__(self, chunks: slice) -> np.ndarray:
-        """Numbers (int64) of the chunks at these places, which must not be before those read last."""
-        # Draws that nobody asked for are made too, since every draw depends on those before it: 10 to 20 ns each.
-        while self._n_drawn < min(chunks.start, self._n_chunks):
-            self._draw(min(chunks.start - self._n_drawn, 65_536))
-        return self._draw(chunks.stop - chunks.start)
-
-    def _draw(self, n: int) -> np.ndarray:
-        drawn = np.full(n, self._n_chunks, dtype=np.int64)
-        n_whole = min(n, self._n_chunks - self._n_drawn)
-        draw_chunks(self._stream, self._displaced, self._n_drawn, drawn[:n_whole])
-        self._n_drawn += n_whole
-        return drawn

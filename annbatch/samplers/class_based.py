@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from annbatch._rle import draw_class_chunks, shuffle_segments
+from annbatch._rle import draw_groups
 from annbatch._shared.args import as_count, as_generator, as_range, resolve_range
 
-from ._runs import Runs, RunTable
-from ._seekable import SeekableSampler, chunk_requests, cut_batches
+from ._runs import RowIndex, RowWindow, Runs, RunTable, rows_are_scattered
+from ._seekable import PassPart, SeekableSampler, chunk_requests, cut_batches
+from ._streams import Draw, PassStreams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Self
 
-    from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
 
-__all__ = ["ClassSampler", "WeightedClassSampler"]
+__all__ = ["ClassBasedSampler", "ClassSampler", "WeightedClassSampler", "as_categorical", "shown_labels"]
 
 # How many labels an error message spells out.
 _N_SHOWN = 10
@@ -34,63 +34,56 @@ _KEPT_SHARE = 4
 
 
 class _ClassWindow:
-    """What can be drawn inside one range of rows: the run table, and the classes with their chances."""
+    """What can be drawn inside one range of rows: the runs or rows of each class, and the classes with their chances."""
 
-    def __init__(self, sampler: _ClassBasedSampler, start: int, stop: int) -> None:
-        categories = self._categories = sampler.classes.categories
+    def __init__(self, sampler: ClassBasedSampler, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
-        runs = sampler._runs_within(start, stop)
-        self.table = RunTable.build(runs, n_classes=len(categories), chunk_size=sampler.chunk_size)
+        self.table = sampler._table_within(start, stop)
         present = self.table.class_rows > 0
-        drawable = present & (sampler.class_weights > 0)
+        weights = sampler._code_weights(self.table)
+        drawable = present & (weights > 0)
         if not drawable.any():
             msg = (
                 f"class_weights must be > 0 for at least one class that is present in rows [{start}, {stop}), but the "
-                f"weights of all classes present ({_shown(categories[present])}) are <= 0"
+                f"weights of all classes present ({sampler._shown(present)}) are <= 0"
             )
             raise ValueError(msg)
-        short_runs = np.where(drawable, self.table.class_short_runs, 0)
-        if short_runs.any():
-            msg = (
-                f"every run of a class must hold at least chunk_size={sampler.chunk_size} rows, but {short_runs.sum()} "
-                f"runs in rows [{start}, {stop}) are shorter, of the classes {_shown(categories[short_runs > 0])}; use a "
-                "smaller chunk_size, sort the rows by class (groupby), or exclude these classes with a weight of 0"
-            )
-            raise ValueError(msg)
+        sampler._check_runs(self.table, drawable, start, stop)
         self.drawable = np.flatnonzero(drawable).astype(np.int64, copy=False)
-        weights = sampler.class_weights[self.drawable]
+        weights = weights[self.drawable]
         weights = weights / weights.max()
         self.cumulative_weights = np.cumsum(weights / weights.sum())
         # Rounding must not leave a gap that a uniform number below 1 can fall into.
         self.cumulative_weights[-1] = 1.0
+        self._codes = sampler._codes
+        self._labels = sampler._labels()
 
-    def draw(self, stream: np.random.PCG64, n_chunks: int, group_chunks: int) -> np.ndarray:
-        """First rows (int64) of `n_chunks` chunks, one class per `group_chunks` of them."""
+    def draw(
+        self, streams: PassStreams, number: int, n_chunks: int, group_chunks: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a code for every group of `group_chunks` chunks, and the first rows of `n_chunks` chunks (both int64)."""
+        groups = np.empty(-(-n_chunks // group_chunks), dtype=np.int64)
+        draw_groups(streams.key, number, streams.kind(Draw.CLASSES), self.cumulative_weights, self.drawable, groups)
+        return groups, self.draw_chunks(streams, Draw.CHUNKS, number, groups, group_chunks, n_chunks)
+
+    def draw_chunks(
+        self, streams: PassStreams, draw: Draw, number: int, groups: np.ndarray, group_chunks: int, n_chunks: int
+    ) -> np.ndarray:
+        """Draw the first rows (int64) of chunks, `group_chunks` for each code in `groups`."""
         starts = np.empty(n_chunks, dtype=np.int64)
-        draw_class_chunks(
-            stream,
-            self.cumulative_weights,
-            self.drawable,
-            self.table.class_offset,
-            self.table.run_start,
-            self.table.cumulative_starts,
-            group_chunks,
-            starts,
-        )
+        self.table.draw(streams.key, number, streams.kind(draw), groups, group_chunks, starts)
         return starts
 
     @cached_property
     def digest(self) -> int:
-        """Checksum of labels and runs: tells data apart without looking at every row."""
-        labels = repr(self._categories.tolist()).encode()
-        return zlib.crc32(labels, zlib.crc32(self.table.run_start, zlib.crc32(self.table.class_offset)))
+        """Checksum of labels and codes: tells data apart."""
+        return zlib.crc32(self._codes[self.start : self.stop], zlib.crc32(repr(self._labels).encode()))
 
 
-class _ClassBasedSampler(SeekableSampler):
+class ClassBasedSampler(SeekableSampler):
     """Arguments, mask and requests of the samplers that draw by class."""
 
     shared_out_by: ClassVar[str] = "samples"
-    worker_aware = False
 
     def __init__(
         self,
@@ -106,14 +99,15 @@ class _ClassBasedSampler(SeekableSampler):
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__(chunk_size, preload_nchunks, batch_size, drop_last=drop_last)
-        self._classes = _as_categorical(classes)
-        # The caller's own memory, except when rows lie apart (a slice with a step, a column of a frame's block).
-        self._codes = np.ascontiguousarray(self._classes.codes)
+        self._classes = as_categorical("classes", classes)
+        self._codes = self._row_codes()
         self._class_weights = _as_weights(class_weights, n_classes=len(self._classes.categories))
         self._num_samples: int = as_count("num_samples", num_samples)
         self._rng = np.random.default_rng() if rng is None else as_generator(rng)
+        self._rng_given = rng is not None
         self._mask = as_range(mask)
         self._runs: Runs | None = None
+        self._row_index: RowIndex | None = None
         self._window = _ClassWindow(self, *resolve_range(self._mask, len(self._classes)))
 
     @property
@@ -143,7 +137,7 @@ class _ClassBasedSampler(SeekableSampler):
         Setting it rebuilds the run table over these rows at once, so what is wrong with it shows at the assignment, and the
         sampler is left as it was. The weights are shared out anew, from the original ones, over the classes present. Setting
         the same rows again costs nothing, setting others within rows seen before only O(runs) where classes stand in long
-        runs.
+        runs, and with ``chunk_size=1`` next to nothing where they are scattered.
 
         Raises
         ------
@@ -151,8 +145,8 @@ class _ClassBasedSampler(SeekableSampler):
             When set to something else than a slice of integers.
         ValueError
             When the rows do not exist, hold runs that are too short, or no class with a positive weight.
-        RuntimeError
-            When set to other rows while a pass is open.
+        ValueError, RuntimeError
+            One error that is both, when set to other rows while a pass is open.
         """
         return self._mask
 
@@ -177,13 +171,57 @@ class _ClassBasedSampler(SeekableSampler):
             msg = f"classes must have one entry per row: got {len(self._classes)} classes for n_obs={n_obs}"
             raise ValueError(msg)
 
-    def _runs_within(self, start: int, stop: int) -> Runs:
-        """Return the runs of these rows; those found before are kept where they are small beside the codes."""
+    # -- what stands at a row; MatchedSampler has codes of its own
+
+    def _row_codes(self) -> np.ndarray:
+        # The caller's own memory, except when rows lie apart (a slice with a step, a column of a frame's block).
+        return np.ascontiguousarray(self._classes.codes)
+
+    @property
+    def _n_codes(self) -> int:
+        return len(self._classes.categories)
+
+    def _labels(self) -> Any:
+        """Everything that gives codes their meaning."""
+        return self._classes.categories.tolist()
+
+    def _code_weights(self, table: RunTable | RowWindow) -> np.ndarray:
+        return self._class_weights
+
+    def _shown(self, codes: np.ndarray) -> str:
+        return shown_labels(self._classes.categories[codes])
+
+    def _check_runs(self, table: RunTable | RowWindow, drawable: np.ndarray, start: int, stop: int) -> None:
+        short_runs = np.where(drawable, table.class_short_runs, 0)
+        if short_runs.any():
+            msg = (
+                f"every run of a class must hold at least chunk_size={self.chunk_size} rows, but {short_runs.sum()} "
+                f"runs in rows [{start}, {stop}) are shorter, of the classes {self._shown(short_runs > 0)}; use a "
+                "smaller chunk_size, sort the rows by class (groupby), or exclude these classes with a weight of 0"
+            )
+            raise ValueError(msg)
+
+    def _table_within(self, start: int, stop: int) -> RunTable | RowWindow:
+        """Return what can be drawn of these rows. What was found before is kept where it is of use for other rows."""
+        if self._row_index is not None:
+            window = self._row_index.within(start, stop)
+            if window is not None:
+                return window
         runs = None if self._runs is None else self._runs.within(start, stop)
         if runs is None:
+            if self._chunk_size == 1 and rows_are_scattered(self._codes, start, stop):
+                if self._row_index is not None:
+                    # The mask moves about: all rows, so that it need not be done again.
+                    start_all, stop_all = 0, len(self._codes)
+                else:
+                    start_all, stop_all = start, stop
+                self._row_index = RowIndex.build(self._codes, start_all, stop_all, n_classes=self._n_codes)
+                window = self._row_index.within(start, stop)
+                assert window is not None
+                return window
             runs = Runs.find(self._codes, start, stop, guess=(stop - start) // self._chunk_size + 1)
             self._runs = runs if runs.nbytes <= self._codes.nbytes // _KEPT_SHARE else None
-        return runs
+        return RunTable.build(runs, n_classes=self._n_codes, chunk_size=self._chunk_size)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The classes may be gigabytes, and nothing here changes them, the weights or the window in place.
@@ -192,7 +230,9 @@ class _ClassBasedSampler(SeekableSampler):
         return twin
 
     def _n_rows(self, n_obs: int) -> int:
-        return self._num_samples
+        share = self._share
+        each, left_over = divmod(self._num_samples, share.world_size)
+        return each + (share.rank < left_over and not share.equal_batches)
 
     @property
     def _group_chunks(self) -> int:
@@ -204,26 +244,22 @@ class _ClassBasedSampler(SeekableSampler):
         """Neighbouring rows that are shuffled among themselves."""
         raise NotImplementedError
 
-    def _requests(
-        self,
-        n_obs: int,
-        entropy: tuple[int, ...],
-        first_request: int,
-        worker: Worker | None,
-    ) -> Iterator[LoadRequest]:
-        window = self._chunk_size * self._preload_nchunks
+    def _requests(self, n_obs: int, part: PassPart) -> Iterator[LoadRequest]:
+        streams = self._streams(part)
+        window = self._request_rows
+        n_rows = self._n_rows(n_obs)
         # What `drop_last` leaves out is at the end, so it need not be read.
-        n_rows = self._num_samples - (self._num_samples % self._batch_size if self._drop_last else 0)
-        for number in range(first_request, -(-n_rows // window)):
-            stream = self._stream(entropy, number)
-            n_requested = min(window, n_rows - number * window)
-            starts = self._window.draw(stream, -(-n_requested // self._chunk_size), self._group_chunks)
-            positions = np.empty(n_requested, dtype=np.int64)
-            shuffle_segments(stream, self._shuffled_rows, positions)
-            yield {
-                "requests": chunk_requests(starts, self._chunk_size, n_requested),
-                "splits": cut_batches(positions, self._batch_size, drop_last=False),
-            }
+        n_rows -= n_rows % self._batch_size if self._drop_last else 0
+        for number in part.numbers(-(-n_rows // window)):
+            yield self._request(streams, number, min(window, n_rows - number * window))
+
+    def _request(self, streams: PassStreams, number: int, n_requested: int) -> LoadRequest:
+        _, starts = self._window.draw(streams, number, -(-n_requested // self._chunk_size), self._group_chunks)
+        positions = streams.shuffled(Draw.POSITIONS, number, n_requested, self._shuffled_rows)
+        return {
+            "requests": chunk_requests(starts, self._chunk_size, n_requested),
+            "splits": cut_batches(positions, self._batch_size, drop_last=False),
+        }
 
     def _config(self) -> dict[str, Any]:
         window = self._window
@@ -246,7 +282,7 @@ class _ClassBasedSampler(SeekableSampler):
         )
 
 
-class ClassSampler(_ClassBasedSampler):
+class ClassSampler(ClassBasedSampler):
     """Draws batches of one class each, with replacement.
 
     A class is drawn by weight for every ``lcm(chunk_size, batch_size)`` rows, the shortest stretch over which chunk edges
@@ -315,7 +351,7 @@ class ClassSampler(_ClassBasedSampler):
         return self._batch_size
 
 
-class WeightedClassSampler(_ClassBasedSampler):
+class WeightedClassSampler(ClassBasedSampler):
     """Draws batches that mix classes in proportion to their weights, with replacement.
 
     Takes the arguments of :class:`ClassSampler` and raises the same errors, but a class is drawn for every chunk, and the
@@ -342,20 +378,21 @@ class WeightedClassSampler(_ClassBasedSampler):
         return self._chunk_size * self._preload_nchunks
 
 
-def _as_categorical(classes: Any) -> pd.Categorical:
-    if not isinstance(classes, pd.Categorical):
+def as_categorical(name: str, values: Any) -> pd.Categorical:
+    """Return `values`, which must be a Categorical without NA."""
+    if not isinstance(values, pd.Categorical):
         advice = (
             "; use its .values"
-            if isinstance(getattr(classes, "values", None), pd.Categorical)
-            else ("; use pandas.Categorical(classes)")
+            if isinstance(getattr(values, "values", None), pd.Categorical)
+            else (f"; use pandas.Categorical({name})")
         )
-        msg = f"classes must be a pandas.Categorical, got {type(classes).__name__}{advice}"
+        msg = f"{name} must be a pandas.Categorical, got {type(values).__name__}{advice}"
         raise TypeError(msg)
-    n_missing = int((classes.codes == -1).sum()) if len(classes) and classes.codes.min() < 0 else 0
+    n_missing = int((values.codes == -1).sum()) if len(values) and values.codes.min() < 0 else 0
     if n_missing:
-        msg = f"classes must not be NA, got {n_missing} NA values; give them a category of their own (weight 0 excludes it)"
-        raise ValueError(msg)
-    return classes
+        msg = f"{name} must not be NA, got {n_missing} NA values; give them a category of their own"
+        raise ValueError(msg + (" (weight 0 excludes it)" if name == "classes" else ""))
+    return values
 
 
 def _as_weights(weights: Any, *, n_classes: int) -> np.ndarray:
@@ -388,6 +425,7 @@ def _as_weights(weights: Any, *, n_classes: int) -> np.ndarray:
     return values
 
 
-def _shown(labels: pd.Index) -> str:
-    shown = ", ".join(repr(label) for label in labels[:_N_SHOWN].tolist())
+def shown_labels(labels: Any, *, quoted: bool = True) -> str:
+    """Spell labels out for a message, not more than fit one."""
+    shown = ", ".join(repr(label) if quoted else label for label in list(labels[:_N_SHOWN]))
     return shown if len(labels) <= _N_SHOWN else f"{shown} and {len(labels) - _N_SHOWN} more"

@@ -7,7 +7,7 @@ functions.
 """
 
 from .cpus import available_cpus
-from .errors import CorruptDataError
+from .errors import CorruptDataError, damage_named
 from .far.fetch import Cancel
 from .far.fetch import counts as far_counts
 from .far.opening import Needs, far_group, fetched_ahead, find_datasets, is_url
@@ -32,6 +32,7 @@ __all__ = [
     "Scale",
     "SparseSource",
     "available_cpus",
+    "damage_named",
     "far_counts",
     "far_group",
     "fetched_ahead",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .engine import _rows
-from .engine._plan import PIECE
+from .engine._plan import PIECE, Placing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,8 +47,9 @@ def cast_exactly(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if source >= 0 and target >= 0:
         values = np.ascontiguousarray(values)
         out = np.empty(values.shape, dtype)
-        whole = np.array([(0, out.ctypes.data, values.size, -1)], PIECE)
-        exact = _rows.place(as_bytes(values), 0, whole, source, target, values.itemsize, out.itemsize) < 0
+        whole = np.array([(0, out.ctypes.data, values.size, -1, -1)], PIECE)
+        placing = Placing(source, target, values.itemsize, out.itemsize)
+        exact = _rows.place(as_bytes(values), 0, whole, placing) < 0
     else:
         with np.errstate(all="ignore"):
             out = values.astype(dtype)

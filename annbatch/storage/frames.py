@@ -24,7 +24,8 @@ import pandas as pd
 
 from annbatch._shared.labels import code_dtype
 
-from .errors import CorruptDataError
+from .claims import check_claim, check_folder
+from .errors import CorruptDataError, damage_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -94,11 +95,14 @@ class FrameReader:
         self._readable = readable
         self._found: dict[str, _Column] = {}
         if _is_group(elem):
-            if "_index" not in elem.attrs or "column-order" not in elem.attrs:
+            with damage_named(_location(elem)):
+                attributes = dict(elem.attrs)
+            if "_index" not in attributes or "column-order" not in attributes:
                 msg = f"not a table (it has no _index or column-order attribute): {_location(elem)}"
                 raise TypeError(msg)
-            self._index_key = _text(elem.attrs["_index"])
-            self.columns = tuple(_text(name) for name in elem.attrs["column-order"])
+            with damage_named(_location(elem)):
+                self._index_key = _text(attributes["_index"])
+                self.columns = tuple(_text(name) for name in attributes["column-order"])
             self.index_name = None if self._index_key == "_index" else self._index_key
         else:
             names = getattr(getattr(elem, "dtype", None), "names", None)
@@ -114,7 +118,8 @@ class FrameReader:
         """Number of rows."""
         if not _is_group(self._elem):
             return int(self._elem.shape[0])
-        return int(self._stored(self._index_key).values.shape[0])
+        with damage_named(f"the index of {_location(self._elem)}"):
+            return int(self._stored(self._index_key).values.shape[0])
 
     def index(self, rows: slice = _ALL) -> pd.Index[Any]:
         """Read the row names.
@@ -234,6 +239,23 @@ class FrameReader:
         mask = _read_raw(_Column(column.mask)).astype(bool)
         return np.where(mask, np.nan, values) if mask.any() else values
 
+    def check(self, name: str) -> None:
+        """See that a column is complete, and that its codes number its categories; nothing is made of its values.
+
+        Raises
+        ------
+        CorruptDataError
+            It is not so.
+        """
+        column = self._column(name)
+        if column.categories is None:
+            return
+        n_categories = int(np.prod(column.categories.shape))
+        for start in range(0, self.n_rows, _ROWS_AT_ONCE):
+            codes = _read_raw(column, slice(start, min(start + _ROWS_AT_ONCE, self.n_rows)))
+            if not _number(codes, n_categories):
+                raise CorruptDataError(self._bad_codes(codes, n_categories, name))
+
     def _check_name(self, name: str) -> None:
         if name not in self.columns:
             msg = f"no column {name!r} in {_location(self._elem)}; columns: {', '.join(self.columns) or 'none'}"
@@ -243,7 +265,11 @@ class FrameReader:
         """Find a column and see that it has one value per row: NumPy would stretch a single one over all rows."""
         if name in self._found:
             return self._found[name]
-        column = self._stored(name)
+        with damage_named(f"column {name!r} of {_location(self._elem)}"):
+            column = self._stored(name)
+            for part in (column.values, column.categories, column.mask):
+                if hasattr(part, "store_path") and not _is_group(part):
+                    check_folder(part)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
                 msg = (
@@ -251,6 +277,8 @@ class FrameReader:
                     f"for {self.n_rows} rows: the file is damaged"
                 )
                 raise CorruptDataError(msg)
+        if name == self._index_key and column.field is None and not _is_group(column.values):
+            check_claim(column.values, f"the index of {_location(self._elem)}")
         is_text = column.categories is None and not _is_group(column.values) and not _holds_numbers(column)
         if is_text and self._readable is not None and column.field is None:
             column = replace(column, values=self._readable(column.values))
@@ -300,7 +328,8 @@ class FrameReader:
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
             from anndata.io import read_elem
 
-            return read_elem(column.values)[rows]
+            with damage_named(_location(column.values)):
+                return read_elem(column.values)[rows]
         with self._naming(name):
             values = _decoded(_read_raw(column, rows))
         if column.mask is None:
@@ -327,11 +356,13 @@ class FrameReader:
     def _check_codes(self, codes: np.ndarray, categories: np.ndarray, name: str) -> None:
         if _number(codes, len(categories)):
             return
-        msg = (
+        raise CorruptDataError(self._bad_codes(codes, len(categories), name))
+
+    def _bad_codes(self, codes: np.ndarray, n_categories: int, name: str) -> str:
+        return (
             f"column {name!r} of {_location(self._elem)} has codes from {codes.min()} to {codes.max()} "
-            f"but {len(categories)} categories: the file is damaged"
+            f"but {n_categories} categories: the file is damaged"
         )
-        raise CorruptDataError(msg)
 
 
 def read_frame(elem: Any, columns: Iterable[str] | None = None, rows: slice = _ALL) -> pd.DataFrame:
@@ -423,12 +454,38 @@ def _all_number(column: _Column, n_categories: int) -> bool:
 
 def _read_raw(column: _Column, rows: slice | tuple[()] = ()) -> np.ndarray:
     """Read values without turning bytes into text; ``rows=()`` reads all of an array of any shape."""
+    where = _location(column.values)
+    try:
+        with damage_named(where):
+            return _read_unchecked(column, rows)
+    except CorruptDataError as error:
+        chunk = _damaged_chunk(column, rows)
+        if chunk is None:
+            raise
+        raise CorruptDataError(str(error).replace(where, f"{where}, chunk {chunk}", 1)) from error
+
+
+def _read_unchecked(column: _Column, rows: slice | tuple[()]) -> np.ndarray:
     values = column.values
     if column.field is None:
         return np.asarray(values[rows])
     if isinstance(values, h5py.Dataset):
         return np.asarray(values.fields(column.field)[rows])
     return np.asarray(values[rows][column.field])
+
+
+def _damaged_chunk(column: _Column, rows: slice | tuple[()]) -> int | None:
+    """Number of the first chunk that cannot be read, where the array has chunks; looked for after a failure only."""
+    chunks, shape = getattr(column.values, "chunks", None), column.values.shape
+    if not chunks or len(shape) != 1:
+        return None
+    start, stop, _ = (rows if isinstance(rows, slice) else _ALL).indices(shape[0])
+    for chunk in range(start // chunks[0], -(-stop // chunks[0])):
+        try:
+            _read_unchecked(column, slice(chunk * chunks[0], min((chunk + 1) * chunks[0], shape[0])))
+        except Exception:  # whatever the library raises
+            return chunk
+    return None
 
 
 def _decoded(values: np.ndarray) -> np.ndarray:
@@ -439,9 +496,24 @@ def _decoded(values: np.ndarray) -> np.ndarray:
         case "U" | "T":
             return values.astype(object)
         case "O":
-            return np.asarray(_text_of_each(values), dtype=object)
+            return _texts_of_objects(values)
         case _:
             return values
+
+
+def _texts_of_objects(values: np.ndarray) -> np.ndarray:
+    """Bytes as str, everything else as it is."""
+    flat = values.reshape(-1).tolist()
+    try:
+        # All at once: several times as fast as one by one, and what HDF5 gives is mostly this.
+        texts = b"\0".join(flat).decode().split("\0")
+    except (TypeError, UnicodeDecodeError):
+        texts = []
+    if len(texts) != len(flat):  # nothing, not only bytes, a text that holds the separator, or one that is no UTF-8
+        return np.asarray(_text_of_each(values), dtype=object)
+    found = np.empty(values.shape, dtype=object)
+    found.reshape(-1)[:] = texts
+    return found
 
 
 _text_of_each = np.frompyfunc(lambda value: value.decode() if isinstance(value, bytes) else value, 1, 1)

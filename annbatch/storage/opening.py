@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import CorruptDataError
+from .errors import CorruptDataError, damage_named
+from .manifest import check_dataset, parsed_document
 
 if TYPE_CHECKING:
     import os
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["home_of", "is_store", "open_group", "open_groups"]
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
+_DOCUMENTS = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
@@ -97,10 +99,42 @@ def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = 
     if not is_store(path):
         msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
         raise CorruptDataError(msg)
-    try:
-        return zarr.open_group(path, mode="r") if path.is_dir() else h5py.File(path, "r")
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"{path} cannot be opened, it seems to be damaged: {error}"
-        raise CorruptDataError(msg) from error
+    with damage_named(str(path)):
+        if not path.is_dir():
+            return h5py.File(path, "r")
+        check_store(path)
+        # Consolidated metadata is a copy, which saves nothing in a local folder, and may be an old one.
+        return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def check_store(folder: Path) -> None:
+    """See that the metadata of a Zarr hierarchy in a local folder can be read, and compare it with its manifest, if any.
+
+    Raises
+    ------
+    CorruptDataError
+        A document or file is damaged, missing, or of another kind.
+    """
+    if not check_dataset(folder):
+        check_documents(folder)
+
+
+def check_documents(folder: Path) -> None:
+    """See that every metadata document of a Zarr hierarchy in a local folder can be read as one.
+
+    Raises
+    ------
+    CorruptDataError
+        One is no regular file (reading a pipe would wait for ever, and a device has no end), is too long, or no JSON.
+    """
+    names = {path.name for path in folder.iterdir()}
+    has_members = True
+    for name in _DOCUMENTS & names:
+        document = parsed_document(f"{folder}/{name}")
+        has_members &= name != ".zarray" and document.get("node_type") != "array"
+    if has_members:
+        for name in sorted(names - _DOCUMENTS):
+            below = folder / name
+            # Folders of chunks hold none of these.
+            if below.is_dir() and any((below / mark).exists() for mark in _DOCUMENTS):
+                check_documents(below)

@@ -99,6 +99,7 @@ class SparseSource(MatrixSource):
             The stored row pointer does not start at 0, decreases, or leads beyond the stored values.
         """
         if self._row_pointers is None:
+            self._stored_indptr.check_claim()
             self._row_pointers = RowPointers.read(self._stored_indptr, self.data.shape[0])
         return self._row_pointers
 

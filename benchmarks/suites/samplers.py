@@ -12,6 +12,7 @@ import pandas as pd
 from annbatch.samplers import (
     ClassSampler,
     DistributedSampler,
+    MatchedSampler,
     RandomSampler,
     SequentialSampler,
     WeightedClassSampler,
@@ -111,6 +112,66 @@ class ClassPass:
         drain(self.sampler, N_OBS)
 
 
+class ScatteredClasses:
+    """ClassSampler over shuffled rows, chunks of one row: the index of rows."""
+
+    param_names = ("n_obs",)
+    params = (levels([N_OBS // 10, N_OBS]),)
+
+    def setup(self, n_obs: int) -> None:
+        codes = np.random.default_rng(0).integers(0, 100, n_obs, dtype=np.int8)
+        self.classes = pd.Categorical.from_codes(codes, [f"type_{i}" for i in range(100)])
+        self.sampler = class_sampler(self.classes, SINGLE, n_obs)
+        self.sampler.mask = slice(1, n_obs)
+
+    def time_first_request(self, n_obs: int) -> None:
+        first_request(class_sampler(self.classes, SINGLE, n_obs), n_obs)
+
+    def peakmem_first_request(self, n_obs: int) -> None:
+        first_request(class_sampler(self.classes, SINGLE, n_obs), n_obs)
+
+    def time_mask(self, n_obs: int) -> None:
+        self.sampler.mask = slice(0, n_obs // 2)
+        self.sampler.mask = slice(n_obs // 2, n_obs)
+
+
+class MatchedPass:
+    """MatchedSampler: build, and whole passes with as many controls as treated rows."""
+
+    param_names = ("layout",)
+    params = (["64 x 64", "1 x 4096"],)
+
+    def setup(self, layout: str) -> None:
+        # In each of 20 contexts 50 classes of 1,000 rows, the first of which are the controls.
+        n_rows = max(N_OBS // 20_000, SHORTEST_RUN)
+        labels = [f"drug_{i}" for i in range(50)]
+        self.classes = pd.Categorical.from_codes(np.tile(np.repeat(np.arange(50), n_rows), 20), labels)
+        self.contexts = pd.Categorical.from_codes(
+            np.repeat(np.arange(20), 50 * n_rows), [f"line_{i}" for i in range(20)]
+        )
+        self.sizes = CHUNKED if layout == "64 x 64" else SINGLE
+        self.sampler = self.make()
+
+    def make(self) -> MatchedSampler:
+        return MatchedSampler(
+            **self.sizes,
+            classes=self.classes,
+            controls="drug_0",
+            contexts=self.contexts,
+            num_samples=len(self.classes),
+            rng=np.random.default_rng(0),
+        )
+
+    def time_build(self, layout: str) -> None:
+        self.make()
+
+    def time_pass(self, layout: str) -> None:
+        drain(self.sampler, len(self.classes))
+
+    def peakmem_pass(self, layout: str) -> None:
+        drain(self.sampler, len(self.classes))
+
+
 class RangePass:
     """RandomSampler and SequentialSampler: first request and whole passes over all rows."""
 
@@ -144,13 +205,22 @@ class RangePass:
 
 
 class FirstRequest:
-    """RandomSampler: the time to the first request must hardly grow with the number of rows."""
+    """RandomSampler: no request of a pass over any number of rows may cost more than another."""
 
-    param_names = ("n_obs",)
-    params = (levels([N_OBS, 5 * N_OBS]),)
+    param_names = ("n_obs", "request")
+    params = (levels([N_OBS, 1_000_000_000]), ["first", "middle", "last"])
 
-    def time_single_rows(self, n_obs: int) -> None:
-        first_request(RandomSampler(**SINGLE, rng=np.random.default_rng(0)), n_obs)
+    def setup(self, n_obs: int, request: str) -> None:
+        self.sampler = RandomSampler(**SINGLE, rng=np.random.default_rng(0))
+        last = -(-n_obs // SINGLE["preload_nchunks"]) - 1
+        self.state = {**self.sampler.state_dict(), "request": {"first": 0, "middle": last // 2, "last": last}[request]}
 
-    def peakmem_single_rows(self, n_obs: int) -> None:
-        first_request(RandomSampler(**SINGLE, rng=np.random.default_rng(0)), n_obs)
+    def request(self, n_obs: int) -> None:
+        self.sampler.load_state_dict(self.state)
+        first_request(self.sampler, n_obs)
+
+    def time_single_rows(self, n_obs: int, request: str) -> None:
+        self.request(n_obs)
+
+    def peakmem_single_rows(self, n_obs: int, request: str) -> None:
+        self.request(n_obs)

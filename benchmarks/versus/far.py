@@ -61,7 +61,9 @@ def far_cases() -> list[FarCase]:
     ]
     return [
         *cases,
-        FarCase("32 x 256, second pass with cache; peer: our own local files", 32, 256, 1 / 1.3, _OURS, _LOCAL, cache=True),
+        FarCase(
+            "32 x 256, second pass with cache; peer: our own local files", 32, 256, 1 / 1.3, _OURS, _LOCAL, cache=True
+        ),
         FarCase("32 x 256, plain h5ad; peer: our own collection", 32, 256, 0.5, _OUR_H5AD, _OURS),
         FarCase("32 x 256, plain h5ad; peer: scDataset, blocks of 32", 32, 256, None, _OUR_H5AD, _SCDATASET),
     ]
@@ -156,7 +158,9 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, default=125.0, help="MB/s of one more round at 15 ms; 0: without it")
     parser.add_argument("--only", default="", help="cases whose title contains this")
     parser.add_argument("--python", help="interpreter for the environments where this one is too old")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=PYTHON", help="an environment that is there")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=PYTHON", help="an environment that is there"
+    )
     args = parser.parse_args()
     args.data.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)

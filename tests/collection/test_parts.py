@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from annbatch._shared.args import as_bytes, as_rows_or_bytes
 from annbatch.collection.building._pack import place_rows, whole_range
 from annbatch.collection.building.columns import sort_keys
 from annbatch.collection.building.fields import Ragged, WholeRange, decode_text, encode_text, place_ragged, starts_of
 from annbatch.collection.building.plan import block_edges, cut_by_bytes, dataset_edges, destinations, plan_bytes
-from annbatch.collection.building.sizes import parse_bytes, parse_rows_or_bytes
 
 
 def plain_whole_range(values):
@@ -205,14 +205,14 @@ def test_sort_keys_sort_as_the_labels_do(inputs, few):
 def test_sizes(text, size):
     if size is None:
         with pytest.raises(ValueError, match="must be a size"):
-            parse_bytes("n", text)
+            as_bytes("n", text)
     else:
-        assert parse_bytes("n", text) == size
-    assert parse_rows_or_bytes("n", 5) == (5, None)
-    assert parse_rows_or_bytes("n", "5kB") == (None, 5000)
+        assert as_bytes("n", text) == size
+    assert as_rows_or_bytes("n", 5) == (5, None)
+    assert as_rows_or_bytes("n", "5kB") == (None, 5000)
 
 
 @pytest.mark.parametrize("bad", [0, -1, "0GB"])
 def test_sizes_below_one(bad):
     with pytest.raises(ValueError, match="n must be >= 1, got"):
-        parse_bytes("n", bad)
+        as_bytes("n", bad)

@@ -6,13 +6,18 @@ for it is dead. Nothing that they do then may reach a collection.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +71,10 @@ class Caller:
         """Wait until so many tasks have begun, or all is done."""
         assert self.process.stdout is not None
         while n and (line := self.process.stdout.readline()) != b"done\n":
-            assert line == b"task\n"
+            if not line:
+                pytest.fail("the caller ended by itself")
+            if line != b"task\n":
+                continue  # dask talks
             n -= 1
 
     def kill(self):
@@ -115,24 +123,73 @@ def again(place, inputs, executor=None):
         return build(place, inputs, executor)
 
 
-def check_one(caller, place, kind, inputs, expected, *, n_tasks, delay, executor=None):
-    """The caller is killed some time after so many tasks have begun. Returns how many workers lived on."""
+def check_one(caller, place, kind, inputs, expected, *, n_tasks, delay, executor=None, before="nothing"):
+    """The caller is killed some time after so many tasks have begun. Returns how many workers lived on.
+
+    ``before``: what is there already, "nothing" or "rows"; or "deleted": all is deleted before the call is repeated.
+    """
+    old = []
+    if before == "rows":
+        old = list(DatasetCollection(place).add_adatas([cells(30, prefix="old")], progress=False).obs().index)
     first = caller(place, kind, inputs)
     first.wait_for_tasks(n_tasks)
     time.sleep(delay)
     first.kill()
     orphans = len(first.orphans())
-    found = again(place, inputs, executor)
-    names, values = contents(found)
-    assert len(names) == len(set(names)) == N_INPUTS * N_ROWS
-    assert (names, values.tolist()) == (expected[0], expected[1].tolist())
+    if before == "deleted":
+        delete(place)
+    found = contents(again(place, inputs, executor))
+    assert found[0] == old + expected[0]
+    assert found[1][len(old) :].tolist() == expected[1].tolist()
     time.sleep(0.5)  # what orphans still do must not reach it either
-    assert contents(DatasetCollection(place))[0] == expected[0]
+    assert contents(DatasetCollection(place))[0] == old + expected[0]
     first.end()
     return orphans
 
 
-@pytest.mark.parametrize("kind", ["fork", "forkserver", "spawn"])
-def test_workers_that_outlive_their_caller(tmp_path, caller, inputs, expected, kind):
-    orphans = [check_one(caller, tmp_path / f"{n}.zarr", kind, inputs, expected, n_tasks=n, delay=0.1) for n in (2, 6)]
-    assert any(orphans)  # or nothing was tested
+def delete(folder):
+    """As rm -rf would; what workers write at the same moment makes it fail, for a moment."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{folder} does not go away")
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_tasks", "before"), [("fork", 3, "rows"), ("forkserver", 6, "nothing"), ("spawn", 2, "deleted")]
+)
+def test_workers_that_outlive_their_caller(tmp_path, caller, inputs, expected, kind, n_tasks, before):
+    orphans = check_one(caller, tmp_path / "c.zarr", kind, inputs, expected, n_tasks=n_tasks, delay=0.1, before=before)
+    assert orphans  # or nothing was tested
+
+
+N_TRIES = int(os.environ.get("ANNBATCH_TEST_TRIES", "100"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 * N_TRIES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_workers_that_outlive_their_caller_many_times(tmp_path, caller, inputs, expected, monkeypatch):
+    """At random moments, with workers of every kind, repeated with and without workers."""
+    monkeypatch.setenv("ANNBATCH_TEST_PAUSE", "0.3")
+    rng = random.Random(0)
+    kinds = ["fork", "forkserver", "spawn"] + ["dask"] * (importlib.util.find_spec("distributed") is not None)
+    n_orphans = 0
+    for i in range(N_TRIES):
+        with ExitStack() as stack:
+            pool = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+            executor = stack.enter_context(pool) if rng.random() < 0.3 else None
+            how = {
+                "kind": kinds[i % len(kinds)],
+                "n_tasks": rng.randint(1, 8),
+                "delay": rng.uniform(0, 1),
+                "before": rng.choice(["nothing", "rows", "deleted"]),
+            }
+            begun = time.monotonic()
+            place = tmp_path / f"{i}.zarr"
+            n_orphans += bool(check_one(caller, place, inputs=inputs, expected=expected, executor=executor, **how))
+            print(i, how, "pool" if executor else "here", f"{time.monotonic() - begun:.1f} s", flush=True)
+        shutil.rmtree(place)
+    assert n_orphans > N_TRIES // 2

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from annbatch import ClassSampler, Loader
+from annbatch import ClassSampler, DistributedSampler, Loader, RandomSampler
 from tests.cells import as_array, full_cells, write
 from tests.loader.loaders import small_loader
 
@@ -46,7 +46,7 @@ def test_workers_deal_all_rows_out_among_them(paths, counts, context, to):
     assert sorted(rows_of(batches)) == list(range(60))
     for batch in batches:
         np.testing.assert_array_equal(as_array(batch["X"]), counts[batch["index"]])
-        assert batch["obs"]["label"].dtype.categories.tolist() == ["B", "T", "NK"]
+        assert batch["obs"]["label"].dtype.categories.tolist() == ["B", "NK", "T"]
         if to == "torch":
             assert batch["X"].layout == torch.sparse_csr
 
@@ -95,15 +95,15 @@ def test_error_in_a_worker_reaches_the_user(paths):
         list(DataLoader(loader, batch_size=None, num_workers=1, multiprocessing_context="fork"))
 
 
-def test_class_sampler_in_workers_gives_its_advice(paths):
+def test_workers_share_the_pass_of_a_class_sampler(paths):
     loader = small_loader().add_paths(paths)
     classes = np.concatenate([obs["label"] for obs in loader._obs])
-    import pandas as pd
-
-    sampler = ClassSampler(1, 12, 6, classes=pd.Categorical(classes), num_samples=60)
+    sampler = ClassSampler(1, 12, 6, classes=pd.Categorical(classes), num_samples=60, rng=np.random.default_rng(0))
     loader = small_loader(batch_sampler=sampler).add_paths(paths)
-    with pytest.raises(NotImplementedError, match="read"):
-        list(DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork"))
+    batches = [b["index"] for b in DataLoader(loader, batch_size=None, num_workers=2, multiprocessing_context="fork")]
+    assert [len(rows) for rows in batches] == [6] * 10
+    assert all(len(set(classes[rows])) == 1 for rows in batches)
+    assert len({tuple(rows.tolist()) for rows in batches}) == 10
 
 
 def test_cpus_are_shared_out_among_workers(paths, monkeypatch):
@@ -181,31 +181,78 @@ def test_stateful_data_loader_resumes(paths, num_workers, n_done):
     assert [np.asarray(batch["index"]).tolist() for batch in resumed] == batches[n_done:]
 
 
-def test_two_ranks_under_gloo(tmp_path, paths):
-    code = """
-    import json, sys
-    import numpy as np
-    import torch.distributed as dist
-    from annbatch import DistributedSampler, Loader, RandomSampler
-    dist.init_process_group("gloo")
-    sampler = RandomSampler(4, 3, 6, rng=np.random.default_rng(0))
-    loader = Loader(batch_sampler=DistributedSampler(sampler, dist_info="torch"), return_index=True)
-    loader.add_paths(sys.argv[2:])
-    rows = [batch["index"].tolist() for _ in range(2) for batch in loader]
-    with open(f"{sys.argv[1]}/{dist.get_rank()}.json", "w") as file:
-        json.dump([rows, len(loader)], file)
-    dist.destroy_process_group()
-    """
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(code))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run([*launch, str(tmp_path), *map(str, paths)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [n_batches for _, n_batches in ranks] == [5, 5]
-    for epoch in range(2):
-        seen = [row for batches, _ in ranks for batch in batches[5 * epoch : 5 * epoch + 5] for row in batch]
-        assert sorted(seen) == list(range(60))
+@pytest.mark.filterwarnings("ignore")  # what torchdata says about torch
+@pytest.mark.parametrize("sampler", ["random", "distributed"])
+def test_stateful_data_loader_goes_on_when_a_worker_has_run_out(sampler):
+    # 5 load requests of 4 batches for 3 workers: the last worker has one, and is done after 12 batches in all. The state of a
+    # worker that had run out was that of the next pass: 8 batches came instead of 4.
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+
+    def make():
+        rows = RandomSampler(2, 4, 2, rng=np.random.default_rng(0))
+        if sampler == "distributed":
+            rows = DistributedSampler(rows, dist_info=lambda: (0, 1))
+        loader = Loader(batch_sampler=rows, return_index=True).add_dataset(np.ones((40, 1)))
+        return stateful.StatefulDataLoader(loader, batch_size=None, num_workers=3)
+
+    torch.manual_seed(0)
+    original, batches, states = make(), [], []
+    for batch in original:
+        batches.append(np.asarray(batch["index"]).tolist())
+        states.append(copy.deepcopy(original.state_dict()))
+    assert sorted(row for rows in batches for row in rows) == list(range(40))
+    for n_done in (16, 19):
+        resumed = make()
+        resumed.load_state_dict(states[n_done - 1])
+        assert [np.asarray(batch["index"]).tolist() for batch in resumed] == batches[n_done:]
+        # The epoch after it is a whole one.
+        assert sorted(rows_of(resumed)) == list(range(40))
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning says about torch and about our few workers
+@pytest.mark.parametrize("at", ["the end of an epoch", "the middle"])
+def test_lightning_goes_on_with_the_right_order(tmp_path, at):
+    lightning = pytest.importorskip("pytorch_lightning", reason="needs pytorch-lightning")
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.seen = []
+
+        def training_step(self, batch, number):
+            self.seen.append((self.current_epoch, np.asarray(batch["index"]).tolist()))
+            return self.layer(batch["X"]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def fit(max_epochs, resume=None, save=None):
+        loader = Loader(
+            chunk_size=2, preload_nchunks=4, batch_size=4, shuffle=True, to="torch", dense=True, return_index=True,
+            rng=np.random.default_rng(0),
+        ).add_dataset(np.ones((40, 1), dtype="float32"))  # fmt: skip
+        callbacks = []
+        if save is not None:
+            every = (
+                {"save_on_train_epoch_end": True, "every_n_epochs": 1}
+                if at != "the middle"
+                else {"every_n_train_steps": 13}
+            )
+            callbacks = [lightning.callbacks.ModelCheckpoint(dirpath=save, filename="at", save_top_k=1, **every)]
+        model = Model()
+        lightning.Trainer(
+            max_epochs=max_epochs, logger=False, enable_checkpointing=save is not None, callbacks=callbacks,
+            enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        ).fit(model, loader, ckpt_path=resume)  # fmt: skip
+        return model.seen
+
+    expected = fit(4)
+    assert len({str([rows for epoch, rows in expected if epoch == number]) for number in range(4)}) == 4
+    fit(2, save=tmp_path)
+    (checkpoint,) = tmp_path.glob("at*.ckpt")
+    n_done = 13 if at == "the middle" else 20
+    assert fit(4, resume=checkpoint) == expected[n_done:]
 
 
 @pytest.mark.filterwarnings("ignore")  # what Lightning says about torch and about our few workers

@@ -27,7 +27,7 @@ def test_torch_tensors(torch, prefetch):
     adata = full_cells()
     loader = small_loader(to="torch", layers=["twice"], obsm=["pca"], shuffle=True, prefetch=prefetch).add_adata(adata)
     for batch in loader:
-        rows = batch["index"]
+        rows = np.asarray(batch["index"])
         for matrix, expected in ((batch["X"], adata.X), (batch["layers"]["twice"], adata.layers["twice"])):
             assert matrix.layout == torch.sparse_csr
             assert matrix.dtype == torch.float32
@@ -42,7 +42,7 @@ def test_dense_torch_tensors(torch):
     adata = full_cells()
     for batch in small_loader(to="torch", dense=True, shuffle=True).add_adata(adata):
         assert batch["X"].layout == torch.strided
-        np.testing.assert_array_equal(batch["X"].numpy(), adata.X[batch["index"]].toarray())
+        np.testing.assert_array_equal(batch["X"].numpy(), adata.X[batch["index"].numpy()].toarray())
 
 
 @pytest.mark.parametrize("n_rows", [1, 6])
@@ -118,7 +118,7 @@ def test_jax_arrays(jax, dense, prefetch):
     adata = full_cells()
     loader = small_loader(to="jax", dense=dense, obsm=["pca"], shuffle=True, prefetch=prefetch).add_adata(adata)
     for batch in loader:
-        x, rows = batch["X"], batch["index"]
+        x, rows = batch["X"], np.asarray(batch["index"])
         assert isinstance(x, jax.Array if dense else CSR)
         assert x.dtype == "float32"
         np.testing.assert_array_equal(np.asarray(x if dense else x.todense()), adata.X[rows].toarray())
@@ -132,7 +132,7 @@ def test_jax_arrays_keep_their_values_while_buffers_are_used_again(jax, dense):
     loader = Loader(to="jax", dense=dense, chunk_size=64, preload_nchunks=16, batch_size=512, return_index=True)
     for batch in list(loader.add_dataset(sp.csr_matrix(counts))) + list(loader):
         x = batch["X"] if dense else batch["X"].todense()
-        np.testing.assert_array_equal(np.asarray(x), counts[batch["index"]])
+        np.testing.assert_array_equal(np.asarray(x), counts[np.asarray(batch["index"])])
 
 
 def test_jax_that_would_cut_values_to_32_bits_is_refused(jax):
@@ -181,4 +181,4 @@ def test_torch_tensors_on_the_gpu(torch, dense):
         return
     for batch in loader:
         assert batch["X"].is_cuda
-        np.testing.assert_array_equal(as_array(batch["X"].cpu()), adata.X[batch["index"]].toarray())
+        np.testing.assert_array_equal(as_array(batch["X"].cpu()), adata.X[batch["index"].cpu().numpy()].toarray())

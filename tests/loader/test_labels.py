@@ -210,6 +210,39 @@ def test_jax_does_not_cut_row_numbers(monkeypatch):
         small(np.array([2**31]))
 
 
+@pytest.mark.parametrize("nse", [None, 200])
+def test_a_jitted_step_compiles_once_where_batches_are_padded(nse):
+    jax = pytest.importorskip("jax")
+    adata = full_cells(64, 7)
+    loader = Loader(batch_size=8, chunk_size=8, preload_nchunks=8, to="jax", nse=nse, return_index=True).add_adata(
+        adata
+    )
+    compiled = []
+
+    @jax.jit
+    def step(X, weights):
+        compiled.append(X.nse)
+        return X @ weights
+
+    weights = np.arange(7, dtype="float32")
+    for batch in loader:
+        expected = adata.X[np.asarray(batch["index"])] @ weights
+        np.testing.assert_allclose(step(batch["X"], weights), expected, rtol=1e-6)
+        np.testing.assert_array_equal(batch["X"].todense(), adata.X[np.asarray(batch["index"])].toarray())
+    assert (len(compiled) == 1) is (nse is not None)
+
+
+def test_padding_to_fewer_values_than_there_are_is_an_error():
+    pytest.importorskip("jax")
+    with pytest.raises(
+        ValueError, match="nse must be at least the stored values of every batch, got 1, and a batch of"
+    ):
+        list(Loader(batch_size=8, to="jax", nse=1).add_adata(full_cells()))
+    for wrong in ({"to": "torch"}, {}, {"to": "jax", "dense": True}):
+        with pytest.raises(ValueError, match='nse pads sparse batches of to="jax", got to='):
+            Loader(nse=5, **wrong)
+
+
 def test_labels_survive_pickling_and_are_small():
     loader = small_loader(labels=["label"]).add_adata(full_cells())
     again = pickle.loads(pickle.dumps(loader))
@@ -349,3 +382,33 @@ def test_obs_of_one_batch_is_none_of_the_next():
     first["obs"].iloc[:, 1] = -1.0
     first["obs"]["new"] = 1
     pd.testing.assert_frame_equal(second["obs"], before)
+
+
+# -- in a view
+
+
+def test_labels_covariates_and_scale_of_a_view_are_those_of_its_rows():
+    adata = full_cells(60)
+    adata.obs["note"] = np.arange(60) * 0.5
+    settings = {"labels": ["label"], "covariates": ["note"], "obs_columns": [], "library_size": True}
+    whole = small_loader(normalize_total="median", **settings).add_adata(adata)
+    chosen = np.random.default_rng(0).permutation(60)[:25]
+    view = whole.subset(chosen)
+    assert view.encoders["label"].tolist() == whole.encoders["label"].tolist()
+    everything = {
+        part: rows(whole, take)
+        for part, take in {
+            "labels": lambda batch: batch["labels"]["label"],
+            "covariates": lambda batch: batch["covariates"],
+            "library_size": lambda batch: batch["library_size"],
+            "X": lambda batch: batch["X"].toarray(),
+        }.items()
+    }
+    for batch in view:
+        assert set(batch["index"].tolist()) <= set(chosen.tolist())
+        for part, expected in everything.items():
+            found = batch["labels"]["label"] if part == "labels" else batch[part]
+            found = found.toarray() if part == "X" else found
+            np.testing.assert_array_equal(found, expected[batch["index"]])
+    train = whole.split({"train": 0.5, "test": 0.5}, by="label", rng=np.random.default_rng(0))["train"]
+    assert {code for batch in train for code in batch["labels"]["label"].tolist()} < set(range(3))

@@ -76,7 +76,7 @@ def test_batch_has_the_documented_keys_only():
     assert batch["obs"] is None
     assert batch["var"] is None
     assert batch["index"] is None
-    assert batch["X"].shape == (1, 3)
+    assert batch["X"].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,27 @@ def test_error_in_transform_comes_at_its_batch(prefetch):
 def test_default_samplers(shuffle, kind):
     loader = Loader(shuffle=shuffle)
     assert type(loader.batch_sampler) is kind
-    assert loader.batch_sampler.batch_size == 1
+    assert loader.batch_sampler.batch_size == 128
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 7, 100, 1000, 16_383, 16_385, 40_000])
+def test_any_batch_size_works_with_the_default_sampler(batch_size, shuffle):
+    # 100 and 1,000 do not divide 512 * 32, and were refused.
+    loader = Loader(batch_size=batch_size, shuffle=shuffle, return_index=True).add_dataset(
+        np.ones((33_000, 1), "uint8")
+    )
+    lengths, rows = [], []
+    for batch in loader if batch_size > 7 else []:
+        lengths.append(len(batch["index"]))
+        rows.append(batch["index"])
+    if rows:
+        assert set(lengths[:-1]) <= {batch_size}
+        assert len(lengths) == len(loader)
+        assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(33_000))
+    assert len(loader) == -(-33_000 // batch_size)
+    assert loader.batch_sampler.chunk_size == 512
+    assert loader.batch_sampler.preload_nchunks == 32
 
 
 def test_attributes():

@@ -328,7 +328,7 @@ def test_interpreter_exits_while_a_load_is_being_read():
     process = run(
         """
         import time
-        slow = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=lambda batch: time.sleep(0.5))
+        slow = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=lambda batch: time.sleep(0.5) or batch)
         batches = iter(slow.add_dataset(np.zeros((1000, 3))))
         next(batches)
         """

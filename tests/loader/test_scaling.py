@@ -120,7 +120,7 @@ def test_a_pass_goes_on_with_the_same_values():
         (
             {"normalize_total": "mean"},
             ValueError,
-            "normalize_total must be a number > 0, \"median\" or None, got 'mean'",
+            "normalize_total must be a finite number > 0, \"median\" or None, got 'mean'",
         ),
         ({"normalize_total": 0}, ValueError, "normalize_total must be a finite number > 0"),
         ({"normalize_total": float("inf")}, ValueError, "normalize_total must be a finite number > 0"),

@@ -200,7 +200,7 @@ def test_state_that_does_not_fit_says_so():
         (state | {"n_batches_done_of_request": -1}, ValueError, "n_batches_done_of_request=-1"),
         (state | {"n_batches_done_of_request": "2"}, ValueError, "n_batches_done_of_request='2'"),
         (state | {"sampler": None}, ValueError, "state must be a dict made by state_dict"),
-        (state | {"sampler": {"version": 1}}, ValueError, "sampler"),
+        (state | {"sampler": {"version": 1}}, ValueError, "made by annbatch 0.4, whose order of rows"),
     ):
         with pytest.raises(error, match=message):
             fits.load_state_dict(broken)

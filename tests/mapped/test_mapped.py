@@ -189,15 +189,31 @@ def test_a_key_that_a_file_lacks_is_left_out_of_its_samples(two):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers_keys": "nope"}, "layers_keys: no file has 'nope'; there is X, counts, raw.X"),
-        ({"obsm_keys": ["umap"]}, "obsm_keys: no file has 'umap'; there is pca"),
-        ({"obs_keys": ["tissue"]}, "obs_keys: no file has 'tissue'; there is age, cell_type, donor"),
-        ({"obs_filter": {"tissue": "lung"}}, "obs_filter: no file has 'tissue'"),
+        ({"layers_keys": ["nope", "X"]}, "layers_keys: no file has 'nope', .*; there is X, counts, raw.X"),
+        ({"obsm_keys": ["umap", "pca"]}, "obsm_keys: no file has 'umap', .*; there is pca"),
+        (
+            {"obs_keys": ["tissue", "age"], "encode_labels": ["tissue"], "unknown_label": {"tissue": "?"}},
+            "obs_keys: no file has 'tissue', .*; there is age, cell_type, donor",
+        ),
     ],
 )
-def test_a_key_that_no_file_has(two, arguments, message):
-    with pytest.raises(KeyError, match=message):
-        MappedCollection(two[1], **arguments)
+def test_a_key_that_no_file_has_is_left_out_with_a_warning(two, arguments, message):
+    with pytest.warns(UserWarning, match=message) as caught:
+        m = MappedCollection(two[1], **arguments)
+    assert caught[0].filename == __file__
+    with m:
+        kept = {name: keys[1] for name, keys in arguments.items() if name.endswith("_keys")}
+        assert {name: getattr(m, name) for name in kept} == {name: [key] for name, key in kept.items()}
+        names = {f"obsm_{key}" if name == "obsm_keys" else key for name, key in kept.items()}
+        assert set(m[0]) == {"X", "_store_idx"} | names
+        assert m.encoders == {}
+        with pytest.raises(KeyError, match="no file has the obs column 'tissue'"):
+            m.get_label_weights("tissue")
+
+
+def test_a_filter_by_a_column_that_no_file_has_is_an_error(two):
+    with pytest.raises(KeyError, match="obs_filter: no file has 'tissue'; there is age, cell_type, donor"):
+        MappedCollection(two[1], obs_filter={"tissue": "lung"})
 
 
 def test_the_dtype_is_the_same_in_every_batch(two):
@@ -239,8 +255,10 @@ def test_a_file_without_X(folder):
     path = write(adata, folder / "no_x.h5ad")
     with MappedCollection([path], layers_keys="counts") as m:
         np.testing.assert_array_equal(m[1]["counts"], as_array(adata.layers["counts"])[1])
-    with pytest.raises(KeyError, match="no file has 'X'; there is counts"):
-        MappedCollection([path])
+    with pytest.warns(UserWarning, match="no file has 'X', which samples go without; there is counts"):
+        m = MappedCollection([path])
+    with m:
+        assert m[1] == {"_store_idx": 0}
 
 
 def test_a_matrix_that_does_not_fit_its_table(folder):
@@ -701,3 +719,90 @@ def test_a_pair_as_filter_works_with_a_deprecation_warning(two):
     assert caught[0].filename == __file__
     with MappedCollection(paths, obs_filter={"cell_type": "B"}) as same, pair:
         assert pair.indices.tolist() == same.indices.tolist()
+
+
+# -- scale
+
+
+@pytest.mark.parametrize("join", ["inner", "outer", None])
+@pytest.mark.parametrize("target_sum", [1e4, "median", None])
+def test_values_are_scaled_over_all_stored_genes(two, join, target_sum):
+    adatas, paths = two
+    with MappedCollection(paths, join=join) as plain:
+        raw = [plain[i]["X"] for i in range(8)]
+    totals = np.concatenate([as_array(adata.X).sum(axis=1) for adata in adatas]).astype(float)
+    target = (np.median(totals) or 1) if target_sum == "median" else target_sum
+    with MappedCollection(paths, join=join, normalize_total=target_sum, log1p=True, library_size=True) as m:
+        samples = m.__getitems__([3, 0, 7, 5, 3])
+        for row, sample in zip([3, 0, 7, 5, 3], samples, strict=True):
+            factor = 1 if target is None or totals[row] == 0 else target / totals[row]
+            assert sample["X"].dtype == np.float32
+            np.testing.assert_allclose(sample["X"], np.log1p(raw[row] * factor), rtol=1e-6)
+            assert sample["library_size"] == totals[row]
+            assert m[row]["library_size"].dtype == np.float32
+
+
+def test_layers_are_scaled_instead_of_X(two):
+    adatas, paths = two
+    m = MappedCollection(
+        paths, layers_keys=["counts", "X"], normalize_layers=["counts"], normalize_total=10, library_size=True
+    )
+    with m:
+        totals = as_array(adatas[0].layers["counts"]).sum(axis=1)
+        for row, sample in enumerate(m.__getitems__(range(8))):
+            assert ("library_size" in sample) == ("counts" in sample) == (row < 5)
+            if row < 5:
+                counts = as_array(adatas[0].layers["counts"])[row, [0, 2]]
+                np.testing.assert_allclose(sample["counts"], counts * (10 / (totals[row] or 10)), rtol=1e-6)
+                assert sample["library_size"] == totals[row]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"normalize_total": "mean"}, ValueError, "normalize_total must be a finite number > 0"),
+        ({"normalize_total": -1}, ValueError, "normalize_total must be a finite number > 0"),
+        ({"log1p": "yes"}, TypeError, "log1p must be True or False"),
+        ({"log1p": True, "dtype": "int32"}, ValueError, "dtype must be a float type where values are normalised"),
+        ({"normalize_layers": ["X"]}, ValueError, "normalize_layers needs normalize_total, log1p or library_size"),
+        ({"log1p": True, "layers_keys": "raw.X"}, ValueError, "normalize_layers must be among layers_keys"),
+    ],
+)
+def test_bad_arguments_about_scale(two, arguments, error, message):
+    with pytest.raises(error, match=message):
+        MappedCollection(two[1], **arguments)
+
+
+# -- without torch
+
+
+def test_batches_of_numpy_arrays(two):
+    _, paths = two
+    with MappedCollection(paths, obs_keys=["cell_type", "donor"], obsm_keys="pca", encode_labels=["cell_type"]) as m:
+        rows = [5, 0, 7]
+        samples = m.__getitems__(rows)
+        batch = m.collate_numpy(samples)
+        assert batch["X"].base is samples[0]["X"].base or np.shares_memory(batch["X"], samples[0]["X"])
+        assert {key: type(values) for key, values in batch.items()} == {
+            key: list if key == "donor" else np.ndarray for key in samples[0]
+        }
+        for again in (m.read_batch(rows), m.collate_numpy([dict(sample) for sample in samples])):
+            for key, values in batch.items():
+                np.testing.assert_array_equal(again[key], values)
+        with pytest.raises(ValueError, match="samples must hold at least one sample"):
+            m.collate_numpy([])
+
+
+def test_grain_reads_a_batch_at_once(two):
+    grain = pytest.importorskip("grain")
+    _, paths = two
+    with MappedCollection(paths, obs_keys="cell_type", unknown_label="unknown") as m:
+        expected = m.read_batch([3, 1, 6])
+        batches = grain.MapDataset.source([3, 1, 6]).batch(3).map(m.read_batch)
+        np.testing.assert_array_equal(batches[0]["X"], expected["X"])
+        one_by_one = grain.MapDataset.source(m).batch(8, batch_fn=m.collate_numpy)
+        np.testing.assert_array_equal(one_by_one[0]["X"], m.read_batch(range(8))["X"])
+        samples = grain.MapDataset.source(m)._getitems([3, 1, 6])  # what grain does once it reads batches at once
+        np.testing.assert_array_equal(m.collate_numpy(samples)["X"], expected["X"])
+        shuffled = grain.MapDataset.range(len(m)).shuffle(seed=0).batch(4).map(m.read_batch)
+        assert sorted(np.concatenate([batch["_store_idx"] for batch in shuffled]).tolist()) == [0] * 5 + [1] * 3

@@ -28,7 +28,7 @@ def named_by_plan(tasks, pieces, chunk_size, itemsize):
         assert low == own["source"].min()
         assert high == (own["source"] + own["n"]).max()
         assert 0 <= low < high <= chunk_size
-        for source, address, n, _ in own.tolist():
+        for source, address, n, *_ in own.tolist():
             named += [(chunk * chunk_size + source + k, address + k * itemsize) for k in range(n)]
     assert expected_first == len(pieces)
     return sorted(named)

@@ -88,9 +88,10 @@ def test_a_request_that_has_splits_keeps_them():
     assert request["splits"][0].tolist() == [2, 0]
 
 
-def test_requests_without_splits_need_a_batch_size():
-    with pytest.raises(ValueError, match="batch_size must not be None"):
-        next(custom(batch_size=None).sample(50))
+@pytest.mark.parametrize("name", ["batch_size", "shuffle"])
+def test_requests_without_splits_need_to_know_how_to_make_them(name):
+    with pytest.raises(ValueError, match=f"{name} must not be None when load requests carry no splits"):
+        next(custom(**{name: None}).sample(50))
 
 
 def test_sample_validates_before_anything_is_drawn():
@@ -168,8 +169,9 @@ def test_the_mask_cannot_move_while_a_pass_is_open():
     sampler = RandomSampler(2, 2, 2)
     requests = sampler.sample(20)
     next(requests)
-    with pytest.raises(RuntimeError, match="while a pass is open"):
-        sampler.mask = slice(0, 5)
+    for kind in (RuntimeError, ValueError):  # which of them annbatch 0.3 raised, and what it is
+        with pytest.raises(kind, match="while a pass is open"):
+            sampler.mask = slice(0, 5)
     sampler.mask = slice(0, None)
     requests.close()
     sampler.mask = slice(0, 5)
@@ -361,7 +363,11 @@ def test_a_state_of_other_data_is_refused():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 2}, "version 1, got 2"),
+        ({"version": 3}, "version 2, got 3"),
+        ({"version": 1}, "made by annbatch 0.4, whose order of rows this version does not draw any more"),
+        ({"world_size": 0}, "world_size must be >= 1, got 0"),
+        ({"world_size": 2}, "must belong to 1 ranks, got 2"),
+        ({"legs": [[1]]}, "made by state_dict"),
         ({"pass": "x"}, "made by state_dict"),
         ({"request": None}, "made by state_dict"),
         ({"worker": 3}, "made by state_dict"),
@@ -417,6 +423,99 @@ def test_a_state_taken_before_the_first_pass_of_a_sampler_without_generator(make
         twin._sample = sampler._sample
     twin.load_state_dict(sampler.state_dict())
     assert plain(twin.sample(100)) == plain(sampler.sample(100))
+
+
+# -- epochs by number -------------------------------------------------------------------------------------------------
+
+
+EPOCHS = {
+    "random": seeded,
+    "mersenne twister": lambda: RandomSampler(3, 4, 6, rng=np.random.Generator(np.random.MT19937(3))),
+    "replacement": lambda: seeded(replacement=True, num_samples=95),
+    "sequential": lambda: SequentialSampler(3, 4, 6),
+}
+
+
+@pytest.mark.parametrize("make", EPOCHS.values(), ids=EPOCHS)
+def test_an_epoch_set_by_number_is_that_of_an_undisturbed_sampler(make):
+    original = make()
+    epochs = [plain(original.sample(100)) for _ in range(6)]
+    sampler = make()
+    for number in (0, 1, 4, 2, 5, 0):
+        sampler.set_epoch(number)
+        sampler.set_epoch(number)
+        assert plain(sampler.sample(100)) == epochs[number]
+    assert plain(sampler.sample(100)) == epochs[1]
+
+
+@pytest.mark.parametrize("make", EPOCHS.values(), ids=EPOCHS)
+def test_setting_every_epoch_changes_nothing(make):
+    # As torch and Lightning do; the latter starts the first pass before it says its number.
+    original, sampler = make(), make()
+    requests = sampler.sample(100)
+    for number in range(3):
+        sampler.set_epoch(number)
+        assert plain(requests) == plain(original.sample(100))
+        sampler.set_epoch(number + 1)
+        requests = sampler.sample(100)
+
+
+def test_a_pass_that_nothing_was_asked_of_becomes_the_one_with_the_number_that_is_set():
+    # Lightning resumes from a checkpoint of an epoch's end: it loads the state, starts the pass (which has nothing left), and
+    # then says that the next epoch begins.
+    original = seeded()
+    epochs = [plain(original.sample(100)) for _ in range(3)]
+    sampler = seeded()
+    requests = sampler.sample(100)
+    for _ in epochs[0]:
+        next(requests)
+    resumed = restored(sampler.state_dict(), seeded)
+    again = resumed.sample(100)
+    resumed.set_epoch(1)
+    assert plain(again) == epochs[1]
+    assert plain(resumed.sample(100)) == epochs[2]
+    # In the middle of an epoch it says the number of the pass that is resumed.
+    sampler = seeded()
+    next(sampler.sample(100))
+    resumed = restored(sampler.state_dict(), seeded)
+    resumed.set_epoch(0)
+    again = resumed.sample(100)
+    resumed.set_epoch(0)
+    assert plain(again) == epochs[0][1:]
+
+
+def test_a_sampler_of_ones_own_has_an_order_for_every_epoch():
+    orders = []
+    for number in (0, 3, 1, 3):
+        sampler = custom(as_array=True)
+        sampler.set_epoch(number)
+        orders.append(plain(sampler.sample(100)))
+    assert orders[1] == orders[3]
+    assert len({str(order) for order in orders}) == 3
+    assert orders[0] == plain(custom(as_array=True).sample(100))
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, None, True])
+def test_a_bad_epoch_is_refused(epoch):
+    with pytest.raises((ValueError, TypeError), match="epoch must be"):
+        seeded().set_epoch(epoch)
+
+
+def test_a_generator_that_cannot_go_back_before_a_loaded_state_says_so():
+    make = EPOCHS["mersenne twister"]
+    sampler = make()
+    sampler.set_epoch(3)
+    resumed = restored(sampler.state_dict(), make)
+    resumed.set_epoch(5)
+    with pytest.raises(ValueError, match="epoch must be >= 3, got 2"):
+        resumed.set_epoch(2)
+
+
+def test_lightning_finds_set_epoch_and_a_subclass_may_keep_something_else_there():
+    assert seeded().sampler.set_epoch(2) is None
+    own = custom()
+    own.sampler = "mine"
+    assert own.sampler == "mine"
 
 
 def test_a_sampler_that_was_changed_after_loading_is_refused():

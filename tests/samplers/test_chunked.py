@@ -103,19 +103,23 @@ def test_the_order_for_one_seed_is_pinned():
     assert plain(sampler.sample(18)) == PINNED_SECOND_PASS
     single = RandomSampler(1, 6, 6, rng=np.random.default_rng(42))
     assert plain(single.sample(8)) == PINNED_SINGLE_ROWS
+    # Computed, where the others come from a table.
+    many = RandomSampler(1, 4, 4, rng=np.random.default_rng(42))
+    assert plain([next(many.sample(10**9))]) == PINNED_OF_A_BILLION
 
 
 PINNED_FIRST_PASS = [
-    ([(0, 4), (8, 12)], [[4, 0, 1, 7], [5, 2, 3, 6]]),
-    ([(4, 8), (12, 16)], [[6, 4, 7, 2], [0, 3, 5, 1]]),
+    ([(8, 12), (12, 16)], [[0, 7, 5, 6], [3, 1, 4, 2]]),
+    ([(0, 4), (4, 8)], [[7, 2, 0, 4], [5, 1, 3, 6]]),
     ([(16, 18)], [[1, 0]]),
 ]
 PINNED_SECOND_PASS = [
-    ([(12, 16), (0, 4)], [[3, 6, 1, 4], [7, 5, 2, 0]]),
-    ([(4, 8), (8, 12)], [[5, 0, 4, 2], [1, 3, 7, 6]]),
-    ([(16, 18)], [[0, 1]]),
+    ([(8, 12), (0, 4)], [[6, 4, 0, 3], [7, 1, 2, 5]]),
+    ([(4, 8), (12, 16)], [[4, 7, 5, 2], [3, 6, 1, 0]]),
+    ([(16, 18)], [[1, 0]]),
 ]
-PINNED_SINGLE_ROWS = [([1, 3, 4, 7, 2, 0], [[0, 5, 3, 1, 2, 4]]), ([6, 5], [[1, 0]])]
+PINNED_SINGLE_ROWS = [([7, 0, 5, 1, 6, 3], [[2, 5, 0, 3, 4, 1]]), ([4, 2], [[0, 1]])]
+PINNED_OF_A_BILLION = [([969946046, 967550428, 612639744, 501409222], [[2, 3, 0, 1]])]
 
 
 def test_all_orders_of_chunks_occur_equally_often():
@@ -252,9 +256,9 @@ def test_a_hundred_million_rows_start_quickly_in_little_memory():
     assert mebibytes < 1500
 
 
-def test_more_chunks_than_memory_holds_are_refused_before_the_first_request():
-    with pytest.raises(MemoryError, match="use a larger chunk_size"):
-        RandomSampler(1, 4096, 256).sample(10**17)
+def test_more_chunks_than_can_be_are_refused_before_the_first_request():
+    with pytest.raises(ValueError, match="at most 2\\*\\*62 chunks, got .*; use a larger chunk_size"):
+        RandomSampler(1, 4096, 256).sample(2**62 + 1)
 
 
 def test_a_subclass_may_bring_its_own_sample():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -135,10 +136,15 @@ def test_a_mask_that_moved_about_leaves_the_sampler_as_if_it_was_made_there(case
 
 
 def test_runs_are_kept_only_where_they_are_small_beside_the_codes():
-    long_runs, scattered = np.repeat(list("abc"), 400), np.tile(list("abc"), 400)
-    for labels, kept in ((long_runs, True), (scattered, False)):
-        sampler = ClassSampler(1, 4, 2, classes=pd.Categorical(labels), num_samples=10)
-        assert (sampler._runs is not None) == kept
+    long_runs, pairs, scattered = (
+        np.repeat(list("abc"), 400),
+        np.tile(np.repeat(list("abc"), 2), 200),
+        np.tile(list("abc"), 400),
+    )
+    for labels, chunk_size, kept in ((long_runs, 1, "runs"), (pairs, 2, "nothing"), (scattered, 1, "rows")):
+        sampler = ClassSampler(chunk_size, 4, 2, classes=pd.Categorical(labels), num_samples=10)
+        assert (sampler._runs is not None) == (kept == "runs")
+        assert (sampler._row_index is not None) == (kept == "rows")
 
 
 # -- statistics: fixed seeds; the limits are passed by a fair sampler with p = 1 - 1e-6 ------------------------------------
@@ -405,12 +411,60 @@ def test_codes_that_pandas_did_not_check_are_refused(codes):
 
 
 def test_classes_that_were_changed_afterwards_are_refused_when_they_are_looked_at_again():
-    # The kernels index with the codes. Scattered classes are looked at whenever the mask moves.
-    classes = pd.Categorical(np.tile(list("ab"), 300))
-    sampler = ClassSampler(1, 4, 2, classes=classes, num_samples=10)
+    # The kernels index with the codes. Runs that are not kept are looked for whenever the mask moves.
+    classes = pd.Categorical(np.tile(np.repeat(list("ab"), 2), 300))
+    sampler = ClassSampler(2, 4, 2, classes=classes, num_samples=10)
     classes[::3] = np.nan
-    with pytest.raises(ValueError, match=r"got NA in rows \[1, 600\)"):
-        sampler.mask = slice(1, 600)
+    with pytest.raises(ValueError, match=r"got NA in rows \[2, 600\)"):
+        sampler.mask = slice(2, 600)
+
+
+# -- scattered classes, single rows: an index of rows ----------------------------------------------------------------------
+
+
+@given(st.integers(1, 400), st.integers(0, 2**32), st.data())
+def test_scattered_classes_draw_the_rows_that_a_run_table_would(n, seed, data):
+    rng = np.random.default_rng(seed)
+    classes = pd.Categorical.from_codes(rng.integers(0, 3, n), LABELS)
+    start = data.draw(st.integers(0, n - 1))
+    masks = [slice(start, data.draw(st.integers(start + 1, n))), slice(0, n)]
+    sampler = sampler_of(chunk_size=1, classes=classes, preload_nchunks=20, mask=masks[0])
+    for mask in (*masks, *masks):
+        sampler.mask = mask
+        drawn = plain(sampler.sample(n))
+        state = sampler._inner.position.rng
+        by_runs = sampler_of(chunk_size=1, classes=classes, preload_nchunks=20, mask=mask)
+        by_runs._window.table = RunTable.build(
+            Runs.find(classes.codes, mask.start, mask.stop, guess=10), n_classes=3, chunk_size=1
+        )
+        by_runs.rng.bit_generator.state = state
+        assert plain(by_runs.sample(n)) == drawn
+
+
+def test_the_index_takes_four_bytes_a_row_and_a_mask_none():
+    n = 400_000
+    classes = pd.Categorical.from_codes(np.random.default_rng(0).integers(0, 50, n), [str(i) for i in range(50)])
+    tracemalloc.start()
+    sampler = ClassSampler(1, 64, 64, classes=classes, num_samples=1000, mask=slice(0, n // 2))
+    built, peak = tracemalloc.get_traced_memory()
+    assert built < 4.2 * n / 2
+    assert peak < 4.3 * n / 2 + n  # pandas hands out a copy of what is compared with NA
+    tracemalloc.reset_peak()
+    sampler.mask = slice(5, n)
+    assert tracemalloc.get_traced_memory()[0] < 4.2 * n
+    assert tracemalloc.get_traced_memory()[1] < 8.2 * n
+    index = sampler._row_index
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    for start in range(0, n // 2, 50_000):
+        sampler.mask = slice(start, start + n // 3)
+    assert tracemalloc.get_traced_memory()[1] - before < 100_000
+    tracemalloc.stop()
+    assert sampler._row_index is index
+    assert index.rows.dtype == np.uint32
+    rows = np.concatenate(batches_of(sampler.sample(n)))
+    assert rows.min() >= sampler.mask.start
+    assert rows.max() < sampler.mask.stop
 
 
 def test_classes_whose_rows_lie_apart():
@@ -479,10 +533,10 @@ def test_the_draws_for_one_seed_are_pinned():
 
 
 PINNED_CLASS = [
-    ([(70, 72), (74, 76), (69, 71), (61, 63)], [[0, 3, 2, 1], [5, 7, 6, 4]]),
-    ([(100, 102), (90, 92), (67, 69)], [[1, 0, 2, 3], [4, 5]]),
+    ([(25, 27), (24, 26), (102, 104), (102, 104)], [[2, 3, 0, 1], [7, 6, 5, 4]]),
+    ([(2, 4), (38, 40), (64, 66)], [[2, 1, 0, 3], [5, 4]]),
 ]
-PINNED_WEIGHTED = [([(70, 72), (74, 76), (29, 31), (51, 53)], [[5, 3, 0, 4], [6, 2, 1, 7]])]
+PINNED_WEIGHTED = [([(25, 27), (98, 100), (102, 104), (38, 40)], [[0, 7, 5, 6], [3, 1, 4, 2]])]
 
 
 def test_requests_do_not_wait_for_the_rest_of_the_pass():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -46,15 +48,18 @@ def passes(samplers, n_obs):
     st.booleans(),
     st.sampled_from([RandomSampler, SequentialSampler]),
     st.integers(0, 20),
+    st.booleans(),
 )
 def test_every_row_is_visited_and_every_rank_does_the_same_number_of_batches(
-    world_size, n_obs, drop_last, equal, kind, start
+    world_size, n_obs, drop_last, equal, kind, start, reshuffle
 ):
     # Unequal counts hang collective operations; rows that no rank visits in any pass are lost to the training.
     mask = slice(start, None) if n_obs - start >= world_size else slice(0, None)
-    samplers = ranks(kind(3, 4, 6, drop_last=drop_last, mask=mask), world_size, enforce_equal_batches=equal)
+    sampler = kind(3, 4, 6, drop_last=drop_last, mask=mask, rng=np.random.default_rng(n_obs))
+    samplers = ranks(sampler, world_size, enforce_equal_batches=equal, reshuffle=reshuffle)
     seen = set()
-    for _ in range(2):
+    # Rows that are left out are drawn: 12 passes make it certain enough that none is left out in all.
+    for _ in range(12):
         shards = passes(samplers, n_obs)
         rows = [row for shard in shards for batch in shard for row in batch.tolist()]
         assert len(set(rows)) == len(rows), "ranks must not overlap"
@@ -71,11 +76,43 @@ def test_every_row_is_visited_and_every_rank_does_the_same_number_of_batches(
 
 def test_rows_are_left_out_only_when_they_cannot_be_shared_out():
     # 2 ranks, batches of 10: 43 rows give 3 batches each (22 and 21 rows); 41 would give 3 and 2.
-    assert sum(len(b) for shard in passes(ranks(random(), 2), 43) for b in shard) == 43
-    samplers = ranks(random(), 2)
-    even, odd = ({row for shard in passes(samplers, 41) for b in shard for row in b.tolist()} for _ in range(2))
-    assert set(range(41)) - even == {20}
-    assert set(range(41)) - odd == {0}
+    for reshuffle in (True, False):
+        assert sum(len(b) for shard in passes(ranks(random(), 2, reshuffle=reshuffle), 43) for b in shard) == 43
+        samplers = ranks(random(), 2, reshuffle=reshuffle)
+        left_out = [
+            set(range(41)) - {row for shard in passes(samplers, 41) for b in shard for row in b.tolist()}
+            for _ in range(8)
+        ]
+        assert {len(rows) for rows in left_out} == {1}
+        assert len({*map(frozenset, left_out)}) > 4
+        # In pieces it is always the longer one that must leave a row out.
+        assert reshuffle or set.union(*left_out) <= set(range(21))
+
+
+def test_in_order_the_ranks_take_turns_with_the_ends():
+    samplers = ranks(SequentialSampler(5, 4, 10), 2)
+    left_out = [
+        set(range(41)) - {row for shard in passes(samplers, 41) for b in shard for row in b.tolist()} for _ in range(3)
+    ]
+    assert left_out == [{40}, {0}, {40}]
+
+
+def test_ranks_see_other_rows_in_every_pass():
+    samplers = ranks(random(), 3)
+    epochs = [[frozenset(np.concatenate(shard).tolist()) for shard in passes(samplers, 300)] for _ in range(3)]
+    for shares in epochs:
+        assert sorted(row for rows in shares for row in rows) == list(range(300))
+    assert len({rows for shares in epochs for rows in shares}) == 9
+    kept = ranks(random(), 3, reshuffle=False)
+    epochs = [[frozenset(np.concatenate(shard).tolist()) for shard in passes(kept, 300)] for _ in range(3)]
+    assert epochs[0] == epochs[1] == epochs[2] == [frozenset(range(100 * r, 100 * r + 100)) for r in range(3)]
+
+
+def test_the_ranks_of_a_pass_are_those_of_one_process_dealt_out():
+    # 4 rounds of load requests, then the tail.
+    alone = plain(DistributedSampler(random(), dist_info=lambda: (0, 1)).sample(200))
+    shares = [plain(sampler.sample(200)) for sampler in ranks(random(), 2)]
+    assert [shares[number % 2][number // 2] for number in range(8)] == alone[:8]
 
 
 def test_without_equal_batches_every_row_is_visited_in_every_pass():
@@ -86,7 +123,7 @@ def test_without_equal_batches_every_row_is_visited_in_every_pass():
 
 
 def test_a_rank_reads_one_contiguous_piece_of_the_masked_range():
-    for rank, shard in enumerate(passes(ranks(random(mask=slice(100, 300)), 4), 1000)):
+    for rank, shard in enumerate(passes(ranks(random(mask=slice(100, 300)), 4, reshuffle=False), 1000)):
         rows = np.sort(np.concatenate(shard))
         assert rows.tolist() == list(range(100 + 50 * rank, 150 + 50 * rank))
 
@@ -94,11 +131,11 @@ def test_a_rank_reads_one_contiguous_piece_of_the_masked_range():
 @pytest.mark.parametrize("kind", [ClassSampler, WeightedClassSampler])
 def test_class_samplers_see_every_class_on_every_rank_and_share_the_samples(kind):
     # On class-sorted data a rank that got a range of rows would only ever see its own classes.
-    samplers = ranks(classes(kind=kind), 4)
+    samplers = ranks(classes(kind=kind, num_samples=1603), 4)
     for sampler, shard in zip(samplers, passes(samplers, 400), strict=True):
         rows = np.concatenate(shard)
-        assert len(rows) == 100
-        assert sampler.n_batches(400) == len(shard) == 10
+        assert len(rows) == 400
+        assert sampler.n_batches(400) == len(shard) == 40
         assert set(CLASSES[rows]) == set("abcd")
 
 
@@ -156,7 +193,9 @@ def test_setting_the_mask_moves_the_range_that_is_shared():
     sampler.mask = slice(20, 60)
     assert sampler.mask == slice(20, 60)
     requests = sampler.sample(100)
-    assert sorted(np.concatenate(batches_of(requests)).tolist()) == list(range(40, 60))
+    rows = np.concatenate(batches_of(requests))
+    assert len(rows) == 20
+    assert set(rows.tolist()) < set(range(20, 60))
     requests = sampler.sample(100)
     with pytest.raises(RuntimeError, match="while a pass is open"):
         sampler.mask = slice(0, 10)
@@ -183,10 +222,133 @@ def test_resume_at_every_request_of_two_passes(make):
             next(requests, None)
 
 
-def test_a_state_of_another_rank_is_refused():
-    first, second = ranks(random(), 2)
-    with pytest.raises(ValueError, match="here rank=1; in the state rank=0"):
-        second.load_state_dict(first.state_dict())
+SHARED = {
+    "random": random,
+    "sequential": lambda: SequentialSampler(5, 4, 10),
+    "drop_last": lambda: random(drop_last=True),
+    "some": lambda: random(num_samples=333),
+    "replacement": lambda: random(num_samples=333, replacement=True),
+    "single rows": lambda: RandomSampler(1, 20, 10, rng=np.random.default_rng(0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [*((make, {}) for make in SHARED.values()), (random, {"reshuffle": False}), (classes, {})],
+    ids=[*SHARED, "pieces", "classes"],
+)
+def test_every_rank_goes_on_from_the_state_of_rank_0(make, arguments):
+    # Lightning saves that one alone.
+    originals = ranks(make(), 3, **arguments)
+    started = [sampler.sample(400) for sampler in originals]
+    for requests in started:
+        next(requests)
+        next(requests)
+    state = json.loads(json.dumps(originals[0].state_dict()))
+    resumed = ranks(make(), 3, **arguments)
+    for sampler in resumed:
+        sampler.load_state_dict(state)
+    assert [plain(sampler.sample(400)) for sampler in resumed] == [plain(requests) for requests in started]
+    assert [plain(a.sample(400)) for a in resumed] == [plain(b.sample(400)) for b in originals]
+
+
+def go_on(states, make, world_size, n_done, n_obs, **arguments):
+    """Resume as other ranks from the state of rank 0, with `n_done` batches done of the load request that comes next."""
+    samplers = ranks(make(), world_size, **arguments)
+    for sampler in samplers:
+        sampler.load_state_dict(json.loads(json.dumps(states)))
+        assert sampler._batches_to_skip(n_done) == (0 if world_size != states["world_size"] else n_done)
+    return samplers
+
+
+@pytest.mark.parametrize("make", [make for name, make in SHARED.items() if name != "replacement"])
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 5), (4, 1), (1, 3)])
+def test_other_ranks_go_on_at_the_same_place_of_the_pass(make, before, after):
+    n_obs, n_requests, n_done = 400, 2, 1
+    originals = ranks(make(), before)
+    done = set()
+    for sampler in originals:
+        requests = sampler.sample(n_obs)
+        for _ in range(n_requests):
+            done.update(row for batch in batches_of([next(requests)]) for row in batch.tolist())
+        state = sampler.state_dict()
+        following = batches_of([next(requests, {"requests": np.array([], dtype=int), "splits": []})])
+        done.update(row for batch in following[:n_done] for row in batch.tolist())
+    samplers = go_on(state, make, after, n_done, n_obs)
+    shards = passes(samplers, n_obs)
+    rest = [row for shard in shards for batch in shard for row in batch.tolist()]
+    assert len(set(rest)) == len(rest)
+    assert not done & set(rest)
+    n_rows = min(getattr(originals[0]._sampler, "num_samples", None) or n_obs, n_obs)
+    n_left_out = before + after if not originals[0]._sampler.drop_last else 10 * (before + after)
+    assert len(done) + len(rest) > n_rows - n_left_out
+    assert len({len(shard) for shard in shards}) == 1
+    # The next pass is that of ranks which shared from the beginning.
+    fresh = ranks(make(), after)
+    for sampler in fresh:
+        sampler.set_epoch(1)
+    assert [plain(a.sample(n_obs)) for a in samplers] == [plain(b.sample(n_obs)) for b in fresh]
+
+
+def test_a_pass_may_change_hands_several_times():
+    n_obs, seen = 600, []
+    state = ranks(random(), 2, enforce_equal_batches=False)[0].state_dict()
+    for world_size, n_requests in ((2, 3), (3, 2), (5, 1), (2, 2), (1, 99)):
+        samplers = go_on(state, random, world_size, 0, n_obs, enforce_equal_batches=False)
+        for sampler in samplers:
+            requests = sampler.sample(n_obs)
+            for _, request in zip(range(n_requests), requests, strict=False):
+                seen += [row for batch in batches_of([request]) for row in batch.tolist()]
+            if sampler.rank == 0:
+                state = sampler.state_dict()
+    assert sorted(seen) == list(range(600))
+
+
+def test_the_middle_of_a_pass_that_ranks_do_not_share_is_not_gone_on_with_by_others():
+    for make, arguments in ((classes, {}), (random, {"reshuffle": False})):
+        sampler = ranks(make(), 2, **arguments)[0]
+        next(sampler.sample(400))
+        with pytest.raises(ValueError, match="do not share a pass with world_size=2, .* with world_size=3"):
+            ranks(make(), 3, **arguments)[0].load_state_dict(sampler.state_dict())
+        list(sampler.sample(400))
+        other = ranks(make(), 3, **arguments)[0]
+        other.load_state_dict(sampler.state_dict())
+        list(other.sample(400))
+
+
+def test_ranks_with_a_function_need_a_generator():
+    # Each would draw a pass of its own: rows would come twice, and others never.
+    with pytest.raises(ValueError, match=r"sampler must have an rng when dist_info is a function.*default_rng\(seed\)"):
+        ranks(RandomSampler(5, 4, 10), 2)
+    for sampler, arguments in (
+        (RandomSampler(5, 4, 10), {"reshuffle": False}),
+        (SequentialSampler(5, 4, 10), {}),
+        (ClassSampler(5, 4, 10, classes=CLASSES, num_samples=403), {}),
+    ):
+        assert len(ranks(sampler, 2, **arguments)) == 2
+    late = RandomSampler(5, 4, 10)
+    late.rng = np.random.default_rng(0)
+    assert len(ranks(late, 2)) == 2
+
+
+def test_epochs_by_number_keep_ranks_together_when_one_starts_more_passes():
+    ahead, steady = ranks(random(), 2)
+    list(ahead.sample(200))
+    ahead.sample(200)
+    for sampler in (ahead, steady):
+        sampler.set_epoch(1)
+    rows = [row for shard in passes([ahead, steady], 200) for batch in shard for row in batch.tolist()]
+    assert sorted(rows) == list(range(200))
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_copies_count_their_own_passes(copier):
+    sampler = ranks(random(), 2)[0]
+    first = plain(sampler.sample(200))
+    twin = copier(sampler)
+    second = plain(twin.sample(200))
+    assert second != first
+    assert plain(sampler.sample(200)) == second
 
 
 def test_a_custom_sampler_gets_its_share_through_its_mask():
@@ -271,8 +433,8 @@ def test_a_sampler_that_holds_a_loaded_state_is_refused():
 
 @pytest.mark.parametrize("kind", [RandomSampler, SequentialSampler])
 def test_no_row_is_lost_for_good_when_as_many_samples_are_asked_for_as_there_are_rows(kind):
-    samplers = ranks(kind(64, 4, 64, num_samples=1001), 2)
-    seen = {row for _ in range(2) for shard in passes(samplers, 1001) for b in shard for row in b.tolist()}
+    samplers = ranks(kind(64, 4, 64, num_samples=1001, rng=np.random.default_rng(0)), 2)
+    seen = {row for _ in range(4) for shard in passes(samplers, 1001) for b in shard for row in b.tolist()}
     assert seen == set(range(1001))
 
 
@@ -349,3 +511,10 @@ def test_torch_must_be_initialised():
     pytest.importorskip("torch", reason="needs torch")
     with pytest.raises(RuntimeError, match="init_process_group"):
         DistributedSampler(random(), dist_info="torch")
+
+
+def test_jax_must_be_initialised():
+    # It would answer rank 0 of 1 on every machine of the job.
+    pytest.importorskip("jax", reason="needs jax")
+    with pytest.raises(RuntimeError, match="jax.distributed.initialize"):
+        DistributedSampler(random(), dist_info="jax")

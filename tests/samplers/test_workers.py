@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import operator
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import annbatch.samplers._base
-from annbatch import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler
+from annbatch import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedClassSampler
 from annbatch._shared.workers import Worker
 
 from .checks import batches_of, plain
@@ -75,16 +76,18 @@ def test_sequential_batches_collected_in_turn_are_in_order(n_workers, n_obs, dro
     assert [row for batch in collected for row in batch.tolist()] == list(range(n_rows))
 
 
-def test_class_samplers_refuse_several_workers():
+@pytest.mark.parametrize("kind", [ClassSampler, WeightedClassSampler])
+def test_class_samplers_share_a_pass_out_too(kind):
     classes = pd.Categorical(np.repeat(["a", "b"], 50))
-    sampler = ClassSampler(5, 4, 10, classes=classes, num_samples=100)
-    on_a_rank = DistributedSampler(sampler, dist_info=lambda: (0, 1))
-    with pytest.raises(NotImplementedError, match="num_workers=2"):
-        as_worker(on_a_rank, 100, Worker(0, 2, 7))
-    with pytest.raises(NotImplementedError, match=r"num_workers=2; use num_workers=0 \(the loader reads ahead"):
-        as_worker(sampler, 100, Worker(0, 2, 7))
-    first, second = (as_worker(sampler, 100, Worker(0, 1, seed)) for seed in (1, 2))
-    assert plain(first) != plain(second)
+    sampler = kind(5, 4, 10, classes=classes, num_samples=207, rng=np.random.default_rng(0))
+    alone = plain(as_worker(sampler, 100, Worker(0, 1, 7)))
+    parts = [plain(as_worker(copy.deepcopy(sampler), 100, Worker(i, 3, 7))) for i in range(3)]
+    # Each began from the generator as it was after the first pass, so it is compared with that one's second.
+    second = plain(as_worker(sampler, 100, Worker(0, 1, 7)))
+    assert [parts[number % 3][number // 3] for number in range(len(second))] == second != alone
+    assert sum(len(split) for part in parts for _, splits in part for split in splits) == 207
+    first, other = (plain(as_worker(copy.deepcopy(sampler), 100, Worker(0, 1, seed))) for seed in (1, 2))
+    assert first != other
 
 
 def test_a_custom_sampler_must_say_that_it_knows_of_workers():
@@ -111,7 +114,9 @@ def test_ranks_and_workers_together_visit_every_row_once():
     for rank in range(2):
         for i in range(3):
             sampler = DistributedSampler(random(), dist_info=lambda rank=rank: (rank, 2))
-            rows += [row for batch in batches_of(as_worker(sampler, 200, Worker(i, 3, 7))) for row in batch.tolist()]
+            # torch's seed of the epoch differs between ranks.
+            batches = batches_of(as_worker(sampler, 200, Worker(i, 3, 7 + rank)))
+            rows += [row for batch in batches for row in batch.tolist()]
     assert sorted(rows) == list(range(200))
 
 
@@ -158,14 +163,87 @@ def test_one_worker_sees_another_order_every_epoch_also_of_a_custom_sampler():
         assert plain(first) == plain(again)
 
 
-def test_leftover_rows_of_ranks_are_visited_in_fresh_workers_too():
-    # Every epoch's workers begin with the same copy of the sampler, whose passes all have number 0.
-    seen = set()
-    for epoch_seed in range(4):
-        for rank in range(3):
-            sampler = DistributedSampler(RandomSampler(1, 4, 4), dist_info=lambda rank=rank: (rank, 3))
-            seen.update(row for b in batches_of(as_worker(sampler, 50, Worker(0, 1, epoch_seed))) for row in b.tolist())
-    assert seen == set(range(50))
+def ranks_with_workers(make, n_ranks=3):
+    return [DistributedSampler(make(), dist_info=lambda rank=rank: (rank, n_ranks)) for rank in range(n_ranks)]
+
+
+def forked(sampler):
+    """Stand for the copy in a worker, which shares nothing with its parent but the numbers of the passes."""
+    twin = copy.deepcopy(sampler)
+    twin._numbers = sampler._numbers
+    return twin
+
+
+def epoch_of(samplers, n_obs, n_workers, seed):
+    """An epoch of fresh workers of every rank."""
+    return [
+        [batches_of(as_worker(forked(sampler), n_obs, Worker(i, n_workers, seed + rank))) for i in range(n_workers)]
+        for rank, sampler in enumerate(samplers)
+    ]
+
+
+def rows_in(nested):
+    return [row for part in nested for row in (rows_in(part) if isinstance(part, list) else part.tolist())]
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_fresh_workers_of_all_ranks_know_which_pass_they_share(n_workers):
+    # Every epoch's workers begin with the same copy of the sampler, and nothing that they know of torch is the same everywhere.
+    samplers = ranks_with_workers(lambda: RandomSampler(1, 4, 4, rng=np.random.default_rng(0)))
+    epochs = [rows_in(epoch_of(samplers, 50, n_workers, seed)) for seed in range(6)]
+    for rows in epochs:
+        assert len(set(rows)) == len(rows) >= 48
+    assert len({tuple(rows) for rows in epochs}) == 6
+    assert set().union(*epochs) == set(range(50))
+    # The parent goes on where its workers were, and they where it was.
+    rows = rows_in([batches_of(sampler.sample(50)) for sampler in samplers])
+    assert len(set(rows)) == len(rows) >= 48
+    assert rows not in epochs
+    for sampler in samplers:
+        sampler.set_epoch(2)
+    assert rows_in(epoch_of(samplers, 50, n_workers, 99)) == epochs[2]
+    assert rows_in(epoch_of(samplers, 50, n_workers, 99)) == epochs[3]
+
+
+def test_the_pass_after_one_that_workers_resumed():
+    make = functools.partial(ranks_with_workers, random)
+    original = make()
+    epochs = [epoch_of(original, 200, 2, seed) for seed in range(3)]
+    states = {}
+    for rank, sampler in enumerate(make()):
+        sampler.set_epoch(1)
+        for i in range(2):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(annbatch.samplers._base, "current_worker", lambda i=i: Worker(i, 2, 50))
+                worker = forked(sampler)
+                next(worker.sample(200))
+                states[rank, i] = json.loads(json.dumps(worker.state_dict()))
+    resumed = make()
+    for rank, sampler in enumerate(resumed):
+        for i in range(2):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(annbatch.samplers._base, "current_worker", lambda i=i: Worker(i, 2, 60))
+                worker = forked(sampler)
+                worker.load_state_dict(states[rank, i])
+                rest = batches_of(worker.sample(200))
+            n_done = len(epochs[1][rank][i]) - len(rest)
+            assert n_done == 2
+            assert rows_in(rest) == rows_in(epochs[1][rank][i][n_done:])
+    assert rows_in(epoch_of(resumed, 200, 2, 70)) == rows_in(epochs[2])
+
+
+def test_a_worker_that_has_run_out_says_so():
+    # StatefulDataLoader starts it again from this state: with that of the next pass it repeated rows.
+    worker = Worker(2, 3, 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annbatch.samplers._base, "current_worker", lambda: worker)
+        sampler = random()
+        batches = list(sampler.sample(40))
+        assert len(batches) == 1
+        resumed = random(seed=1)
+        resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
+        assert list(resumed.sample(40)) == []
+        assert plain(resumed.sample(40)) == plain(sampler.sample(40))
 
 
 def test_later_passes_of_a_persistent_worker_follow_the_original_after_a_resume():

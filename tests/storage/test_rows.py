@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from annbatch.storage.dtypes import as_bytes, type_code
 from annbatch.storage.engine import _plan, _rows
-from annbatch.storage.engine._plan import PIECE, ArrayCut
+from annbatch.storage.engine._plan import PIECE, ArrayCut, Placing
 from tests.reference import ragged as twins
 from tests.reference import rows as reference_rows
 
@@ -39,7 +39,7 @@ def test_neighbouring_rows_become_one_piece():
     indptr = np.array([0, 3, 3, 7, 10])
     tasks, pieces = _rows.plan_ranges(np.arange(4), indptr[:-1], np.diff(indptr), 4 * indptr[:-1], 4, 100)
     assert tasks.tolist() == [(0, 0, 1, 0, 10)]
-    assert pieces.tolist() == [(0, 0, 10, -1)]
+    assert pieces.tolist() == [(0, 0, 10, -1, -1)]
 
 
 def test_a_row_that_is_wanted_twice_does_not_split_a_task():
@@ -91,12 +91,12 @@ def test_indices_are_renumbered_and_checked(index_type, wide, renumber):
     items.flags.writeable = False
     new = np.array([7, -1, 2, 30, 4, 100000], np.int64) if renumber else None
     out = np.zeros(4, np.int64 if wide else np.int32)
-    pieces = np.array([(1, out.ctypes.data, 2, -1), (3, out[2:].ctypes.data, 2, -1)], PIECE)
+    pieces = np.array([(1, out.ctypes.data, 2, -1, -1), (3, out[2:].ctypes.data, 2, -1, -1)], PIECE)
     types = type_code(items.dtype), type_code(out.dtype)
-    arguments = (as_bytes(items), 0, pieces, *types, items.itemsize, out.itemsize)
-    assert _rows.place(*arguments, 6, new) == -1
+    placing = Placing(*types, items.itemsize, out.itemsize, n_columns=6, columns=new)
+    assert _rows.place(as_bytes(items), 0, pieces, placing) == -1
     np.testing.assert_array_equal(out, new[items[1:]] if renumber else items[1:])
-    assert _rows.place(*arguments, 5, new) == 1
+    assert _rows.place(as_bytes(items), 0, pieces, placing._replace(n_columns=5)) == 1
 
 
 @pytest.mark.parametrize("source_type", ["uint8", "int64", "float64"])
@@ -108,9 +108,9 @@ def test_columns_of_dense_rows_are_scattered_and_converted(source_type):
     out = np.zeros(5000, np.float32)
     expected = out.copy()
     expected[new[2:][new[2:] >= 0]] = items[2:][new[2:] >= 0]
-    pieces = np.array([(2, out.ctypes.data, 4998, 2)], PIECE)
+    pieces = np.array([(2, out.ctypes.data, 4998, 2, -1)], PIECE)
     types = type_code(items.dtype), type_code(out.dtype)
-    assert _rows.place(as_bytes(items), 0, pieces, *types, items.itemsize, 4, -1, new) == -1
+    assert _rows.place(as_bytes(items), 0, pieces, Placing(*types, items.itemsize, 4, columns=new)) == -1
     np.testing.assert_array_equal(out, expected)
 
 
@@ -145,7 +145,7 @@ def test_compact_drops_and_sorts(rows, sort):
     new_columns, new_values = np.empty_like(expected_columns), np.empty_like(expected_values)
     addresses = [new_columns.ctypes.data + 4 * expected_start[:-1], new_values.ctypes.data + 4 * expected_start[:-1]]
     _rows.compact(
-        columns, values.ctypes.data, 4, start, *addresses, sort=sort, n_columns=N_COLUMNS, low=0, high=len(rows)
+        columns, values.ctypes.data, 4, start, kept, *addresses, sort=sort, n_columns=N_COLUMNS, low=0, high=len(rows)
     )
     np.testing.assert_array_equal(new_columns, expected_columns)
     np.testing.assert_array_equal(new_values, expected_values)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from annbatch._shared.labels import code_dtype, recode, unite_dtypes
+
 from .fields import Array, Field, encode_text
 
 if TYPE_CHECKING:
@@ -89,11 +91,11 @@ def unify(columns: Sequence[Column], *, everywhere: bool) -> Column | None:
     if "categorical" in kinds:
         if kinds - {"categorical", "text"} or any(column.categories is None for column in columns):
             return None
-        categories = unite_categories([column.categories for column in columns if column.categories is not None])
-        if categories is None:
-            return None
-        same = all(column.ordered and categories.equals(column.categories) for column in columns)
-        return Column("categorical", categories=categories, ordered=same)
+        # By the rule that all faces share.
+        union = unite_dtypes([pd.CategoricalDtype(column.categories, ordered=column.ordered) for column in columns])
+        return (
+            None if union is None else Column("categorical", categories=union.categories, ordered=bool(union.ordered))
+        )
     if "text" in kinds:
         return None
     dtypes = {np.dtype(column.dtype) for column in columns}
@@ -105,28 +107,6 @@ def unify(columns: Sequence[Column], *, everywhere: bool) -> Column | None:
     # Floats have a value of their own for "missing".
     nullable = dtype.kind not in "fc" and ("nullable" in kinds or not everywhere)
     return Column("nullable" if nullable else "number", dtype.name)
-
-
-def unite_categories(each: Sequence[pd.Index[Any]]) -> pd.Index[Any] | None:
-    """All categories: as they are where all agree, else sorted; None when text, numbers and booleans meet.
-
-    None as well when no type holds all numbers (uint64 and negative ones).
-    """
-    first = each[0]
-    filled = [categories for categories in each if len(categories)] or [first]
-    # First of all: True equals 1, so booleans and numbers would be taken for each other.
-    if len({(_holds_text(categories), pd.api.types.is_bool_dtype(categories)) for categories in filled}) > 1:
-        return None
-    if all(first.equals(other) for other in each[1:]):
-        return first
-    each = filled
-    if _holds_text(each[0]):
-        return pd.Index(sorted({str(c) for categories in each for c in categories}), dtype=object)
-    united = each[0]
-    for other in each[1:]:
-        united = united.union(other)
-    united = united.infer_objects()
-    return None if united.dtype == object else united.sort_values()
 
 
 def _holds_text(categories: pd.Index[Any]) -> bool:
@@ -173,18 +153,11 @@ def _texts(series: pd.Series[Any]) -> list[str | None]:
 
 
 def _codes(categories: pd.Index[Any], series: pd.Series[Any] | None, n_rows: int) -> Array:
-    dtype = np.min_scalar_type(-max(len(categories), 1))
     if series is None:
-        return np.full(n_rows, -1, dtype)
+        return np.full(n_rows, -1, code_dtype(len(categories)))
     if not isinstance(series.dtype, pd.CategoricalDtype):
-        return categories.get_indexer(pd.Index(series.to_numpy(object))).astype(dtype)
-    old = series.cat.categories
-    codes = np.asarray(series.cat.codes)
-    if not old.equals(categories):
-        # The last entry is what code -1 finds.
-        new = np.append(categories.get_indexer(old.astype(categories.dtype)), -1)
-        codes = new[codes]
-    return codes.astype(dtype)
+        return categories.get_indexer(pd.Index(series.to_numpy(object))).astype(code_dtype(len(categories)))
+    return recode(np.asarray(series.cat.codes), series.cat.categories, categories)
 
 
 class ColumnWriter:
@@ -200,7 +173,7 @@ class ColumnWriter:
         match column.kind:
             case "categorical":
                 assert column.categories is not None
-                codes = np.min_scalar_type(-max(len(column.categories), 1))
+                codes = code_dtype(len(column.categories))
                 sink.group(path, "categorical", "0.2.0", ordered=column.ordered)
                 sink.element(f"{path}/categories", column.categories.to_numpy())
                 self._streams["codes"] = sink.column(f"{path}/codes", codes, n_rows, array)

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .columns import Column, unite_categories
+from annbatch._shared.labels import unite_categories
+
+from .columns import Column
 from .interning import Interned
 from .plan import block_edges
 from .schema import SRC_PATH, Description, Schema, agree, describe_input
@@ -45,6 +47,8 @@ class Seen:
         Of its row pointers, which are in memory while it is open.
     decoding_bytes
         Of its longest chunk of text, which is in memory while it is decoded.
+    digest
+        Of the names of its rows.
     """
 
     description: Description
@@ -54,6 +58,7 @@ class Seen:
     matrix_bytes: int
     pointer_bytes: int
     decoding_bytes: int
+    digest: int
 
     @property
     def n_obs(self) -> int:
@@ -134,7 +139,16 @@ def _look_at(spec: InputSpec, groupby: Sequence[str], interned: Interned, scratc
         grains = block_edges(before, _GRAIN_BYTES, opened.row_step)
         sparse = sum(matrix.is_sparse for matrix in description.matrices.values())
         pointers = 8 * sparse * description.n_obs
-        return Seen(description, labels, grains, before[grains], matrix_bytes, pointers, opened.obs.decoding_bytes)
+        return Seen(
+            description,
+            labels,
+            grains,
+            before[grains],
+            matrix_bytes,
+            pointers,
+            opened.obs.decoding_bytes,
+            opened.obs.digest,
+        )
     finally:
         opened.close()
 

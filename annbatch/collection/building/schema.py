@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SRC_PATH = "src_path"
 # In bytes; what is stored in Zarr becomes a folder.
 _LONGEST_FILE_NAME = 255
+_LONGEST_PATH = 1000
+_NO_NAMES = {"", ".", "..", "zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
 
 
 @dataclass(frozen=True)
@@ -109,27 +111,47 @@ def describe_input(opened: Input) -> Description:
 
 def _check_names(opened: Input) -> None:
     """Refuse names under which nothing can be stored, or only in place of something else."""
-    obs = opened.obs.head
-    index = [] if obs.index.name is None else [str(obs.index.name)]
-    taken = {*obs.columns, *index}
-    names = [("obs columns", name, name == "_index" or not _is_path(name, taken)) for name in obs.columns]
-    names += [("the index of obs", name, not _is_path(name, taken)) for name in index]
-    for element in opened.matrices:
-        kind, _, name = element.partition("/")
-        names.append((kind, name, "/" in name or not _is_path(name, set())))
-    for kind, name, is_bad in names:
-        if is_bad and kind not in ("X", "raw"):
+    frames = {"obs": opened.obs.head, "var": opened.var}
+    if opened.raw_var is not None:
+        frames["raw.var"] = opened.raw_var
+    names: list[tuple[str, str, bool]] = []
+    for part, frame in frames.items():
+        index = [] if frame.index.name is None else [str(frame.index.name)]
+        columns = [str(name) for name in frame.columns]
+        taken = {*columns, *index}
+        # anndata writes all tables but obs, and takes no slashes.
+        is_good = (lambda name, taken=taken: is_path(name, taken)) if part == "obs" else is_key
+        names += [(f"{part} columns", name, name != "_index" and is_good(name)) for name in columns]
+        names += [(f"the index of {part}", name, is_good(name)) for name in index]
+    elements = [("varm", name) for name in opened.varm]
+    elements += [(kind, name) for kind, _, name in (element.partition("/") for element in opened.matrices)]
+    names += [(kind, name, is_key(name)) for kind, name in elements if kind not in ("X", "raw")]
+    for kind, name, is_good in names:
+        if not is_good:
             msg = f"{kind} of {opened.label} has the name {name!r}, under which nothing can be stored; rename it"
             raise ValueError(msg)
 
 
-def _is_path(name: str, others: set[str]) -> bool:
+def is_key(name: str) -> bool:
+    """Whether an element of an AnnData can be stored under a name."""
+    return "/" not in name and is_path(name, set())
+
+
+def is_path(name: str, others: set[str]) -> bool:
     """Whether something can be stored under a name; a slash in it makes a folder, which no other may be."""
     *folders, last = name.split("/")
-    return all(
-        part not in ("", ".", "..", "zarr.json") and len(part.encode(errors="surrogatepass")) <= _LONGEST_FILE_NAME
-        for part in (*folders, last)
-    ) and others.isdisjoint("/".join(folders[:n]) for n in range(1, len(folders) + 1))
+    try:
+        lengths = [len(part.encode()) for part in (*folders, last)]
+    except UnicodeEncodeError:  # half a character
+        return False
+    # Zarr takes a backslash for a slash, and no file system knows names with a zero byte.
+    return (
+        not {"\\", "\0"} & set(name)
+        and not _NO_NAMES & {*folders, last}
+        and max(lengths) <= _LONGEST_FILE_NAME
+        and sum(lengths) <= _LONGEST_PATH
+        and others.isdisjoint("/".join(folders[:n]) for n in range(1, len(folders) + 1))
+    )
 
 
 def _n_columns(name: str, var: pd.DataFrame, raw_var: pd.DataFrame | None) -> int | None:

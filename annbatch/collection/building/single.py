@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from annbatch.collection.manifest import seal
 
 from .assemble import AssembleTask, assemble
 from .deal import DealTask, deal
@@ -14,7 +17,7 @@ from .inputs.held import close_inputs
 from .inputs.inputs import InputSpec
 from .output.sink import write_element
 from .plan import block_edges
-from .schema import agree, describe_input
+from .schema import agree, describe_input, is_key
 from .schema_file import SchemaFile
 from .spill import read_notes
 
@@ -29,11 +32,12 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 128 * 10**6
 
 
-def write_adata(folder: Path, adata: ad.AnnData, layout: Layout) -> Path:
-    """Write an AnnData as a dataset in a temporary folder. Returns where it is."""
+def write_adata(folder: Path, adata: ad.AnnData, layout: Layout, attributes: Mapping[str, Any]) -> Path:
+    """Write an AnnData, with attributes of its own, as a dataset in a temporary folder. Returns where it is."""
     spec = InputSpec.of(adata, None, 0)
     opened = spec.open(folder)
     description = describe_input(opened)
+    _check_keys(adata)
     schema = agree([description], None, skipped_is_fine=True)
     generation = Generation.make(folder)
     schema_file = SchemaFile.write(schema, generation.path / "schema.h5")
@@ -69,20 +73,38 @@ def write_adata(folder: Path, adata: ad.AnnData, layout: Layout) -> Path:
             text_with_missing=frozenset(n.removesuffix("#mask") for b in blocks for n in read_notes(b)["missing"]),
             start=0,
             stop=description.n_obs,
+            sources=(),
             layout=layout,
             obs_row_bytes=max((read_notes(block)["obs_row_bytes"] for block in blocks), default=0),
             most_bytes=_PIECE_BYTES,
         )
     )
-    _write_rest(path, adata, opened)
+    _write_rest(path, adata, opened, attributes)
+    seal(path)
     return path
 
 
-def _write_rest(path: Path, adata: ad.AnnData, opened: Input) -> None:
+def _check_keys(adata: ad.AnnData) -> None:
+    """Refuse names of what a collection has no place for, under which nothing can be stored."""
+    parts: dict[str, Any] = {kind: getattr(adata, kind) for kind in ("uns", "obsm", "obsp", "varp")}
+    if adata.raw is not None:
+        parts["raw.varm"] = adata.raw.varm
+    while parts:
+        kind, elements = parts.popitem()
+        for name, value in elements.items():
+            if not isinstance(name, str) or not is_key(name):
+                msg = f"{kind} has the name {name!r}, under which nothing can be stored; rename it"
+                raise ValueError(msg)
+            if isinstance(value, Mapping):
+                parts[f"{kind}[{name!r}]"] = value
+
+
+def _write_rest(path: Path, adata: ad.AnnData, opened: Input, attributes: Mapping[str, Any]) -> None:
     """Write what a collection has no place for, but an AnnData does."""
     import zarr
 
     root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    root.attrs.update({name: value for name, value in attributes.items() if name not in root.attrs})
     write_element(root, "uns", dict(adata.uns))
     for kind in ("obsp", "varp"):
         for name, value in getattr(adata, kind).items():

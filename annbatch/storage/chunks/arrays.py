@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from annbatch.storage.claims import check_claim, check_folder
 from annbatch.storage.dtypes import as_bytes, native
 from annbatch.storage.engine._plan import SPAN
-from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
 
 from .tables import ChunkTable
@@ -115,17 +116,21 @@ class StoredArray(ABC):
             The store could not make sense of its bytes.
         """
         wanted = (stop - start, *self.shape[1:])
-        try:
+        with damage_named(f"{self.location}, rows {start} to {stop}"):
             values = np.asarray(self._read(start, stop))
-        except (MemoryError, ImportError, ConnectionError, TimeoutError, InterruptedError):
-            raise
-        except Exception as error:
-            msg = f"{self.location}, rows {start} to {stop}: {error}"
-            raise CorruptDataError(msg) from error
         if values.shape != wanted:
             msg = f"{self.location}, rows {start} to {stop}: expected shape {wanted}, got {values.shape}"
             raise CorruptDataError(msg)
         return np.ascontiguousarray(values, native(values.dtype))
+
+    def check_claim(self) -> None:  # noqa: B027 - what is in memory is there
+        """Refuse an array that claims to hold more than its files can; not all of it may be fill values.
+
+        Raises
+        ------
+        CorruptDataError
+            It claims more.
+        """
 
     def close(self) -> None:  # noqa: B027 - most arrays hold nothing open
         """Drop what is held open; a later read opens it again."""
@@ -219,6 +224,10 @@ class Hdf5Array(StoredArray):
             msg = f"{self.location}: the file was changed, replaced or removed after it was opened"
             raise CorruptDataError(msg)
 
+    def check_claim(self) -> None:
+        """See the base class."""
+        check_claim(self.dataset, self.location)
+
     def _make_table(self) -> ChunkTable | None:
         from .hdf5_table import hdf5_table
 
@@ -251,6 +260,8 @@ class Hdf5Array(StoredArray):
 class ZarrArray(StoredArray):
     """An array of a Zarr store, of format 2 or 3, local or remote."""
 
+    _folder_is_checked = False
+
     def __init__(self, array: zarr.Array[Any]) -> None:
         self.array = _at_absolute_path(array)
         self.location = f"{_store_name(array)} :: {array.path or '/'}"
@@ -275,6 +286,10 @@ class ZarrArray(StoredArray):
         # A remote store answers slowly but many at a time.
         return None if self.is_local else 16
 
+    def check_claim(self) -> None:
+        """See the base class."""
+        check_claim(self.array, self.location)
+
     def _make_table(self) -> ChunkTable | None:
         if not self.is_local:
             from annbatch.storage.far.tables import far_table
@@ -290,6 +305,9 @@ class ZarrArray(StoredArray):
     def _read(self, start: int, stop: int) -> np.ndarray:
         from .absent import check_absent
 
+        if not self._folder_is_checked:
+            check_folder(self.array)
+            self._folder_is_checked = True
         values = np.asarray(self.array[start:stop])
         check_absent(self.array, values, start)
         return values

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.storage.claims import check_chunk_size, stored_bytes
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of
 
 from .tables import ChunkTable, Codec, codec
 
@@ -25,6 +28,8 @@ __all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_table"]
 
 _MAX_CODECS = 8
 _MAX_DIMS = 8
+# Of so many, tables are made unseen.
+_MANY_CHUNKS = 1 << 22
 
 
 def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
@@ -37,6 +42,7 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
     if not isinstance(array.store, LocalStore) or not _engine.can_read_files:
         return None
     folder = Path(array.store.root, array.path)
+    files = files_of(str(folder)) if array.metadata.zarr_format == 3 else None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     try:
         document = json.loads((folder / name).read_text())
@@ -44,6 +50,10 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
         return None
     table = described_table(array, document, str(folder))
     if table is not None:
+        if isinstance(table.prepare, ShardIndexes):
+            table.prepare.files = files
+        elif files is not None:
+            check_array(array)  # small: what is read by many rows has shards
         table.document = os.fsencode(folder / name)
     return table
 
@@ -63,6 +73,7 @@ def described_table(array: zarr.Array[Any], document: Any, folder: str) -> Chunk
         # Not what the format says: zarr-python shall read it or say what is wrong.
         return None
     if table is not None:
+        check_chunk_size(array, table)
         fill = array.fill_value
         table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
     return table
@@ -136,6 +147,8 @@ def _sharded(
     if codecs is None or index_codecs is None or [kind for kind, _ in index_codecs] not in ([], ["crc32c"]):
         return None
     grid, file_grid = _grid(shape, chunk_shape), _grid(shape, shard_shape)
+    if prod(grid) > _MANY_CHUNKS and 16 * prod(grid) > stored_bytes(Path(prefix).parent):
+        return None  # more chunks than the shards have room to name: nothing is made for each of them
     per_shard = tuple(s // c for s, c in zip(shard_shape, chunk_shape, strict=True))
     # The shard of each chunk, over the whole grid.
     file = np.zeros((1,) * len(grid), np.int32)
@@ -188,6 +201,7 @@ class ShardIndexes:
     def __init__(self, table: ChunkTable, per_shard: tuple[int, ...], *, has_checksum: bool, at_end: bool) -> None:
         self.table, self.per_shard, self.has_checksum, self.at_end = table, per_shard, has_checksum, at_end
         self.known = np.zeros(table.n_files, bool)
+        self.files: Files | None = None  # what a manifest says of them
 
     @property
     def n_bytes(self) -> int:
@@ -208,12 +222,19 @@ class ShardIndexes:
         path = table.path(file)
         n_bytes = self.n_bytes
         try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                msg = f"{path} is not a regular file"
+                raise CorruptDataError(msg)
             with path.open("rb") as f:
-                stat = os.fstat(f.fileno())
-                if stat.st_size < n_bytes:
-                    msg = f"{path} is cut short: its shard index alone takes {n_bytes} bytes, got {stat.st_size}"
+                found = os.fstat(f.fileno())
+                if found.st_size < n_bytes:
+                    msg = f"{path} is cut short: its shard index alone takes {n_bytes} bytes, got {found.st_size}"
                     raise CorruptDataError(msg)
-                f.seek(stat.st_size - n_bytes if self.at_end else 0)
+                if self.files is not None:
+                    mark = int.from_bytes(f.read(MARK_BYTES), "little")
+                    expected = int(self.files.sizes[file]), int(self.files.marks[file])
+                    check_file(str(path), expected, (found.st_size, mark))
+                f.seek(found.st_size - n_bytes if self.at_end else 0)
                 index = np.frombuffer(f.read(n_bytes), np.uint8)
         except FileNotFoundError:
             if not os.path.exists(table.document):  # noqa: PTH110
@@ -221,18 +242,20 @@ class ShardIndexes:
                     f"{path} is missing, as is the array's metadata: the store was moved or removed after it was opened"
                 )
                 raise CorruptDataError(msg) from None
+            if self.files is not None:
+                check_file(str(path), (int(self.files.sizes[file]), 0), (-1, 0))
             # No shard: all its chunks have the fill value. There is no stamp to compare with, but also no file to open.
             return
         if len(index) != n_bytes:
             msg = f"{path} is cut short while its shard index is read"
             raise CorruptDataError(msg)
         try:
-            offset, length = parse_shard_index(index, self.per_shard, stat.st_size, has_checksum=self.has_checksum)
+            offset, length = parse_shard_index(index, self.per_shard, found.st_size, has_checksum=self.has_checksum)
         except ValueError as error:
             msg = f"{path}: {error}"
             raise CorruptDataError(msg) from None
         self.note(file, offset, length)
-        table.stamp[file] = stat.st_size, stat.st_mtime_ns, stat.st_ino
+        table.stamp[file] = found.st_size, found.st_mtime_ns, found.st_ino
 
     def note(self, file: int, offset: np.ndarray, length: np.ndarray) -> None:
         """Take over where the chunks of a shard are: what :func:`parse_shard_index` returned."""

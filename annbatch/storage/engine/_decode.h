@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_crc32c.h"
+
 #include "_plan.h"
 
 #ifdef ANNBATCH_BLOSC2
@@ -96,57 +98,12 @@ static void scratch_clear(scratch_t *s) {
     memset(s, 0, sizeof(*s));
 }
 
-static uint32_t little32(const char *p) {
-    const uint8_t *b = (const uint8_t *)p;
-    return b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
-}
-
 static uint32_t big32(const char *p) {
     const uint8_t *b = (const uint8_t *)p;
     return b[3] | (uint32_t)b[2] << 8 | (uint32_t)b[1] << 16 | (uint32_t)b[0] << 24;
 }
 
 /* --- checksums ---------------------------------------------------------------------------------------------------- */
-
-static uint32_t CRC_TABLE[8][256];
-
-static void make_crc_table(void) {
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t c = i;
-        for (int k = 0; k < 8; k++) c = c & 1 ? 0x82f63b78u ^ (c >> 1) : c >> 1;
-        CRC_TABLE[0][i] = c;
-    }
-    for (int t = 1; t < 8; t++)
-        for (uint32_t i = 0; i < 256; i++) CRC_TABLE[t][i] = CRC_TABLE[0][CRC_TABLE[t - 1][i] & 255] ^ (CRC_TABLE[t - 1][i] >> 8);
-}
-
-#if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target("sse4.2"))) static uint32_t crc32c_sse(uint32_t crc, const uint8_t *p, size_t n) {
-    uint64_t c = crc;
-    for (; n >= 8; n -= 8, p += 8) {
-        uint64_t word;
-        memcpy(&word, p, 8);
-        c = __builtin_ia32_crc32di(c, word);
-    }
-    for (; n; n--, p++) c = __builtin_ia32_crc32qi((uint32_t)c, *p);
-    return (uint32_t)c;
-}
-#endif
-
-static uint32_t crc32c(const char *from, size_t n) {
-    const uint8_t *p = (const uint8_t *)from;
-    uint32_t c = 0xffffffffu;
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("sse4.2")) return ~crc32c_sse(c, p, n);
-#endif
-    for (; n >= 8; n -= 8, p += 8) {
-        uint32_t low = little32((const char *)p) ^ c, high = little32((const char *)p + 4);
-        c = CRC_TABLE[7][low & 255] ^ CRC_TABLE[6][(low >> 8) & 255] ^ CRC_TABLE[5][(low >> 16) & 255] ^ CRC_TABLE[4][low >> 24]
-            ^ CRC_TABLE[3][high & 255] ^ CRC_TABLE[2][(high >> 8) & 255] ^ CRC_TABLE[1][(high >> 16) & 255] ^ CRC_TABLE[0][high >> 24];
-    }
-    for (; n; n--, p++) c = CRC_TABLE[0][(c ^ *p) & 255] ^ (c >> 8);
-    return ~c;
-}
 
 /* The checksum of HDF5's fletcher32 filter: big-endian 16-bit words. */
 static uint32_t fletcher32(const char *from, size_t n) {

@@ -9,8 +9,12 @@
 #include <stdint.h>
 
 /* n neighbouring items, from item `source` of a chunk to `address`. `column` is that of the first item in its row where
- * columns of dense rows are renumbered, else -1. */
-typedef struct { int64_t source, address, n, column; } piece_t;
+ * columns of dense rows are renumbered, else -1. `row` is the row that the piece belongs to where rows are added up, else -1. */
+typedef struct { int64_t source, address, n, column, row; } piece_t;
+
+/* A row that is added up, and scaled, when all its values are placed: where they are, how many, how many are missing yet, and
+ * the total. */
+typedef struct { int64_t address, n_values, n_missing; double total; } row_t;
 
 /* The pieces first_piece <= piece < stop_piece of one chunk; they lie in its items low <= item < high. */
 typedef struct { int64_t chunk, first_piece, stop_piece, low, high; } task_t;

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __all__ = [
-    "EXTENT", "FETCHED", "PIECE", "SPAN", "STAMP", "STRETCH", "TASK", "ArrayCut", "EngineDenseJob", "EngineJob", "Failure", "Plan",
-    "StretchPlan",
+    "EXTENT", "FETCHED", "PIECE", "ROW", "SPAN", "STAMP", "STRETCH", "TASK", "ArrayCut", "EngineDenseJob", "EngineJob", "Failure",
+    "Placing", "Plan", "RowScaling", "StretchPlan",
 ]  # fmt: skip
 
 
@@ -19,7 +19,8 @@ def _row(*fields: str) -> np.dtype:
     return np.dtype([(field, np.int64) for field in fields])
 
 
-PIECE = _row("source", "address", "n", "column")
+PIECE = _row("source", "address", "n", "column", "row")
+ROW = np.dtype([("address", np.int64), ("n_values", np.int64), ("n_missing", np.int64), ("total", np.float64)])
 TASK = _row("chunk", "first_piece", "stop_piece", "low", "high")
 STRETCH = _row(
     "first_row",
@@ -70,6 +71,50 @@ class ArrayCut(NamedTuple):
     anywhere: bool
 
 
+class RowScaling(NamedTuple):
+    """What is done to the values of a row, which is added up in any case.
+
+    Attributes
+    ----------
+    target_sum
+        What they shall add up to; 0: they are not normalised.
+    log1p
+        Whether log(1 + v) of each is taken.
+    """
+
+    target_sum: float = 0.0
+    log1p: bool = False
+
+
+class Placing(NamedTuple):
+    """What happens to the items of an array on their way.
+
+    Attributes
+    ----------
+    source_type, target_type
+        Dtype codes; equal ones copy, whatever the dtype.
+    source_size, target_size
+        Bytes of an item in the chunk and at its destination.
+    n_columns
+        -1 for values; for column numbers what they are checked against. They become int32 or int64.
+    columns
+        int64, new number of each old column, -1 to drop. None: they stay.
+    rows
+        Table of ROW that the pieces name, to be added up and scaled. None: neither.
+    scaling
+        What is done to these rows; not None where ``rows`` is not.
+    """
+
+    source_type: int
+    target_type: int
+    source_size: int
+    target_size: int
+    n_columns: int = -1
+    columns: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    scaling: RowScaling | None = None
+
+
 class EngineJob(NamedTuple):
     """Pieces of one stored array, for the engine.
 
@@ -79,25 +124,15 @@ class EngineJob(NamedTuple):
         Where the chunks are: a ``ChunkTable`` of storage/chunks/tables.py.
     plan
         Which items go where.
-    source_type, target_type
-        Dtype codes; equal ones copy, whatever the dtype.
-    target_size
-        Bytes of an item at its destination.
-    n_columns
-        -1 for values; for column numbers what they are checked against.
-    columns
-        int64, new number of each old column, -1 to drop. None: they stay.
+    placing
+        What happens to them on their way.
     fetched
         A row of FETCHED per task: where its bytes are in memory. None: they are read from the files of the table.
     """
 
     table: Any
     plan: Plan
-    source_type: int
-    target_type: int
-    target_size: int
-    n_columns: int
-    columns: np.ndarray | None
+    placing: Placing
     fetched: np.ndarray | None = None
 
 
@@ -116,6 +151,10 @@ class EngineDenseJob(NamedTuple):
         Bytes of a dense row.
     value_type
         Dtype code of a dense value.
+    totals
+        float64, one per row, to be filled. None: rows are neither added up nor scaled.
+    scaling
+        What is done to the rows; not None where ``totals`` is not.
     """
 
     values: int
@@ -125,6 +164,8 @@ class EngineDenseJob(NamedTuple):
     address: np.ndarray
     row_bytes: int
     value_type: int
+    totals: np.ndarray | None
+    scaling: RowScaling | None
 
 
 class Failure(NamedTuple):

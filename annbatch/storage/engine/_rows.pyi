@@ -1,6 +1,6 @@
 import numpy as np
 
-from ._plan import ArrayCut, Plan, StretchPlan
+from ._plan import ArrayCut, Placing, Plan, RowScaling, StretchPlan
 
 def ascending(rows: np.ndarray, n_obs: int) -> np.ndarray: ...
 def plan_ranges(
@@ -10,6 +10,8 @@ def plan_ranges(
     address: np.ndarray,
     itemsize: int,
     chunk_size: int,
+    *,
+    by_row: bool = False,
 ) -> Plan: ...
 def plan_stretches(
     rows: np.ndarray,
@@ -29,24 +31,16 @@ def plan_rows(
     spans: np.ndarray,
     *,
     mapped: bool,
+    by_row: bool = False,
 ) -> Plan: ...
-def place(
-    items: np.ndarray,
-    offset: int,
-    pieces: np.ndarray,
-    source_type: int,
-    target_type: int,
-    source_size: int,
-    target_size: int,
-    n_columns: int = -1,
-    columns: np.ndarray | None = None,
-) -> int: ...
+def place(items: np.ndarray, offset: int, pieces: np.ndarray, placing: Placing) -> int: ...
 def count_kept(columns: np.ndarray, start: np.ndarray, kept: np.ndarray, low: int, high: int) -> None: ...
 def compact(
     columns: np.ndarray,
     values: int,
     itemsize: int,
     start: np.ndarray,
+    kept: np.ndarray,
     column_address: np.ndarray,
     value_address: np.ndarray,
     *,
@@ -54,4 +48,7 @@ def compact(
     n_columns: int,
     low: int,
     high: int,
+    totals: np.ndarray | None = None,
+    scaling: RowScaling | None = None,
+    value_type: int = -1,
 ) -> None: ...

@@ -10,7 +10,10 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from ._plan cimport FINE, extent_t, piece_t, place_piece, placing_t, span_t, stamp_t, stretch_t, task_t
+from ._plan cimport (
+    FINE, SCALE, extent_t, piece_t, place_piece, placing_t, row_t, scaling_t, set_placing, set_scaling, span_t,
+    stamp_t, stretch_t, task_t,
+)
 
 from ._plan import EXTENT, PIECE, STRETCH, TASK, Plan, StretchPlan
 
@@ -27,10 +30,12 @@ def _py_layouts():
     cdef extent_t extent
     cdef span_t span
     cdef stamp_t stamp
+    cdef row_t row
     return {
         "PIECE": np.asarray(<piece_t[:1]>&piece).dtype, "TASK": np.asarray(<task_t[:1]>&task).dtype,
         "STRETCH": np.asarray(<stretch_t[:1]>&stretch).dtype, "EXTENT": np.asarray(<extent_t[:1]>&extent).dtype,
         "SPAN": np.asarray(<span_t[:1]>&span).dtype, "STAMP": np.asarray(<stamp_t[:1]>&stamp).dtype,
+        "ROW": np.asarray(<row_t[:1]>&row).dtype,
     }
 
 
@@ -64,7 +69,7 @@ cdef class _Plan:
         return 0
 
     cdef inline void add(self, int64_t chunk, int64_t source, int64_t address, int64_t n, int64_t column,
-                         int itemsize) noexcept nogil:
+                         int64_t row, int itemsize) noexcept nogil:
         cdef task_t *task = self.task + self.n_tasks - 1
         cdef piece_t *piece = self.piece + self.n_pieces - 1
         if not self.n_tasks or self.closed or task.chunk != chunk:
@@ -72,13 +77,16 @@ cdef class _Plan:
             self.n_tasks += 1
             task += 1
             task.chunk, task.first_piece, task.low, task.high = chunk, self.n_pieces, source, source + n
-        elif column < 0 and piece.source + piece.n == source and piece.address + piece.n * itemsize == address:
+        elif (
+            column < 0 and piece.source + piece.n == source and piece.address + piece.n * itemsize == address
+            and piece.row == row
+        ):
             piece.n += n
             task.high = max(task.high, source + n)
             return
         self.n_pieces += 1
         piece += 1
-        piece.source, piece.address, piece.n, piece.column = source, address, n, column
+        piece.source, piece.address, piece.n, piece.column, piece.row = source, address, n, column, row
         task.stop_piece = self.n_pieces
         task.low = min(task.low, source)
         task.high = max(task.high, source + n)
@@ -133,7 +141,7 @@ def ascending(const int64_t[::1] rows not None, int64_t n_obs):
 
 def plan_ranges(const int64_t[::1] rows not None, const int64_t[::1] first_value not None,
                 const int64_t[::1] n_values not None, const int64_t[::1] address not None, int itemsize,
-                int64_t chunk_size):
+                int64_t chunk_size, *, bint by_row=False):
     """Cut the values of CSR rows at chunk borders.
 
     Parameters
@@ -148,6 +156,8 @@ def plan_ranges(const int64_t[::1] rows not None, const int64_t[::1] first_value
         Bytes of a value at its destination.
     chunk_size
         Values per chunk.
+    by_row
+        True: each piece belongs to one row, the one at ``piece.row`` of ``rows``, so that rows can be added up.
 
     Returns
     -------
@@ -161,14 +171,18 @@ def plan_ranges(const int64_t[::1] rows not None, const int64_t[::1] first_value
             j = i + 1
             while j < n_rows and rows[j] == rows[i]:
                 j += 1
-            _add_values(plan, first_value[i], first_value[i] + n_values[i], &address[i], j - i, itemsize, chunk_size)
+            _add_values(plan, first_value[i], first_value[i] + n_values[i], &address[i], j - i, i if by_row else -1,
+                        itemsize, chunk_size)
             i = j
     return plan.result()
 
 
-cdef int _add_values(_Plan plan, int64_t low, int64_t high, const int64_t *address, Py_ssize_t n_copies, int itemsize,
-                     int64_t chunk_size) except -1 nogil:
-    """Plan the values low <= value < high of one row, which go to each of ``n_copies`` addresses."""
+cdef int _add_values(_Plan plan, int64_t low, int64_t high, const int64_t *address, Py_ssize_t n_copies, int64_t row,
+                     int itemsize, int64_t chunk_size) except -1 nogil:
+    """Plan the values low <= value < high of one row, which go to each of ``n_copies`` addresses.
+
+    The copies are the rows ``row``, ``row + 1``, ... of the plan; -1: that does not matter.
+    """
     cdef int64_t chunk, start = low, stop
     cdef Py_ssize_t r
     if low >= high:
@@ -180,7 +194,7 @@ cdef int _add_values(_Plan plan, int64_t low, int64_t high, const int64_t *addre
         # Copies of one row stand together, so that no chunk is left and entered again.
         for r in range(n_copies):
             plan.add(chunk, start - chunk * chunk_size, address[r] + (start - low) * itemsize, stop - start, -1,
-                     itemsize)
+                     row + r if row >= 0 else -1, itemsize)
         start = stop
         chunk += 1
     return 0
@@ -240,9 +254,9 @@ def plan_stretches(const int64_t[::1] rows not None, const int64_t[::1] first_va
             extent[r].n_values = n_values[r]
             if not copied:
                 address = n_in_stretch * value_size
-                _add_values(values, low, high, &address, 1, value_size, value_chunk)
+                _add_values(values, low, high, &address, 1, -1, value_size, value_chunk)
                 address = n_in_stretch * column_size
-                _add_values(columns, low, high, &address, 1, column_size, column_chunk)
+                _add_values(columns, low, high, &address, 1, -1, column_size, column_chunk)
                 n_in_stretch += n_values[r]
             work += n_values[r] + row_work
             stretch.stop_row, stretch.stop_value_task, stretch.stop_column_task = r + 1, values.n_tasks, columns.n_tasks
@@ -251,7 +265,7 @@ def plan_stretches(const int64_t[::1] rows not None, const int64_t[::1] first_va
 
 
 def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not None, int itemsize, int64_t chunk_rows,
-              int64_t row_stride, const span_t[::1] spans not None, *, bint mapped):
+              int64_t row_stride, const span_t[::1] spans not None, *, bint mapped, bint by_row=False):
     """Cut dense rows at chunk borders.
 
     Parameters
@@ -266,6 +280,8 @@ def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not N
         Table of SPAN, in order of ``cell``.
     mapped
         True: the address of each piece is that of its row, for columns that are renumbered later.
+    by_row
+        As in :func:`plan_ranges`.
 
     Returns
     -------
@@ -289,40 +305,34 @@ def plan_rows(const int64_t[::1] rows not None, const int64_t[::1] address not N
                     m += 1
                 for r in range(i, j):
                     _add_row(plan, chunk, (rows[r] - block * chunk_rows) * row_stride, address[r], itemsize,
-                             &spans[k], m - k, mapped)
+                             &spans[k], m - k, r if by_row else -1, mapped)
                 k = m
             i = j
     return plan.result()
 
 
 cdef void _add_row(_Plan plan, int64_t chunk, int64_t source, int64_t address, int itemsize, const span_t *span,
-                   Py_ssize_t n_spans, bint mapped) noexcept nogil:
+                   Py_ssize_t n_spans, int64_t row, bint mapped) noexcept nogil:
     cdef Py_ssize_t s
     for s in range(n_spans):
         if mapped:
-            plan.add(chunk, source + span[s].source, address, span[s].n, span[s].target, itemsize)
+            plan.add(chunk, source + span[s].source, address, span[s].n, span[s].target, row, itemsize)
         else:
-            plan.add(chunk, source + span[s].source, address + span[s].target * itemsize, span[s].n, -1, itemsize)
+            plan.add(chunk, source + span[s].source, address + span[s].target * itemsize, span[s].n, -1, row,
+                     itemsize)
 
 
 # --- placing pieces of a chunk --------------------------------------------------------------------------------------
 
-def place(const uint8_t[::1] items not None, int64_t offset, const piece_t[::1] pieces not None, int source_type,
-          int target_type, int source_size, int target_size, int64_t n_columns=-1, const int64_t[::1] columns=None):
+def place(const uint8_t[::1] items not None, int64_t offset, const piece_t[::1] pieces not None, placing not None):
     """Move pieces to their addresses, as the engine does with those of a chunk that it decoded.
 
     Parameters
     ----------
     items
         Bytes of the items ``offset``, ``offset + 1``, ... of the chunk.
-    source_type, target_type
-        Dtype codes; equal codes copy, and then only the itemsize counts (the codes may be -1).
-    source_size, target_size
-        Bytes of an item in the chunk and at its destination.
-    n_columns
-        Not negative: the items are column numbers 0 <= column < n_columns, to be written as int32 or int64.
-    columns
-        New number of each old column, -1 to drop. None: they stay.
+    placing
+        A ``Placing``. Several threads may place pieces of its rows.
 
     Returns
     -------
@@ -331,19 +341,14 @@ def place(const uint8_t[::1] items not None, int64_t offset, const piece_t[::1] 
     """
     cdef Py_ssize_t p
     cdef const char *base
-    cdef placing_t placing
-    placing.source_type, placing.target_type = source_type, target_type
-    placing.source_size, placing.target_size = source_size, target_size
-    placing.is_column_number, placing.n_columns = n_columns >= 0, n_columns
-    placing.columns = NULL
-    if columns is not None and columns.shape[0]:
-        placing.columns = &columns[0]
+    cdef placing_t how
     if not pieces.shape[0]:
         return -1
-    base = <const char *>&items[0] - offset * source_size
+    set_placing(&how, placing)
+    base = <const char *>&items[0] - offset * how.source_size
     with nogil:
         for p in range(pieces.shape[0]):
-            if place_piece(&placing, base + pieces[p].source * source_size, &pieces[p], 0) != FINE:
+            if place_piece(&how, base + pieces[p].source * how.source_size, &pieces[p], 0) != FINE:
                 with gil:
                     return p
     return -1
@@ -415,12 +420,16 @@ cdef void _insert_row(const index_t *columns, const char *values, int64_t n, int
 
 
 def compact(index_t[::1] columns not None, uintptr_t values, int itemsize, const int64_t[::1] start not None,
-            const int64_t[::1] column_address not None, const int64_t[::1] value_address not None, *, bint sort,
-            int64_t n_columns, Py_ssize_t low, Py_ssize_t high):
+            const int64_t[::1] kept not None, const int64_t[::1] column_address not None,
+            const int64_t[::1] value_address not None, *, bint sort, int64_t n_columns, Py_ssize_t low, Py_ssize_t high,
+            const double[::1] totals=None, scaling=None, int value_type=-1):
     """Copy the values with a column that is not negative to their row's addresses, for the rows low <= row < high.
 
-    With ``sort`` each row is put in column order; otherwise the order stays.
+    ``kept`` is what :func:`count_kept` counted. With ``sort`` each row is put in column order; otherwise the order
+    stays. What was copied is scaled where ``totals`` of the whole rows, a ``RowScaling`` and the dtype code of the values
+    are given.
     """
+    cdef scaling_t how
     cdef Py_ssize_t r
     cdef int64_t n
     cdef const index_t *row_columns
@@ -429,6 +438,8 @@ def compact(index_t[::1] columns not None, uintptr_t values, int itemsize, const
     cdef int64_t *position = NULL
     if not columns.shape[0]:
         return
+    if totals is not None:
+        set_scaling(&how, scaling, value_type)
     if sort:
         seen = <uint8_t *>calloc(<size_t>(n_columns + 8), 1)
         position = <int64_t *>calloc(<size_t>(n_columns + 1), sizeof(int64_t))
@@ -448,5 +459,8 @@ def compact(index_t[::1] columns not None, uintptr_t values, int itemsize, const
                                <char *><uintptr_t>value_address[r], seen, position, n_columns):
                 _insert_row(row_columns, row_values, n, itemsize, <index_t *><uintptr_t>column_address[r],
                             <char *><uintptr_t>value_address[r])
+            if totals is not None:
+                SCALE[how.value_type](<char *><uintptr_t>value_address[r], kept[r], totals[r], how.target_sum,
+                                      how.log1p)
     free(seen)
     free(position)

@@ -44,10 +44,14 @@ static int64_t raise_to(int64_t *mark, int64_t value) {
 
 static int file_exists(const char *path) { return access(path, F_OK) == 0; }
 
-/* Open for reading: a file descriptor, or minus errno. */
+/* Open for reading: a file descriptor, or minus errno; -EISDIR for all that is not a regular file. Such are not opened:
+ * that alone may wait for ever (a pipe) or do something (a device). */
 static int file_open(const char *path, stamp_t *stamp) {
     struct stat s;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd;
+    if (stat(path, &s) != 0) return -errno;
+    if (!S_ISREG(s.st_mode)) return -EISDIR;
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0) return -errno;
     if (fstat(fd, &s) != 0) {
         int error = errno;

@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from annbatch._shared.args import as_count
-from annbatch._shared.sizes import as_n_bytes
+from annbatch._shared.args import as_bytes, as_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +48,7 @@ class FarOptions:
             msg = f"storage_options must be a dict or None, got {type(self.storage_options).__name__}"
             raise TypeError(msg)
         _set(self, "max_requests", as_count("max_requests", self.max_requests))
-        _set(self, "max_in_flight", as_n_bytes("max_in_flight", self.max_in_flight))
+        _set(self, "max_in_flight", as_bytes("max_in_flight", self.max_in_flight))
         if self.cache is not None:
             if not isinstance(self.cache, str | os.PathLike):
                 msg = f"cache must be the path of a folder or None, got {type(self.cache).__name__}"
@@ -57,7 +56,7 @@ class FarOptions:
             # A relative path means what it meant when it was given, in workers too.
             _set(self, "cache", os.path.abspath(self.cache))  # noqa: PTH100
         if self.cache_size is not None:
-            _set(self, "cache_size", as_n_bytes("cache_size", self.cache_size))
+            _set(self, "cache_size", as_bytes("cache_size", self.cache_size))
             if self.cache is None:
                 msg = f"cache_size must be given together with cache, got {self.cache_size} and no cache"
                 raise ValueError(msg)

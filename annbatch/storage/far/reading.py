@@ -294,7 +294,15 @@ class _Densify:
     def __call__(self, shares: list[_Share]) -> tuple[Failure | None, list[Job]]:
         job = self.job
         dense = EngineDenseJob(
-            0, 1, self.stretches, job.plan.extents, job.address, job.row_bytes, type_code(job.values.target)
+            0,
+            1,
+            self.stretches,
+            job.plan.extents,
+            job.address,
+            job.row_bytes,
+            type_code(job.values.target),
+            job.totals,
+            job.scaling,
         )
         failure = _engine.run_dense([share.described() for share in shares], [dense], self.num_threads)
         return failure, [share.job for share in shares]

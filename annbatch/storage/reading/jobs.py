@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from annbatch.storage.dtypes import as_bytes, cast_exactly, lossy, type_code
 from annbatch.storage.engine import _rows
-from annbatch.storage.engine._plan import EngineJob
+from annbatch.storage.engine._plan import ROW, EngineJob, Placing
 from annbatch.storage.errors import CorruptDataError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from annbatch.storage.chunks.arrays import StoredArray
-    from annbatch.storage.engine._plan import Plan, StretchPlan
+    from annbatch.storage.engine._plan import Plan, RowScaling, StretchPlan
 
-__all__ = ["DenseJob", "Job"]
+__all__ = ["DenseJob", "Job", "row_table"]
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +40,11 @@ class Job:
     columns
         int64, new number of each old column, -1 to drop. For values (``n_columns`` is None) the columns of a dense
         row, for column numbers what they become. None: unchanged.
+    rows
+        Table of ROW that the pieces name: rows of values that are added up and scaled as soon as they are placed. None:
+        neither.
+    scaling
+        What is done to these rows.
     """
 
     array: StoredArray
@@ -47,29 +53,38 @@ class Job:
     target: np.dtype
     n_columns: int | None = None
     columns: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    scaling: RowScaling | None = None
 
     def place(self, task: np.ndarray, items: np.ndarray, offset: int) -> None:
         """Move the pieces of a task from items that were read, whose first one is number ``offset`` of the chunk."""
         pieces = self.plan.pieces[task["first_piece"] : task["stop_piece"]]
-        source, target = type_code(items.dtype), type_code(self.target)
-        if self.n_columns is None and min(source, target) < 0:
-            items, source, target = cast_exactly(items, self.target), -1, -1
-        n_columns = -1 if self.n_columns is None else self.n_columns
-        sizes = items.dtype.itemsize, self.target.itemsize
-        if _rows.place(as_bytes(items), offset, pieces, source, target, *sizes, n_columns, self.columns) >= 0:
+        if self.n_columns is None and min(type_code(items.dtype), type_code(self.target)) < 0:
+            items = cast_exactly(items, self.target)
+        if _rows.place(as_bytes(items), offset, pieces, self._placing(items.dtype)) >= 0:
             raise self.lossy_cast() if self.n_columns is None else self.bad_column(int(task["chunk"]))
 
     def for_engine(self) -> EngineJob | None:
         """Return the job as the engine takes it, or None when the engine cannot do it."""
-        table, source, target = self.array.table, type_code(self.array.dtype), type_code(self.target)
+        table = self.array.table
         if table is None or not self.engine_takes(self.array, self.target):
             return None
-        if self.array.dtype == self.target:
-            source = target = max(source, 0)  # equal codes copy, whatever the dtype
         if table.prepare is not None and len(self.plan.tasks):
             table.prepare(self.plan.tasks["chunk"])
-        n_columns = -1 if self.n_columns is None else self.n_columns
-        return EngineJob(table, self.plan, source, target, self.target.itemsize, n_columns, self.columns)
+        return EngineJob(table, self.plan, self._placing(self.array.dtype))
+
+    def _placing(self, source: np.dtype) -> Placing:
+        """Return what happens to items of a dtype."""
+        return Placing(
+            type_code(source),
+            type_code(self.target),
+            source.itemsize,
+            self.target.itemsize,
+            -1 if self.n_columns is None else self.n_columns,
+            self.columns,
+            self.rows,
+            self.scaling,
+        )
 
     @staticmethod
     def engine_takes(array: StoredArray, target: np.dtype) -> bool:
@@ -87,6 +102,8 @@ class Job:
         table = self.array.table
         assert table is not None
         path = table.name_of(chunk)
+        if kind == "cannot_read" and detail == errno.EISDIR:
+            return CorruptDataError(f"{self.array.location}, chunk {chunk} in {path}: this is not a regular file")
         if kind == "cannot_read":
             return OSError(detail, os.strerror(detail), path)
         if kind == "python" and not isinstance(detail, Exception):
@@ -126,6 +143,10 @@ class DenseJob:
         int64, where each dense row goes.
     row_bytes
         Bytes of a dense row.
+    totals
+        float64, one per row, to be filled. None: rows are neither added up nor scaled.
+    scaling
+        What is done to the rows before their repeated columns add up.
     """
 
     values: Job
@@ -133,3 +154,12 @@ class DenseJob:
     plan: StretchPlan
     address: np.ndarray
     row_bytes: int
+    totals: np.ndarray | None = None
+    scaling: RowScaling | None = None
+
+
+def row_table(address: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return rows that are to be added up, of which nothing was placed."""
+    table = np.zeros(len(address), ROW)
+    table["address"], table["n_values"], table["n_missing"] = address, lengths, lengths
+    return table

@@ -1,19 +1,46 @@
-"""The median of the totals of rows: what ``normalize_total="median"`` takes for a target."""
+"""To which total rows are scaled: ``normalize_total``, a number or the median of the totals of all rows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from .scale import Scale
 from .totals import row_totals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-
     from annbatch.storage.sources import DenseSource, SparseSource
 
-__all__ = ["totals_with_progress"]
+__all__ = ["as_normalize_total", "median_total", "totals_with_progress"]
+
+
+def as_normalize_total(value: Any) -> float | Literal["median"] | None:
+    """Return the argument ``normalize_total``, checked: a finite number > 0, "median" or None."""
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "median":
+        return "median"
+    rule = 'normalize_total must be a finite number > 0, "median" or None'
+    if isinstance(value, str):
+        msg = f"{rule}, got {value!r}"
+        raise ValueError(msg)
+    try:
+        return Scale(target_sum=value).target_sum
+    except (TypeError, ValueError) as error:
+        msg = f"{rule}, got {value!r}"
+        raise type(error)(msg) from None
+
+
+def median_total(totals: Sequence[np.ndarray]) -> float:
+    """Return the median of the totals of all rows, as ``scanpy.pp.normalize_total`` takes it of a CSR matrix.
+
+    1 where it would be 0: where most rows are empty there is no such thing as a typical row.
+    """
+    every = np.concatenate(totals) if len(totals) else np.empty(0)
+    return (float(np.median(every)) if len(every) else 0.0) or 1.0
 
 
 def totals_with_progress(

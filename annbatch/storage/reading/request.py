@@ -13,11 +13,12 @@ import numpy as np
 from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import common_dtype, native, type_code
 from annbatch.storage.engine import _rows
-from annbatch.storage.engine._plan import ArrayCut
+from annbatch.storage.engine._plan import ArrayCut, RowScaling
 from annbatch.storage.sources import DenseSource, SparseSource, open_matrix
 
-from .jobs import DenseJob, Job
+from .jobs import DenseJob, Job, row_table
 from .run import run, run_dense
+from .scale import Scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from annbatch.storage.far.fetch import Cancel
     from annbatch.storage.pool import BufferPool
 
-    from .scale import Scale
-
 __all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
 
 # Rows that a thread must have to be worth starting.
@@ -39,6 +38,8 @@ _MIN_ROWS = 64
 _STRETCH_VALUES = 1 << 15
 # Zeroing this many bytes of a dense row is as much work as a value.
 _BYTES_LIKE_A_VALUE = 32
+# Values of whole dense rows that are read at a time where their totals are wanted, but not all of their columns.
+_SLAB_VALUES = 1 << 22
 _INT32_MAX = np.iinfo(np.int32).max
 
 
@@ -112,7 +113,7 @@ def read_csr(
     cancel
         Set from another thread, ends the waiting for a far store with ``Abandoned``.
     scale
-        What is done to the values. They are then float32, unless ``dtype`` is another float dtype. None: they stay.
+        What is done to the values. They are then float32, or float64 when that is the ``dtype``. None: they stay.
     totals
         float32, C-contiguous, as long as there are positions: filled with the total of each row, over all its stored values
         (also those of columns that are left out), before scaling. Batch ``b`` has ``totals[edges[b] : edges[b + 1]]``.
@@ -127,20 +128,17 @@ def read_csr(
     CorruptDataError
         The store is damaged.
     ValueError
-        A value cannot be held by ``dtype``, a ``dtype`` for scaled values is no float dtype, or the request contradicts itself.
+        A value cannot be held by ``dtype``, a ``dtype`` for scaled values is neither float32 nor float64, or the request contradicts itself.
     TypeError
         Complex values are to be scaled or added up, or an argument is of the wrong kind.
     IndexError
         A row number is out of range.
     """
-    if scale or totals is not None:
-        parts, dtype = _scaled_parts(parts, dtype, num_threads, scale, totals, cancel)
-    request = _Request(parts, edges, n_var, dtype, num_threads, pool, cancel, sparse=True)
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, cancel, sparse=True)
     lengths = request.row_lengths()
-    if not request.drops_or_reorders:
-        return request.fill_csr(lengths)
-    staged = request.stage(lengths)
-    return request.compacted(staged)
+    blocks = request.compacted(request.stage(lengths)) if request.drops_or_reorders else request.fill_csr(lengths)
+    request.hand_out_totals()
+    return blocks
 
 
 def read_dense(
@@ -175,56 +173,16 @@ def read_dense(
     CorruptDataError, ValueError, TypeError, IndexError
         As in :func:`read_csr`.
     """
-    if scale or totals is not None:
-        parts, dtype = _scaled_parts(parts, dtype, num_threads, scale, totals, cancel)
     sparse = bool(parts) and parts[0].source.is_sparse
-    request = _Request(parts, edges, n_var, dtype, num_threads, pool, cancel, sparse=sparse)
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, cancel, sparse=sparse)
     if not sparse:
-        return request.fill_dense()
-    return request.densified() if type_code(request.dtype) >= 0 else request.densified_by_numpy()
-
-
-def _scaled_parts(
-    parts: Sequence[Part],
-    dtype: DTypeLike | None,
-    num_threads: int | None,
-    scale: Scale | None,
-    totals: np.ndarray | None,
-    cancel: Cancel | None,
-) -> tuple[list[Part], np.dtype | None]:
-    """Return parts that lie in memory, scaled."""
-    wanted = None if dtype is None else np.dtype(dtype)
-    if scale and wanted is not None and wanted.kind != "f":
-        msg = f"dtype must be a float dtype where values are scaled, got {wanted}"
-        raise ValueError(msg)
-    result = np.dtype(np.float32) if scale and wanted is None else wanted
-    scaled = []
-    for part in parts:
-        n = len(part.rows)
-        plain = Part(part.source, part.rows, np.arange(n))
-        if part.source.dtype.kind == "c":
-            msg = f"{part.source.location} must hold real numbers to be scaled or added up, got {part.source.dtype}"
-            raise TypeError(msg)
-        if part.source.is_sparse:
-            (block,) = read_csr(
-                [plain], np.array([0, n]), n_var=part.source.shape[1], num_threads=num_threads, cancel=cancel
-            )
-            values, row = block.data, np.repeat(np.arange(n), np.diff(block.indptr))
-            own = np.bincount(row, values.astype(np.float64), n)
-        else:
-            (values,) = read_dense([plain], np.array([0, n]), num_threads=num_threads, cancel=cancel)
-            row, own = np.arange(n)[:, None], values.sum(axis=1, dtype=np.float64)
-        if totals is not None:
-            totals[part.dest] = own
-        if scale:
-            assert result is not None
-            values = values.astype(np.float64)
-            if scale.target_sum is not None:
-                values *= (scale.target_sum / np.where(own == 0, scale.target_sum, own))[row]
-            values = (np.log1p(values) if scale.log1p else values).astype(result)
-        source = open_matrix(replace(block, data=values).to_scipy() if part.source.is_sparse else values)
-        scaled.append(Part(source, np.arange(n), part.dest, part.columns))
-    return scaled, result
+        batches = request.fill_dense()
+    elif type_code(request.dtype) >= 0:
+        batches = request.densified()
+    else:
+        batches = request.densified_by_numpy()
+    request.hand_out_totals()
+    return batches
 
 
 @dataclass(slots=True, eq=False)
@@ -247,6 +205,8 @@ class _Request:
         dtype: DTypeLike | None,
         num_threads: int | None,
         pool: BufferPool | None,
+        scale: Scale | None,
+        totals: np.ndarray | None,
         cancel: Cancel | None = None,
         *,
         sparse: bool,
@@ -266,6 +226,21 @@ class _Request:
         self.dtype = native(np.dtype(dtype)) if dtype is not None else common_dtype(p.source.dtype for p in self.parts)
         self._empty = np.empty if pool is None else pool.empty
         self._cancel = cancel
+        self._scaling: RowScaling | None = None
+        self._totals = totals
+        if scale or totals is not None:
+            if scale and dtype is None:
+                self.dtype = np.dtype(np.float32)
+            self._check_scaled(bool(scale))
+            self._scaling = RowScaling((scale and scale.target_sum) or 0.0, bool(scale and scale.log1p))
+            # Of each position. Rows without values have no piece that would set it.
+            self._row_totals = np.zeros(self.n_out)
+
+    def hand_out_totals(self) -> None:
+        """Write the totals where the caller wants them."""
+        if self._totals is not None:
+            with np.errstate(over="ignore"):  # infinite is what such a total is as float32
+                self._totals[...] = self._row_totals
 
     # -- sparse
 
@@ -285,7 +260,8 @@ class _Request:
         """Read straight into the batches."""
         blocks, value_address, index_address = self._new_blocks(lengths)
         # Every block has the index dtype of the widest one, so that one renumbering kernel serves the request.
-        self._read_rows(value_address, index_address, blocks[0].indices.dtype if blocks else np.dtype(np.int32))
+        index_dtype = blocks[0].indices.dtype if blocks else np.dtype(np.int32)
+        self._read_rows(value_address, index_address, index_dtype, self._scaling)
         return blocks
 
     def stage(self, lengths: np.ndarray) -> _Staged:
@@ -297,6 +273,7 @@ class _Request:
             _address(data) + start[:-1] * self.dtype.itemsize,
             _address(indices) + start[:-1] * index_dtype.itemsize,
             index_dtype,
+            None if self._scaling is None else RowScaling(),  # what is dropped counts, but need not be scaled
         )
         return _Staged(data, indices, start)
 
@@ -306,18 +283,23 @@ class _Request:
         self._in_shares(lambda low, high: _rows.count_kept(staged.indices, staged.start, kept, low, high))
         blocks, value_address, index_address = self._new_blocks(kept, staged.indices.dtype)
         sort = any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts)
+        scaled = self._scaling not in (None, RowScaling())
         self._in_shares(
             lambda low, high: _rows.compact(
                 staged.indices,
                 _address(staged.data),
                 self.dtype.itemsize,
                 staged.start,
+                kept,
                 index_address,
                 value_address,
                 sort=sort,
                 n_columns=self.n_var,
                 low=low,
                 high=high,
+                totals=self._row_totals if scaled else None,
+                scaling=self._scaling,
+                value_type=type_code(self.dtype),
             )
         )
         return blocks
@@ -349,21 +331,38 @@ class _Request:
             blocks.append(CSRBlock(data, indices, start.astype(index_dtype), (int(high - low), self.n_var)))
         return blocks, value_address, index_address
 
-    def _read_rows(self, value_address: np.ndarray, index_address: np.ndarray, index_dtype: np.dtype) -> None:
+    def _read_rows(
+        self,
+        value_address: np.ndarray,
+        index_address: np.ndarray,
+        index_dtype: np.dtype,
+        scaling: RowScaling | None,
+    ) -> None:
         jobs = []
+        added_up = []
         for part in self.parts:
             rows, dest = _ascending(part)
             source = _sparse(part)
             extents = source.row_pointers.extents(rows)
-            for array, address, target, n_columns in (
-                (source.data, value_address, self.dtype, None),
-                (source.indices, index_address, index_dtype, source.shape[1]),
-            ):
-                chunk_size = array.chunk_shape[0]
-                plan = _rows.plan_ranges(rows, *extents, address[dest], target.itemsize, chunk_size)
-                columns = None if n_columns is None else part.columns
-                jobs.append(Job(array, plan, chunk_size, target, n_columns, columns))
+            table = None
+            if scaling is not None:
+                table = row_table(value_address[dest], extents[1])
+                added_up.append((dest, table))
+            value_plan, column_plan = (
+                _rows.plan_ranges(rows, *extents, address[dest], target.itemsize, array.chunk_shape[0], by_row=by_row)
+                for array, address, target, by_row in (
+                    (source.data, value_address, self.dtype, table is not None),
+                    (source.indices, index_address, index_dtype, False),
+                )
+            )
+            value_chunk, column_chunk = source.data.chunk_shape[0], source.indices.chunk_shape[0]
+            jobs += [
+                Job(source.data, value_plan, value_chunk, self.dtype, rows=table, scaling=scaling),
+                Job(source.indices, column_plan, column_chunk, index_dtype, source.shape[1], part.columns),
+            ]
         run(jobs, self.num_threads, self._cancel)
+        for dest, table in added_up:
+            self._row_totals[dest] = table["total"]
 
     # -- dense
 
@@ -377,6 +376,7 @@ class _Request:
         # Small requests are cut finer: the last stretches even out what the first ones of each thread differed in.
         n_wanted = min(_STRETCH_VALUES, work // (4 * self.num_threads))
         jobs = []
+        added_up = []
         for part in self._readable_parts():
             rows, dest = _ascending(part)
             source = _sparse(part)
@@ -387,8 +387,13 @@ class _Request:
             columns = Job(
                 source.indices, plan.columns, column_cut.chunk_size, index_dtype, source.shape[1], part.columns
             )
-            jobs.append(DenseJob(values, columns, plan, address[dest], row_bytes))
+            totals = None if self._scaling is None else np.zeros(len(rows))
+            if totals is not None:
+                added_up.append((dest, totals))
+            jobs.append(DenseJob(values, columns, plan, address[dest], row_bytes, totals, self._scaling))
         run_dense(jobs, self.num_threads, self._cancel)
+        for dest, totals in added_up:
+            self._row_totals[dest] = totals
         return batches
 
     def _readable_parts(self) -> list[Part]:
@@ -444,9 +449,17 @@ class _Request:
             for batch in batches:
                 batch.fill(0)
         jobs = []
+        added_up = []
         for part in self.parts:
+            if self._scaling is not None and part.columns is not None:
+                self._fill_scaled_columns(part, batches)
+                continue
             array = _dense(part).array
             rows, dest = _ascending(part)
+            table = None
+            if self._scaling is not None:
+                table = row_table(address[dest], np.full(len(rows), self.n_var))
+                added_up.append((dest, table))
             chunk_rows, row_stride = array.chunk_shape[0], prod(array.chunk_shape[1:])
             plan = _rows.plan_rows(
                 rows,
@@ -456,10 +469,39 @@ class _Request:
                 row_stride,
                 array.row_spans(),
                 mapped=part.columns is not None,
+                by_row=table is not None,
             )
-            jobs.append(Job(array, plan, chunk_rows * row_stride, self.dtype, None, part.columns))
+            chunk_size = chunk_rows * row_stride
+            jobs.append(Job(array, plan, chunk_size, self.dtype, None, part.columns, table, self._scaling))
         run(jobs, self.num_threads, self._cancel)
+        for dest, table in added_up:
+            self._row_totals[dest] = table["total"]
         return batches
+
+    def _fill_scaled_columns(self, part: Part, batches: list[np.ndarray]) -> None:
+        """Read whole rows, for their totals, and copy the wanted columns; some rows at a time."""
+        assert part.columns is not None
+        assert self._scaling is not None
+        n_rows = max(1, _SLAB_VALUES // max(1, part.source.shape[1]))
+        scale = Scale(self._scaling.target_sum or None, self._scaling.log1p)
+        kept = np.flatnonzero(part.columns >= 0)
+        for low in range(0, len(part.rows), n_rows):
+            rows, dest = part.rows[low : low + n_rows], part.dest[low : low + n_rows]
+            totals = np.empty(len(rows), np.float32)
+            (whole,) = read_dense(
+                [Part(part.source, rows, np.arange(len(rows)))],
+                np.array([0, len(rows)]),
+                dtype=self.dtype,
+                num_threads=self.num_threads,
+                scale=scale,
+                totals=totals,
+            )
+            self._row_totals[dest] = totals
+            batch_of_row = np.searchsorted(self.edges, dest, side="right") - 1
+            for batch in np.unique(batch_of_row):
+                mine = batch_of_row == batch
+                at = np.ix_(dest[mine] - self.edges[batch], part.columns[kept])
+                batches[batch][at] = whole[np.ix_(np.flatnonzero(mine), kept)]
 
     def _new_dense(self) -> tuple[list[np.ndarray], np.ndarray]:
         address = np.empty(self.n_out, np.int64)
@@ -472,6 +514,28 @@ class _Request:
         return batches, address
 
     # -- checks
+
+    def _check_scaled(self, scaled: bool) -> None:  # noqa: FBT001
+        """Raise when rows cannot be added up, or scaled."""
+        for part in self.parts:
+            if part.source.dtype.kind == "c":
+                msg = f"{part.source.location} must hold real numbers to be added up or scaled, got {part.source.dtype}"
+                raise TypeError(msg)
+            if len(part.source.shape) != 2:
+                msg = (
+                    f"{part.source.location} must have two dimensions to be added up or scaled, got {part.source.shape}"
+                )
+                raise ValueError(msg)
+        if scaled and self.dtype not in (np.float32, np.float64):
+            msg = f"dtype must be float32 or float64 where values are scaled, got {self.dtype}"
+            raise ValueError(msg)
+        if type_code(self.dtype) < 0:
+            msg = f"rows cannot be added up as {self.dtype}; choose dtype=float32 or float64"
+            raise ValueError(msg)
+        totals = self._totals
+        if totals is not None and (totals.dtype != np.float32 or totals.shape != (self.n_out,)):
+            msg = f"totals must be float32 of shape {(self.n_out,)}, got {totals.dtype} of shape {totals.shape}"
+            raise ValueError(msg)
 
     def _check_positions(self) -> None:
         seen = np.zeros(self.n_out, np.int64)

@@ -57,9 +57,19 @@ def run_dense(jobs: list[DenseJob], num_threads: int, cancel: Cancel | None = No
             assert description is not None
             arrays.append(array)
             described.append(description)
-        value_type = type_code(job.values.target)
-        stretches, extents = job.plan.stretches, job.plan.extents
-        dense.append(EngineDenseJob(first, first + 1, stretches, extents, job.address, job.row_bytes, value_type))
+        dense.append(
+            EngineDenseJob(
+                first,
+                first + 1,
+                job.plan.stretches,
+                job.plan.extents,
+                job.address,
+                job.row_bytes,
+                type_code(job.values.target),
+                job.totals,
+                job.scaling,
+            )
+        )
     _check(_engine.run_dense(described, dense, num_threads), arrays)
 
 

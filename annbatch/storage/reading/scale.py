@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["Scale"]
+if TYPE_CHECKING:
+    from annbatch.storage.sources import MatrixSource
+
+__all__ = ["Scale", "check_real_matrix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +65,13 @@ class Scale:
     def __bool__(self) -> bool:
         """Whether anything is done."""
         return self.target_sum is not None or self.log1p
+
+
+def check_real_matrix(source: MatrixSource) -> None:
+    """Raise TypeError for complex values and ValueError for more than two dimensions: such rows have no total."""
+    if source.dtype.kind == "c":
+        msg = f"{source.location} must hold real numbers to be added up or scaled, got {source.dtype}"
+        raise TypeError(msg)
+    if len(source.shape) != 2:
+        msg = f"{source.location} must have two dimensions to be added up or scaled, got shape {source.shape}"
+        raise ValueError(msg)

@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from annbatch.storage.cpus import available_cpus
+from annbatch.storage.dtypes import type_code
+from annbatch.storage.engine import _rows
+from annbatch.storage.engine._plan import RowScaling
 from annbatch.storage.sources import DenseSource, SparseSource
 
-from .request import Part, read_csr, read_dense
+from .jobs import Job, row_table
+from .request import Part, read_dense
+from .run import run
+from .scale import check_real_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,6 +54,10 @@ def row_totals(
     ------
     CorruptDataError
         A store is damaged.
+    TypeError
+        A source holds complex values.
+    ValueError
+        A source has more than two dimensions.
 
     Notes
     -----
@@ -59,23 +70,49 @@ def row_totals(
     >>> storage.row_totals([storage.open_matrix(np.ones((2, 3), "uint8"))])
     [array([3., 3.], dtype=float32)]
     """
+    n_threads = num_threads or available_cpus()
     found = []
+    # One after the other: that is the order in which a disk gives most.
     for source in sources:
+        check_real_matrix(source)
         totals = np.zeros(source.n_obs, np.float32)
+        memory = np.empty(0, np.uint8)
         start = 0
         while start < source.n_obs:
             stop = _stop(source, start)
-            part = Part(source, np.arange(start, stop), np.arange(stop - start))
-            edges = np.array([0, stop - start])
-            if source.is_sparse:
-                read_csr([part], edges, n_var=source.shape[1], num_threads=num_threads, totals=totals[start:stop])
+            if isinstance(source, SparseSource):
+                memory = _sparse_totals(source, start, stop, totals[start:stop], memory, n_threads)
             else:
-                read_dense([part], edges, num_threads=num_threads, totals=totals[start:stop])
+                part = Part(source, np.arange(start, stop), np.arange(stop - start))
+                edges = np.array([0, stop - start])
+                # Only kinds of numbers that the kernels do not know are converted.
+                dtype = None if type_code(source.dtype) >= 0 else np.float64
+                read_dense([part], edges, dtype=dtype, num_threads=n_threads, totals=totals[start:stop])
             if progress is not None:
                 progress(stop - start)
             start = stop
         found.append(totals)
     return found
+
+
+def _sparse_totals(
+    source: SparseSource, start: int, stop: int, totals: np.ndarray, memory: np.ndarray, num_threads: int
+) -> np.ndarray:
+    """Add up the rows start <= row < stop without reading their column numbers; return the memory that was used for it."""
+    dtype = source.dtype if type_code(source.dtype) >= 0 else np.dtype(np.float64)
+    rows = np.arange(start, stop)
+    first_value, n_values = source.row_pointers.extents(rows)
+    n_bytes = int(n_values.sum()) * dtype.itemsize
+    if n_bytes > len(memory):
+        memory = np.empty(n_bytes, np.uint8)
+    address = memory.ctypes.data + (first_value - first_value[0]) * dtype.itemsize
+    table = row_table(address, n_values)
+    chunk_size = source.data.chunk_shape[0]
+    plan = _rows.plan_ranges(rows, first_value, n_values, address, dtype.itemsize, chunk_size, by_row=True)
+    run([Job(source.data, plan, chunk_size, dtype, rows=table, scaling=RowScaling())], num_threads)
+    with np.errstate(over="ignore"):  # infinite is what such a total is as float32
+        totals[...] = table["total"]
+    return memory
 
 
 def _stop(source: SparseSource | DenseSource, start: int) -> int:

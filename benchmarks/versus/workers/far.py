@@ -60,7 +60,9 @@ def scdataset_batches(given: dict[str, Any]) -> Iterable[Any]:
         def __init__(self, urls: list[str]) -> None:
             groups = [h5py.File(fsspec.open(url, "rb").open(), "r") for url in urls]
             self.matrices = [ad.io.sparse_dataset(group["X"]) for group in groups]
-            self.cell_type = np.concatenate([np.asarray(ad.io.read_elem(group["obs"])["cell_type"]) for group in groups])
+            self.cell_type = np.concatenate(
+                [np.asarray(ad.io.read_elem(group["obs"])["cell_type"]) for group in groups]
+            )
             self.starts = np.cumsum([0, *(matrix.shape[0] for matrix in self.matrices)])
 
     return scDataset(

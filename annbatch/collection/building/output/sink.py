@@ -15,7 +15,7 @@ import numpy as np
 
 from annbatch.collection.building.fields import Ragged, decode_text, starts_of
 
-from .shards import ShardStream, default_compressors
+from .shards import ShardStream, default_compressors, with_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,13 +44,17 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """How matrices are cut and compressed. ``shard_rows`` or ``shard_bytes`` is given, not both."""
+    """How matrices are cut and compressed. ``shard_rows`` or ``shard_bytes`` is given, not both.
+
+    ``narrow_columns``: column numbers of sparse matrices in Zarr may be stored in uint16.
+    """
 
     n_obs_per_chunk: int
     shard_rows: int | None
     shard_bytes: int | None
     compressors: tuple[Any, ...] | None
     h5ad_compression: str | None
+    narrow_columns: bool = False
 
     def threads(self) -> int:
         """Threads that compress; counted where the work is done."""
@@ -84,7 +88,15 @@ def write_element(root: Any, name: str, value: Any) -> None:
 
 
 class Sink(ABC):
-    """A dataset that is being written."""
+    """A dataset that is being written.
+
+    Attributes
+    ----------
+    narrow_columns
+        Whether column numbers may be stored in a type that scipy only reads.
+    """
+
+    narrow_columns = False
 
     def __init__(self, root: Any, layout: Layout, obs_row_bytes: int) -> None:
         self.root = root
@@ -127,6 +139,7 @@ class ZarrSink(Sink):
         import zarr
 
         super().__init__(zarr.open_group(path, mode="a", zarr_format=3, use_consolidated=False), layout, obs_row_bytes)
+        self.narrow_columns = layout.narrow_columns
         self._path = path
         self._opened: list[ShardStream] = []
         self._pool = ThreadPoolExecutor(layout.threads(), thread_name_prefix="annbatch-encode")
@@ -143,7 +156,8 @@ class ZarrSink(Sink):
 
     def _stream(self, name: str, **options: Any) -> Stream:
         attributes = options.pop("attributes")
-        array = self.root.create_array(name, fill_value=0, **options)
+        compressors = with_checksums(options.pop("compressors"))
+        array = self.root.create_array(name, fill_value=0, compressors=compressors, **options)
         array.attrs.update(attributes)
         self._opened.append(ShardStream(array, self._path / name, self._pool))
         return self._opened[-1]
@@ -177,8 +191,15 @@ class ZarrSink(Sink):
         )
 
     def text(self, name: str, n_rows: int, attributes: Mapping[str, Any]) -> Stream:
+        from zarr.codecs import ZstdCodec
+
         array = self.root.create_array(
-            name, shape=(n_rows,), dtype=str, chunks=(self._frame_chunk(n_rows),), fill_value=""
+            name,
+            shape=(n_rows,),
+            dtype=str,
+            chunks=(self._frame_chunk(n_rows),),
+            compressors=with_checksums([ZstdCodec(level=3)]),
+            fill_value="",
         )
         array.attrs.update(attributes)
         return _Slices(array, array.chunks[0])

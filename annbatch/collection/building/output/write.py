@@ -10,9 +10,8 @@ import numpy as np
 
 from annbatch._shared.collection_format import SOURCE_DTYPE
 from annbatch.collection.building.columns import Column, ColumnWriter
-from annbatch.collection.building.fields import Array, Field, Ragged, starts_of
+from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged, starts_of
 from annbatch.collection.building.plan import cut_by_bytes
-from annbatch.collection.building.sizes import ROW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,8 +28,16 @@ _PARTS = {"categorical": ["codes"], "number": ["values"], "nullable": ["values",
 
 
 def index_dtype(n_columns: int) -> np.dtype[Any]:
-    """Type of stored column numbers: the smallest that anndata, scipy and other readers of collections take."""
+    """The smallest type of column numbers that anndata, scipy and other readers of collections read."""
     return np.dtype("u2" if n_columns <= 2**16 else "i4" if n_columns < 2**31 else "i8")
+
+
+def _index_dtypes(n_columns: int, n_values: int, *, narrow: bool) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Types of column numbers and row pointer: the smallest, or one that scipy changes matrices in place with."""
+    if narrow and n_columns <= 2**16:
+        return index_dtype(n_columns), np.dtype("i8")
+    both = np.dtype("i4" if max(n_columns, n_values) < 2**31 else "i8")
+    return both, both
 
 
 def write_dataset(
@@ -110,14 +117,16 @@ class _MatrixWriter:
             attributes = {"encoding-type": "array", "encoding-version": "0.2.0", **source}
             self._streams: list[Stream] = [sink.matrix(name, dtype, shape, n_obs, attributes)]
             return
-        self._dtypes.append(index_dtype(matrix.row_shape[0]))
+        total = rows.total(name)
+        index_type, pointer_type = _index_dtypes(matrix.row_shape[0], total, narrow=sink.narrow_columns)
+        self._dtypes.append(index_type)
         sink.group(name, "csr_matrix", shape=list(shape), **source)
-        n_values = (rows.total(name),)
+        n_values = (total,)
         self._streams = [
             sink.matrix(f"{name}/{part}", dtype, n_values, n_obs, {})
             for part, dtype in zip(("data", "indices"), self._dtypes, strict=True)
         ]
-        self._pointers = sink.column(f"{name}/indptr", np.dtype(np.int64), n_obs + 1, {})
+        self._pointers = sink.column(f"{name}/indptr", pointer_type, n_obs + 1, {})
         self._pointers.append(self._indptr)
 
     def begin(self, part: PartOfRows) -> Array | int:

@@ -1,0 +1,376 @@
+"""Reading a collection or an AnnData file once, to find out what is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import h5py
+import numpy as np
+from tqdm.auto import tqdm
+
+from annbatch.storage import CorruptDataError, available_cpus, is_store, open_matrix
+from annbatch.storage.errors import damage_named
+from annbatch.storage.frames import FrameReader
+from annbatch.storage.manifest import MANIFEST, dataset_damage, has_manifest
+from annbatch.storage.reading.proving import prove
+
+from .manifest import seal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import zarr
+
+__all__ = ["Damage", "Report", "accept", "show", "verify"]
+
+_MOST_SHOWN = 50
+# HDF5's numbers of filters that notice damage: fletcher32, and deflate, which ends with a checksum of its own.
+_CHECKING_FILTERS = ("fletcher32", "gzip")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that cannot be read, or is not as it was written.
+
+    Attributes
+    ----------
+    file
+        The dataset or file it is in, and the very file where that is known.
+    array
+        Path of the array in it; "" for what is no array.
+    chunks
+        First and last of the damaged chunks, both included, numbered in C order of the chunk grid; None: not a matter of chunks.
+    rows
+        Rows of the dataset that are in these chunks, half open; None where the array has none.
+    what
+        What is wrong.
+    """
+
+    file: str
+    array: str
+    chunks: tuple[int, int] | None
+    rows: tuple[int, int] | None
+    what: str
+
+    def __str__(self) -> str:
+        place = [self.file, f":: {self.array}" if self.array else ""]
+        if self.chunks is not None:
+            first, last = self.chunks
+            place.append(f"chunk {first}" if first == last else f"chunks {first} to {last}")
+        if self.rows is not None:
+            place.append(f"rows {self.rows[0]} <= row < {self.rows[1]}")
+        # The text of most errors begins with the place.
+        return f"{', '.join(filter(None, place)).replace(', ::', ' ::')}: {self.what}"
+
+
+@dataclass
+class Report:
+    """What :meth:`DatasetCollection.verify` found.
+
+    Attributes
+    ----------
+    damage
+        Empty when everything is as it was written.
+    n_arrays, n_bytes
+        Arrays that were read, and their size in memory.
+    without_checksums
+        Arrays whose values have no checksum: a change in them can only be found where it breaks the compression.
+    seconds
+        How long it took.
+    """
+
+    damage: list[Damage] = field(default_factory=list)
+    n_arrays: int = 0
+    n_bytes: int = 0
+    without_checksums: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.damage
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {"is_sound": self.is_sound, **asdict(self)}
+
+
+class _Array(NamedTuple):
+    """An array to read: its path in the dataset, itself, and what its items mean."""
+
+    path: str
+    elem: Any
+    n_columns: int | None
+    row_edges: np.ndarray | None  # for values and column numbers: the row pointer
+
+
+def verify(path: str | os.PathLike[str], *, progress: bool = True, num_threads: int | None = None) -> Report:
+    """Read everything below a path once and say what is damaged.
+
+    Parameters
+    ----------
+    path
+        A collection, of Zarr or of h5ad files, or any AnnData file (``.h5ad``, ``.zarr``).
+    progress
+        Show a progress bar.
+    num_threads
+        Threads that decode; None: the CPUs this process may use.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing is there.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np
+    >>> from annbatch.collection.verify import verify
+    >>> ad.AnnData(np.eye(3, dtype="float32")).write_h5ad("three.h5ad")
+    >>> verify("three.h5ad", progress=False).is_sound
+    True
+    """
+    path = Path(path)
+    if not path.exists():
+        msg = f"no such file or folder: {path}"
+        raise FileNotFoundError(msg)
+    report, start = Report(), time.perf_counter()
+    bar = tqdm(desc="Verifying", unit="B", unit_scale=True, disable=not progress)
+    with bar:
+        for dataset in _datasets(path, report):
+            _verify_dataset(dataset, report, bar.update, num_threads or available_cpus())
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
+    """Give the datasets below a path a new manifest of what is there now, if all of it can be read.
+
+    For a dataset that was changed on purpose (a column was added, say) after annbatch wrote it.
+
+    Returns
+    -------
+    Report
+        Of reading it without its manifest. When something is damaged, the manifests stay as they were.
+    """
+    path = Path(path)
+    folders = [dataset for dataset in _datasets(path, Report()) if dataset.is_dir()]
+    before = {folder: (folder / "zarr.json").read_bytes() for folder in folders if has_manifest(folder)}
+    try:
+        for folder, data in before.items():
+            document = json.loads(data)
+            document.get("attributes", {}).pop(MANIFEST, None)
+            (folder / "zarr.json").write_text(json.dumps(document, indent=2))
+        report = verify(path, progress=progress)
+    except BaseException:
+        _restore(before)
+        raise
+    if not report.is_sound:
+        _restore(before)
+        return report
+    for folder in before:
+        seal(folder, add_checksums=False)
+    return report
+
+
+def _restore(documents: dict[Path, bytes]) -> None:
+    for folder, data in documents.items():
+        (folder / "zarr.json").write_bytes(data)
+
+
+def show(report: Report, say: Callable[[str], None]) -> None:
+    """Print it for a person."""
+    speed = report.n_bytes / 1e6 / max(report.seconds, 1e-9)
+    say(
+        f"{report.n_arrays} arrays read, {report.n_bytes / 1e6:,.1f} MB in {report.seconds:.1f} s ({speed:,.0f} MB a second)"
+    )
+    if report.without_checksums:
+        few = ", ".join(report.without_checksums[:5]) + (", ..." if len(report.without_checksums) > 5 else "")
+        say(f"{len(report.without_checksums)} arrays have no checksums, so not every change to them can be seen: {few}")
+    for damage in report.damage[:_MOST_SHOWN]:
+        say(f"damaged: {damage}")
+    if len(report.damage) > _MOST_SHOWN:
+        say(f"... and {len(report.damage) - _MOST_SHOWN} more")
+    say("everything is as it was written" if report.is_sound else f"{len(report.damage)} places are damaged")
+
+
+def _datasets(path: Path, report: Report) -> Iterator[Path]:
+    """Files and folders that hold one AnnData each."""
+    if not path.is_dir():
+        yield path
+        return
+    below = [p for p in path.iterdir() if re.fullmatch(r"dataset_\d+(\.h5ad)?", p.name)]
+    if not below:
+        yield path
+        return
+    document = path / "zarr.json"
+    if any(not p.suffix for p in below):
+        try:
+            attributes = json.loads(document.read_bytes())["attributes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            report.damage.append(Damage(str(document), "", None, None, f"cannot be read: {error!r}"))
+        else:
+            if attributes.get("encoding-type") != "annbatch-preshuffled":
+                report.damage.append(Damage(str(document), "", None, None, "does not say that this is a collection"))
+    yield from sorted(below, key=lambda p: int(p.stem.removeprefix("dataset_")))
+
+
+def _verify_dataset(path: Path, report: Report, read: Callable[[int], object], num_threads: int) -> None:
+    known = set()
+    if path.is_dir() and has_manifest(path):
+        for error in dataset_damage(str(path), marks=True):
+            report.damage.append(Damage(str(path), "", None, None, str(error)))
+            known.add(str(error))
+    try:
+        group = _opened(path)
+    except (CorruptDataError, OSError) as error:
+        if str(error) not in known:
+            report.damage.append(Damage(str(path), "", None, None, str(error)))
+        return
+    try:
+        for array in _arrays(group, "", str(path), report):
+            report.n_arrays += 1
+            if not _has_checksums(array.elem):
+                report.without_checksums.append(f"{path.name}/{array.path}")
+            _verify_array(path, array, report, read, num_threads)
+        _verify_frames(path, group, report)
+    finally:
+        if isinstance(group, h5py.File):
+            group.close()
+
+
+def _opened(path: Path) -> h5py.File | zarr.Group:
+    """Open without a look at the manifest, which was compared before."""
+    import zarr
+
+    if not is_store(path):
+        msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
+        raise CorruptDataError(msg)
+    with damage_named(str(path)):
+        return zarr.open_group(path, mode="r", use_consolidated=False) if path.is_dir() else h5py.File(path, "r")
+
+
+def _arrays(group: Any, at: str, where: str, report: Report) -> Iterator[_Array]:
+    """All arrays of a hierarchy, and what their items mean."""
+    try:
+        with damage_named(f"{where} :: {at or '/'}"):
+            names = sorted(group)
+            attributes = dict(group.attrs)
+    except (CorruptDataError, OSError) as error:
+        report.damage.append(Damage(where, at, None, None, str(error)))
+        return
+    sparse = attributes.get("encoding-type") in ("csr_matrix", "csc_matrix")
+    n_columns, row_edges = _sparse_parts(group, at, where, attributes, report) if sparse else (None, None)
+    for name in names:
+        path = f"{at}/{name}" if at else name
+        try:
+            with damage_named(f"{where} :: {path}"):
+                elem = group[name]
+        except (CorruptDataError, OSError) as error:
+            report.damage.append(Damage(where, path, None, None, str(error)))
+            continue
+        if hasattr(elem, "keys"):
+            yield from _arrays(elem, path, where, report)
+        elif hasattr(elem, "shape"):
+            inside = sparse and name in ("data", "indices")
+            yield _Array(path, elem, n_columns if name == "indices" else None, row_edges if inside else None)
+
+
+def _sparse_parts(
+    group: Any, at: str, where: str, attributes: dict[str, Any], report: Report
+) -> tuple[int | None, np.ndarray | None]:
+    """Number of columns and row pointer of a CSR matrix, as far as they can be read."""
+    if attributes["encoding-type"] != "csr_matrix":
+        return None, None
+    try:
+        source = open_matrix(group)
+    except (ValueError, TypeError, OSError) as error:
+        report.damage.append(Damage(where, at, None, None, str(error)))
+        return None, None
+    try:
+        return source.shape[1], source.row_pointers.indptr()  # type: ignore[union-attr]
+    except (ValueError, OSError) as error:
+        report.damage.append(Damage(where, f"{at}/indptr", None, None, str(error)))
+        return source.shape[1], None
+
+
+def _verify_array(path: Path, array: _Array, report: Report, read: Callable[[int], object], num_threads: int) -> None:
+    found: list[Damage] = []
+    for n_bytes, damaged in prove(array.elem, array.n_columns, num_threads):
+        report.n_bytes += n_bytes
+        read(n_bytes)
+        for chunk, error in damaged:
+            what = re.sub(r", chunk \d+", "", str(error))
+            if chunk is None:
+                found.append(Damage(str(path), array.path, None, None, what))
+                continue
+            rows, last = _rows_of(array, chunk), found[-1] if found else None
+            first = chunk
+            if last and last.chunks and last.chunks[1] == chunk - 1 and last.what == what:
+                first = last.chunks[0]
+                rows = (last.rows[0], rows[1]) if rows and last.rows else rows
+                found.pop()
+            found.append(Damage(str(path), array.path, (first, chunk), rows, what))
+    report.damage += found
+
+
+def _rows_of(array: _Array, chunk: int) -> tuple[int, int] | None:
+    """Rows of the dataset that lie in a chunk."""
+    part = array.path.partition("/")[0]
+    shape = array.elem.shape
+    chunks = getattr(array.elem, "chunks", None)
+    if part not in ("X", "obs", "layers", "obsm", "raw") or array.path.startswith("raw/var") or not shape or not chunks:
+        return None
+    if array.path.endswith("/categories"):
+        return None
+    grid = [-(-n // c) for n, c in zip(shape, chunks, strict=True)]
+    first = int(np.unravel_index(chunk, grid)[0]) * chunks[0]
+    stop = min(first + chunks[0], shape[0])
+    if array.row_edges is not None:
+        low = int(np.searchsorted(array.row_edges, first, side="right")) - 1
+        return low, int(np.searchsorted(array.row_edges, stop, side="left"))
+    if array.path.endswith("/indptr"):
+        return max(first - 1, 0), min(stop, shape[0] - 1)
+    return first, stop
+
+
+def _verify_frames(path: Path, group: Any, report: Report) -> None:
+    """See that codes number categories and columns are as long as their table."""
+    named = {damage.array for damage in report.damage if damage.file == str(path)}
+    for part in ("obs", "var", "raw/var"):
+        if part not in group or any(array == part or array.startswith(f"{part}/") for array in named):
+            continue
+        try:
+            reader = FrameReader(group[part])
+            for name in reader.columns:
+                reader.check(name)
+        except (ValueError, TypeError, OSError) as error:
+            report.damage.append(Damage(str(path), part, None, None, str(error)))
+
+
+def _has_checksums(elem: Any) -> bool:
+    """Whether a change to the bytes of any chunk is found by the format itself."""
+    if isinstance(elem, h5py.Dataset):
+        return bool(elem.fletcher32) or elem.compression in _CHECKING_FILTERS
+    codecs = elem.metadata.to_dict().get("codecs")
+    if codecs is None:
+        return any(step.get("id") in ("gzip", "zlib", "crc32c") for step in _version_2_steps(elem))
+    if [step["name"] for step in codecs] == ["sharding_indexed"]:
+        codecs = codecs[0]["configuration"]["codecs"]
+    names = [step["name"].removeprefix("numcodecs.") for step in codecs]
+    return any(name in ("crc32c", "gzip", "zlib") for name in names)
+
+
+def _version_2_steps(elem: Any) -> list[dict[str, Any]]:
+    document = elem.metadata.to_dict()
+    steps = [*(document.get("filters") or ()), document.get("compressor")]
+    return [step if isinstance(step, dict) else step.get_config() for step in steps if step is not None]

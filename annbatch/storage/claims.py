@@ -1,0 +1,107 @@
+"""Whether what a file claims to hold can be true: asked before memory is taken for it."""
+
+from __future__ import annotations
+
+import os
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import CorruptDataError
+from .manifest import check_array
+
+if TYPE_CHECKING:
+    from .chunks.tables import ChunkTable
+
+__all__ = ["check_chunk_size", "check_claim", "check_folder", "stored_bytes"]
+
+# What is smaller is not worth a look.
+_HARMLESS_BYTES = 64 * 2**20
+# No codec in use packs so much into a byte: deflate 1,032 bytes, zstd some 30,000.
+_MOST_PER_STORED_BYTE = 2**16
+# Chunks may reach beyond the end of their array, but not for this many times its size.
+_MOST_ARRAYS_PER_CHUNK = 16
+
+
+def check_claim(elem: Any, where: str) -> None:
+    """Refuse an array, of which not all can be fill values, that claims to hold more than its files can.
+
+    Parameters
+    ----------
+    elem
+        A Zarr array or HDF5 dataset: row names or a row pointer, of which every item was written.
+    where
+        File and array.
+
+    Raises
+    ------
+    CorruptDataError
+        It claims more.
+    """
+    n_bytes = prod(elem.shape) * max(1, getattr(elem.dtype, "itemsize", 1))
+    if n_bytes <= _HARMLESS_BYTES:
+        return
+    if hasattr(elem, "file"):
+        stored = elem.id.get_storage_size()
+    else:
+        root = getattr(elem.store, "root", None)
+        if root is None:
+            return  # not in a folder of this machine
+        stored = stored_bytes(Path(root, elem.path))
+    if n_bytes > _HARMLESS_BYTES + _MOST_PER_STORED_BYTE * stored:
+        msg = f"{where} claims to hold {n_bytes} bytes, of shape {elem.shape}, but only {stored} are stored: the file is damaged"
+        raise CorruptDataError(msg)
+
+
+def check_chunk_size(array: Any, table: ChunkTable) -> None:
+    """Refuse chunks that claim to be far larger than their whole array.
+
+    Raises
+    ------
+    CorruptDataError
+        They do.
+    """
+    n_bytes = prod(array.shape) * table.itemsize
+    if table.chunk_bytes > max(_HARMLESS_BYTES, _MOST_ARRAYS_PER_CHUNK * n_bytes):
+        msg = (
+            f"{array.store_path}: a chunk of shape {table.chunk_shape} claims {table.chunk_bytes} bytes "
+            f"of an array of {n_bytes}: the metadata is damaged"
+        )
+        raise CorruptDataError(msg)
+
+
+def check_folder(array: Any) -> None:
+    """Look at the files of a Zarr array in a local folder, before zarr-python reads them.
+
+    Raises
+    ------
+    CorruptDataError
+        One is no regular file (reading a pipe would wait for ever), or not as the manifest of the dataset says.
+    """
+    from zarr.storage import LocalStore
+
+    if isinstance(array.store, LocalStore):
+        key = array.metadata.encode_chunk_key((0,) * array.ndim)
+        _check_regular(Path(array.store.root, array.path), key.count("/"))
+        check_array(array)
+
+
+def _check_regular(folder: Path, n_levels: int) -> None:
+    """Look at all below a folder; so many levels of folders lead to files."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # for its reader to say
+    with entries:
+        for entry in entries:
+            is_folder = entry.is_dir()
+            if is_folder and n_levels:
+                _check_regular(Path(entry.path), n_levels - 1)
+            elif (is_folder or not entry.is_file()) and os.path.lexists(entry.path):
+                msg = f"{entry.path} is not a regular file"
+                raise CorruptDataError(msg)
+
+
+def stored_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(os.lstat(f"{at}/{name}").st_size for at, _, names in os.walk(folder) for name in names)

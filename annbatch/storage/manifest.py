@@ -1,0 +1,402 @@
+# Plain strings and not Path objects: thousands of files are looked at, which takes half the time this way.
+# ruff: noqa: PTH
+"""What a dataset that annbatch wrote says of its own files, and whether it is true.
+
+The root group of such a dataset has an attribute ``annbatch-manifest``: the digest of every metadata document below it, and of the
+root's own. Every array has an attribute ``annbatch-files``: the size and the mark of each of its files. A mark is a few bytes of the
+file that depend on all it holds, so that a file that stands in another's place is found without reading it: the eight bytes with
+which a shard begins (made of the checksums of its chunks; no chunk lies there, and readers of shards go by the index), else the
+checksum with which the file of a chunk ends. For other readers both are attributes like any other.
+
+Sizes and documents are compared when a dataset is opened, marks when a file is first touched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import stat
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .errors import CorruptDataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = [
+    "FILES",
+    "MANIFEST",
+    "MARK_BYTES",
+    "Files",
+    "check_array",
+    "check_dataset",
+    "check_file",
+    "dataset_damage",
+    "described_files",
+    "digest",
+    "file_keys",
+    "files_of",
+    "has_manifest",
+    "is_sharded",
+    "parsed_document",
+    "read_document",
+    "read_mark",
+    "root_digest",
+]
+
+MANIFEST = "annbatch-manifest"
+FILES = "annbatch-files"
+# Bytes with which a shard begins.
+MARK_BYTES = 8
+_VERSION = 1
+# Longer ones are refused unread: a document of this size describes millions of files.
+_MOST_DOCUMENT_BYTES = 64 * 2**20
+_CHANGED_ON_PURPOSE = "if it was changed on purpose, `annbatch verify PATH --accept` takes the dataset as it is now"
+
+
+class Files(NamedTuple):
+    """Files of an array, in C order of their grid.
+
+    Attributes
+    ----------
+    sizes
+        int64, -1 where none is stored.
+    marks
+        uint64.
+    """
+
+    sizes: np.ndarray
+    marks: np.ndarray
+
+    def encoded(self) -> str:
+        """As text for an attribute."""
+        pairs = np.stack([self.sizes.astype("<i8").view("<u8"), self.marks.astype("<u8")], axis=1)
+        return base64.b64encode(pairs.tobytes()).decode()
+
+    @classmethod
+    def decoded(cls, text: Any) -> Files:
+        """Read the text of an attribute.
+
+        Raises
+        ------
+        ValueError, TypeError
+            It is no such text.
+        """
+        pairs = np.frombuffer(base64.b64decode(text, validate=True), "<u8").reshape(-1, 2)
+        return cls(pairs[:, 0].astype(np.uint64).view(np.int64), pairs[:, 1].astype(np.uint64))
+
+
+def read_document(path: str | os.PathLike[str]) -> bytes:
+    """Read a metadata document.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    CorruptDataError
+        It is no regular file, or longer than any document.
+    """
+    path = os.fspath(path)
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        msg = f"{path} is not a regular file; a metadata document must be one"
+        raise CorruptDataError(msg)
+    if found.st_size > _MOST_DOCUMENT_BYTES:
+        msg = f"{path} has {found.st_size} bytes; a metadata document has at most {_MOST_DOCUMENT_BYTES}"
+        raise CorruptDataError(msg)
+    with open(path, "rb") as file:
+        return file.read(_MOST_DOCUMENT_BYTES)
+
+
+def digest(data: bytes) -> str:
+    """Digest of a document."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def root_digest(document: Mapping[str, Any]) -> str:
+    """Digest of the document that holds the manifest: of all but the digest itself, and a copy of other documents."""
+    attributes = dict(document.get("attributes", {}))
+    attributes[MANIFEST] = {key: value for key, value in attributes[MANIFEST].items() if key != "digest"}
+    kept = {key: value for key, value in document.items() if key != "consolidated_metadata"}
+    return digest(json.dumps({**kept, "attributes": attributes}, sort_keys=True, separators=(",", ":")).encode())
+
+
+def is_sharded(document: Mapping[str, Any]) -> bool:
+    """Whether the files of an array are shards."""
+    return [step["name"] for step in document["codecs"]] == ["sharding_indexed"]
+
+
+def file_keys(document: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the files of an array below its folder, in C order of their grid."""
+    shape, chunk = document["shape"], document["chunk_grid"]["configuration"]["chunk_shape"]
+    encoding = document["chunk_key_encoding"]
+    is_default = encoding["name"] == "default"
+    separator = encoding.get("configuration", {}).get("separator", "/" if is_default else ".")
+    grid = [-(-n // c) for n, c in zip(shape, chunk, strict=True)]
+    for position in np.ndindex(*grid):
+        parts = [*(["c"] if is_default else []), *map(str, position)]
+        yield separator.join(parts) or "0"
+
+
+def read_mark(path: str, *, sharded: bool) -> tuple[int, int]:
+    """Size and mark of a file; (-1, 0) where there is none."""
+    if _file_size(path) < 0:
+        return -1, 0
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not sharded:
+                file.seek(max(0, size - 4))
+            data = file.read(MARK_BYTES if sharded else 4)
+    except FileNotFoundError:
+        return -1, 0
+    return size, int.from_bytes(data, "little")
+
+
+def described_files(document: Mapping[str, Any], path: object) -> Files | None:
+    """What an array says of its files; None when it says nothing, or something of other files than it has now.
+
+    Raises
+    ------
+    CorruptDataError
+        It says something that nobody understands.
+    """
+    text = document.get("attributes", {}).get(FILES)
+    if text is None:
+        return None
+    try:
+        files = Files.decoded(text)
+    except (ValueError, TypeError):
+        msg = f"{path}: the attribute {FILES} is damaged"
+        raise CorruptDataError(msg) from None
+    shape, chunk = document["shape"], document["chunk_grid"]["configuration"]["chunk_shape"]
+    n_files = prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+    # Attributes may have been copied to an array that is cut in another way.
+    return files if len(files.sizes) == n_files else None
+
+
+def check_dataset(folder: str | os.PathLike[str]) -> bool:
+    """Compare all documents and the sizes of all files of a dataset with its manifest; no data is read.
+
+    Parameters
+    ----------
+    folder
+        The dataset, a local folder.
+
+    Returns
+    -------
+    Whether it has a manifest. Without one nothing is compared.
+
+    Raises
+    ------
+    CorruptDataError
+        A file is missing, or is not what it was when it was written.
+    """
+    folder = os.fspath(folder)
+    if not has_manifest(folder):
+        return False
+    for error in dataset_damage(folder):
+        raise error
+    return True
+
+
+def has_manifest(folder: str | os.PathLike[str]) -> bool:
+    """Whether a local folder is a dataset with a manifest, damaged or not."""
+    try:
+        data = read_document(f"{os.fspath(folder)}/zarr.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return MANIFEST.encode() in data
+
+
+def dataset_damage(folder: str, *, marks: bool = False) -> Iterator[CorruptDataError]:
+    """Everything that is not as the manifest of a dataset says.
+
+    Parameters
+    ----------
+    folder
+        The dataset.
+    marks
+        Whether to look into the files for their marks.
+    """
+    try:
+        root = _root_document(folder)
+    except CorruptDataError as error:
+        yield error
+        return
+    for name, expected in () if root is None else root["documents"].items():
+        try:
+            document = _checked_document(f"{folder}/{name}/zarr.json", expected)
+            files = described_files(document, f"{folder}/{name}") if document.get("node_type") == "array" else None
+        except CorruptDataError as error:
+            yield error
+            continue
+        if files is None:
+            continue
+        sharded = is_sharded(document)
+        for key, size, mark in zip(file_keys(document), files.sizes.tolist(), files.marks.tolist(), strict=True):
+            path = f"{folder}/{name}/{key}"
+            try:
+                found = _file_size(path)
+                _check_size(path, size, found)
+                if marks and found >= 0:
+                    check_file(path, (size, mark), read_mark(path, sharded=sharded))
+            except CorruptDataError as error:
+                yield error
+
+
+def files_of(folder: str) -> Files | None:
+    """What the manifest above an array says of its files; None where there is none.
+
+    Parameters
+    ----------
+    folder
+        Of the array.
+
+    Raises
+    ------
+    CorruptDataError
+        The array's document, or one above it, is not what it was when the dataset was written.
+    """
+    above = Path(folder)
+    parts: list[str] = []
+    for _ in range(32):  # deeper than any AnnData
+        parts.insert(0, above.name)
+        above = above.parent
+        try:
+            root = _root_document(str(above))
+        except FileNotFoundError:
+            return None
+        if root is not None:
+            document: dict[str, Any] = {}
+            for n in range(1, len(parts) + 1):
+                name = "/".join(parts[:n])
+                if name not in root["documents"]:
+                    return None  # added by someone else
+                document = _checked_document(f"{above}/{name}/zarr.json", root["documents"][name])
+            return described_files(document, f"{folder}/zarr.json")
+    return None
+
+
+def check_array(array: Any) -> Files | None:
+    """Compare sizes and marks of all files of a Zarr array with what the manifest above it says.
+
+    Returns
+    -------
+    What the manifest says; None where there is none.
+
+    Raises
+    ------
+    CorruptDataError
+        A file is missing, or another one stands in its place.
+    """
+    from zarr.storage import LocalStore
+
+    if not isinstance(array.store, LocalStore) or array.metadata.zarr_format != 3:
+        return None
+    folder = os.path.join(os.fspath(array.store.root), array.path)
+    files = files_of(folder)
+    if files is not None:
+        document = parsed_document(f"{folder}/zarr.json")
+        sharded = is_sharded(document)
+        for key, size, mark in zip(file_keys(document), files.sizes.tolist(), files.marks.tolist(), strict=True):
+            check_file(f"{folder}/{key}", (size, mark), read_mark(f"{folder}/{key}", sharded=sharded))
+    return files
+
+
+def check_file(path: str, expected: tuple[int, int], found: tuple[int, int]) -> None:
+    """Raise when size and mark of a file are not what they were."""
+    _check_size(path, expected[0], found[0])
+    if expected[1] != found[1]:
+        msg = f"{path} is damaged, or another file stands in its place: it does not begin or end as it was written"
+        raise CorruptDataError(msg)
+
+
+def _root_document(folder: str) -> dict[str, Any] | None:
+    """The manifest in a folder, checked in itself; None when it has none."""
+    path = f"{folder}/zarr.json"
+    found = os.stat(path)
+    return _manifest_in(path, (found.st_size, found.st_mtime_ns, found.st_ino))
+
+
+@lru_cache(maxsize=16)  # every array of a dataset asks for it
+def _manifest_in(path: str, stamp: tuple[int, int, int]) -> dict[str, Any] | None:
+    del stamp
+    data = read_document(path)
+    if MANIFEST.encode() not in data:
+        return None
+    document = _parsed(path, data)
+    manifest = document.get("attributes", {}).get(MANIFEST)
+    if manifest is None:
+        return None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("documents"), dict):
+        msg = f"{path}: the attribute {MANIFEST} is damaged"
+        raise CorruptDataError(msg)
+    version = manifest.get("version")
+    if isinstance(version, int) and version > _VERSION:
+        return None  # of a later annbatch
+    if manifest.get("digest") != root_digest(document):
+        msg = f"{path} is damaged, or was changed after it was written; {_CHANGED_ON_PURPOSE}"
+        raise CorruptDataError(msg)
+    return manifest
+
+
+def _checked_document(path: str, expected: str) -> dict[str, Any]:
+    try:
+        data = read_document(path)
+    except FileNotFoundError:
+        msg = f"{path} is missing; {_CHANGED_ON_PURPOSE}"
+        raise CorruptDataError(msg) from None
+    if digest(data) != expected:
+        msg = f"{path} is damaged, or was changed after it was written; {_CHANGED_ON_PURPOSE}"
+        raise CorruptDataError(msg)
+    return _parsed(path, data)
+
+
+def parsed_document(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a metadata document as JSON; see :func:`read_document`."""
+    return _parsed(os.fspath(path), read_document(path))
+
+
+def _parsed(path: str, data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        msg = f"{path} is damaged: it is no JSON document ({error})"
+        raise CorruptDataError(msg) from None
+    if not isinstance(document, dict) or not isinstance(document.get("attributes", {}), dict):
+        msg = f"{path} is damaged: it is no metadata document"
+        raise CorruptDataError(msg)
+    return document
+
+
+def _file_size(path: str) -> int:
+    """Size of a file; -1 where there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    if not stat.S_ISREG(found.st_mode):
+        msg = f"{path} is not a regular file"
+        raise CorruptDataError(msg)
+    return found.st_size
+
+
+def _check_size(path: str, expected: int, found: int) -> None:
+    if expected == found:
+        return
+    if found < 0:
+        msg = f"{path} is missing; it had {expected} bytes; {_CHANGED_ON_PURPOSE}"
+    elif expected < 0:
+        msg = f"{path} was not there when the dataset was written; {_CHANGED_ON_PURPOSE}"
+    else:
+        what = "is cut short" if found < expected else "has grown, or another file stands in its place"
+        msg = f"{path} {what}: it had {expected} bytes when it was written, and has {found}; {_CHANGED_ON_PURPOSE}"
+    raise CorruptDataError(msg)

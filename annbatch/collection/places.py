@@ -276,10 +276,19 @@ class LocalZarr(_Folder):
     def _mark(self) -> None:
         metadata = self._metadata() or {"zarr_format": 3, "node_type": "group"}
         attributes = {**metadata.get("attributes", {}), **MARKER}
-        # Consolidated metadata would hide the new datasets; without it readers look at what is there.
-        changed = {k: v for k, v in metadata.items() if k != "consolidated_metadata"} | {"attributes": attributes}
+        # In one place, in the write that publishes: through a network, looking at each node would take long.
+        changed = metadata | {"attributes": attributes, "consolidated_metadata": self._all_metadata()}
         if changed != metadata:
             replace_text(self.root / "zarr.json", json.dumps(changed, indent=2), self.root / WORK_FOLDER)
+
+    def _all_metadata(self) -> dict[str, Any]:
+        """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root."""
+        nodes = {}
+        # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
+        for name in sorted_datasets(path.name for path in self.root.iterdir() if path.is_dir()):
+            for path in sorted((self.root / name).rglob("zarr.json")):
+                nodes[path.parent.relative_to(self.root).as_posix()] = json.loads(path.read_text())
+        return {"kind": "inline", "must_understand": False, "metadata": nodes}
 
 
 class OtherZarr(Place):

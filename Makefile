@@ -20,15 +20,15 @@ SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 # A copy of the sources without what was compiled.
 define in_copy
 	rm -rf $(VENV)/$(1) && mkdir $(VENV)/$(1)
-	cp -r setup.py pyproject.toml README.md annbatch tests benchmarks docs $(VENV)/$(1)/
+	cp -r setup.py pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md licenses annbatch tests benchmarks docs $(VENV)/$(1)/
 	find $(VENV)/$(1)/annbatch \( -name '*.so' -o -name '*.c' \) -delete
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-quick test-debug sanitize lint format bench bench-quick versus clean help
+.PHONY: demo test test-quick test-debug sanitize lint format bench bench-quick versus docs test-integration clean help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/built  ## build a collection from real cells, train a classifier on it, show what came out
 	$(BIN)/annbatch demo $(ARGS)
@@ -52,6 +52,15 @@ lint: $(VENV)/dev $(VENV)/test  ## ruff, cython-lint, mypy, codespell, the order
 	$(BIN)/mypy
 	$(BIN)/codespell annbatch tests benchmarks docs README.md CHANGELOG.md
 	$(BIN)/python -m pytest -q tests/test_house.py
+
+# Without network: whatever the pages need is in the checkout. A dead link inside is an error.
+docs: $(VENV)/docs  ## the documentation site, in docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
+
+# scvi-tools in an environment of its own; its current release needs Python 3.12: make test-integration PYTHON=python3.12
+test-integration: $(VENV)/built  ## scvi-tools, unmodified, over our files (PYTHON=python3.12 or later)
+	$(PIP) install $$($(EXTRA) test) $$($(EXTRA) scvi)
+	$(BIN)/python -m pytest tests/integration/test_scvi.py $(ARGS)
 
 format: $(VENV)/dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -102,9 +111,13 @@ $(VENV)/dev: $(VENV)/built
 	$(PIP) install $$($(EXTRA) dev)
 	touch $@
 
+$(VENV)/docs: $(VENV)/built
+	$(PIP) install $$($(EXTRA) docs)
+	touch $@
+
 $(VENV)/bench: $(VENV)/built
 	$(PIP) install $$($(EXTRA) bench)
 	touch $@
 
 clean:  ## remove everything that was built here
-	rm -rf .venv* build dist *.egg-info annbatch/*.c annbatch/*.so annbatch/*/*.c annbatch/*/*.so
+	rm -rf .venv* build dist docs/_build *.egg-info annbatch/*.c annbatch/*.so annbatch/*/*.c annbatch/*/*.so

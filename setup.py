@@ -12,9 +12,11 @@ everything still builds and works; those codecs are then decoded through numcode
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -110,5 +112,23 @@ def extension(path: Path) -> Extension:
 
 extensions = [extension(path) for path in sorted(Path("annbatch").rglob("*.pyx"))]
 
+
+def readme_for_the_index() -> str:
+    """Return the README with absolute links: a package index has neither our files nor our pictures."""
+    home = tomllib.loads(Path("pyproject.toml").read_text())["project"]["urls"]["Homepage"]
+    raw = home.replace("github.com", "raw.githubusercontent.com")
+
+    def absolute(link: re.Match[str]) -> str:
+        base = f"{raw}/main" if link["picture"] else f"{home}/blob/main"
+        return f"{link['picture']}[{link['text']}]({base}/{link['path']})"
+
+    pattern = r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?![a-z]+:|#)(?P<path>[^)\s]+)\)"
+    return re.sub(pattern, absolute, Path("README.md").read_text(encoding="utf-8"))
+
+
 # Always anew: what an earlier build left may have been made with other directives, or for the NumPy of another interpreter.
-setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, force=True))
+setup(
+    ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, force=True),
+    long_description=readme_for_the_index(),
+    long_description_content_type="text/markdown",
+)

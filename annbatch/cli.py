@@ -83,6 +83,17 @@ def _add_build(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--var-subset", metavar="FILE", type=Path, help="text file with the genes to keep, one a line")
     parser.add_argument("--extra-genes", choices=["error", "ignore"], default="error", help="genes OUT does not have")
     parser.add_argument(
+        "--if-exists",
+        choices=["error", "skip", "add"],
+        default="error",
+        help="inputs that OUT holds already, or that are named twice (default error)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="build beside OUT, and put the new collection in its place when it is done",
+    )
+    parser.add_argument(
         "--merge", choices=["same", "unique", "first", "only"], help="how var columns that differ are merged"
     )
     parser.add_argument("--no-shuffle", dest="shuffle", action="store_false", help="keep the order of the rows")
@@ -159,7 +170,10 @@ def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
         ),
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("demo-output"), help="folder for the files (default ./demo-output)"
+        "--out",
+        type=Path,
+        default=Path("demo-output"),
+        help="folder for the files, new or empty (default ./demo-output)",
     )
     parser.add_argument("--cells", type=int, default=40_000)
     parser.add_argument("--passes", type=int, default=2, help="passes over the data (default 2)")
@@ -195,6 +209,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         for name in (
             "groupby",
             "extra_genes",
+            "if_exists",
             "merge",
             "shuffle",
             "shard_size",
@@ -212,14 +227,30 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     if options.zarr_compressor is not None:
         chosen["zarr_compressor"] = _codecs(options.zarr_compressor)
     chosen["h5ad_compressor"] = None if options.h5ad_compressor == "none" else options.h5ad_compressor
+    # Whatever OUT is, it must be a collection, also to be overwritten.
     collection = DatasetCollection(options.out, is_collection_h5ad=options.h5ad)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _place(options) as out:
         warnings.showwarning = lambda message, *_, **__: print(f"annbatch: {message}", file=sys.stderr)
         warnings.simplefilter("always", UserWarning)
+        building = collection if out is None else DatasetCollection(out, is_collection_h5ad=options.h5ad)
         with _executor(options.processes) as executor:
-            collection.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
+            building.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
     _say(options, f"{collection!r}")
     return {"path": options.out, "datasets": len(collection)}
+
+
+def _place(options: argparse.Namespace) -> AbstractContextManager[Path | None]:
+    """Where to build instead of OUT, if OUT is to be overwritten."""
+    from contextlib import nullcontext
+
+    from .collection.swap import overwriting
+
+    if not options.overwrite:
+        return nullcontext()
+    if "://" in options.out:
+        msg = f"--overwrite needs a local folder, got {options.out}; build under another name, and remove the old one"
+        raise ValueError(msg)
+    return overwriting(Path(options.out))
 
 
 def _executor(processes: int | None) -> AbstractContextManager[Executor | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import annbatch
 
 project = "annbatch"
@@ -24,6 +26,8 @@ myst_heading_anchors = 4
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "inherited-members": False}
+# So that the page of AnnDataModule needs neither Lightning nor torch.
+autodoc_mock_imports = [] if find_spec("lightning") else ["lightning"]
 # The class docstring documents __init__.
 autoclass_content = "class"
 napoleon_google_docstring = False

@@ -36,7 +36,7 @@ def test_build_and_add(tmp_path, inputs, capsys):
         main(["build", out, *inputs, "--groupby", "cell_type", "--seed", "1", "--quiet", "--dataset-size", "70"]) == 0
     )
     assert "new.zarr: 2 datasets" in capsys.readouterr().out
-    assert main(["build", out, inputs[0], "--quiet", "--json"]) == 0
+    assert main(["build", out, inputs[0], "--if-exists", "add", "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"path": out, "datasets": 3}
     assert len(DatasetCollection(out).obs()) == 180
 
@@ -118,9 +118,10 @@ def test_demo(tmp_path, capsys):
     # Two samplers; twelve classes, the classes in a batch, and the keys of two charts.
     assert len(bars) == 2 * (12 + 1 + 2)
     assert all(0 <= float(bar.get("width")) < 720 for bar in bars)
-    # A second demo in the same place starts anew.
-    assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "5000", "--passes", "1", "--quiet"]) == 0
-    assert len(DatasetCollection(tmp_path / "out" / "collection.zarr").obs()) == 5000
+    # A second demo in the same place is refused: it never writes over anything.
+    assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "5000", "--passes", "1", "--quiet"]) == 1
+    assert "must be a new or an empty folder" in capsys.readouterr().err
+    assert len(DatasetCollection(tmp_path / "out" / "collection.zarr").obs()) == 4000
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ def test_links_lead_somewhere(page):
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
+        if target.is_relative_to(REPOSITORY / "annbatch") and not (REPOSITORY / "annbatch").is_dir():
+            continue  # the sources are not beside the tests, which run against an installed package
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), link
@@ -132,7 +134,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
         pytest.importorskip(name, reason="needs the extra 'docs'")
     if not (REPOSITORY / "CHANGELOG.md").exists():
         pytest.skip("a copy without the change notes")
-    pytest.importorskip("lightning", reason="needs lightning, to document annbatch.lightning")
     # In a copy, since Sphinx reads whatever lies in the folder.
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build"))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):

@@ -56,6 +56,8 @@ def test_the_version_is_that_of_the_metadata():
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if name.startswith("annbatch.lightning"):
+        pytest.importorskip("lightning", reason="needs lightning")
     module = importlib.import_module(name)
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert results.failed == 0
@@ -83,3 +85,13 @@ def test_the_readme_runs(tmp_path, monkeypatch):
         [sys.executable, *warnings, script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_description_on_the_package_index_has_absolute_links():
+    try:
+        text = importlib.metadata.metadata("annbatch").get_payload()
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("annbatch is not installed")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 5
+    assert [link for link in links if not link.startswith("https://")] == []

@@ -38,7 +38,8 @@ class DatasetCollection:
     mode
         ``"a"``: read, write, create; ``"r+"``: read and write what exists; ``"r"``: read what exists.
     is_collection_h5ad
-        The collection is a folder of ``dataset_0.h5ad``, ``dataset_1.h5ad``, ... instead of a Zarr group.
+        The collection is a folder of ``dataset_0.h5ad``, ``dataset_1.h5ad``, ... instead of a Zarr group. A folder that holds
+        such files already is taken for one by itself.
 
     Raises
     ------
@@ -197,6 +198,7 @@ class DatasetCollection:
         max_memory: int | str = "2GB",
         compact: bool = True,
         extra_genes: Literal["error", "ignore"] = "error",
+        if_exists: Literal["error", "skip", "add"] = "error",
         executor: Executor | None = None,
         progress: bool = True,
     ) -> Self:
@@ -246,6 +248,10 @@ class DatasetCollection:
         extra_genes
             What to do with genes that the collection, when it has data already, does not have: ``"error"`` or
             ``"ignore"`` (with a warning).
+        if_exists
+            What to do with inputs that the collection holds already (same path, size, number and names of rows), and with
+            one that is named twice: ``"error"``, ``"skip"`` (leave them out, with a warning) or ``"add"`` their rows once
+            more. Of objects in memory nothing is known, so they are always added.
         executor
             Runs the work elsewhere: anything with the ``concurrent.futures.Executor`` interface (a process pool,
             ``dask.distributed.Client.get_executor()``). All of its workers must see the same files. The result is the
@@ -267,7 +273,8 @@ class DatasetCollection:
             A column of obs has types that cannot be united, or a type that AnnData files do not hold.
         ValueError
             An argument is out of range; there are no rows; names of genes are not unique; the inputs do not fit
-            together or to the collection; ``max_memory`` is too little for the number of rows.
+            together or to the collection; the collection holds an input already, or one is named twice (see
+            ``if_exists``); ``max_memory`` is too little for the number of rows.
         RuntimeError
             The collection was opened read-only, or another process is writing to it.
 
@@ -300,6 +307,7 @@ class DatasetCollection:
             raise RuntimeError(msg)
         as_choice("merge", merge, (None, "same", "unique", "first", "only"))
         as_choice("extra_genes", extra_genes, ("error", "ignore"))
+        as_choice("if_exists", if_exists, ("error", "skip", "add"))
         as_choice("h5ad_compressor", h5ad_compressor, (None, "gzip", "lzf"))
         as_count("shuffle_chunk_size", shuffle_chunk_size)
         _check_rng(rng)
@@ -320,6 +328,7 @@ class DatasetCollection:
             shuffle=bool(shuffle),
             merge=merge,
             extra_genes=extra_genes,
+            if_exists=if_exists,
             max_memory=as_bytes("max_memory", max_memory),
             compact=bool(compact),
             progress=bool(progress),

@@ -15,6 +15,7 @@ from annbatch._shared.collection_format import (
     MARKER,
     WORK_FOLDER,
     dataset_number,
+    is_h5ad_collection,
     is_marked,
     sorted_datasets,
 )
@@ -25,11 +26,13 @@ from annbatch.storage.opening import check_store
 
 from .building.files import replace_text
 from .building.journal import unpublished
+from .building.known import NOTE, noted_sources
 from .building.options import Target
+from .building.schema import SRC_PATH
 from .building.warn import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from os import PathLike
 
@@ -63,7 +66,8 @@ def place_of(
         return OtherZarr(group)
     if "://" in str(group):
         return OtherZarr(zarr.open_group(str(group), mode=mode, zarr_format=3, use_consolidated=False))
-    return LocalZarr(Path(fspath(group)))
+    path = Path(fspath(group))
+    return H5Folder(path) if is_h5ad_collection(path) else LocalZarr(path)
 
 
 class Place(ABC):
@@ -136,6 +140,15 @@ class Place(ABC):
         """Names of the datasets, in the order of their numbers."""
         return sorted_datasets(self.members(), self._suffix)
 
+    def noted(self) -> Iterator[tuple[Any, Sequence[str]]]:
+        """What each dataset notes of its inputs, see :func:`held_sources`."""
+        for name in self.names():
+            group = self.open(name, writable=False)
+            try:
+                yield noted_sources(group["obs"].get(SRC_PATH))
+            finally:
+                self.close(group)
+
     def open_input(self, name: str) -> Input:
         """A dataset that is there already, to see what it holds."""
         from .building.inputs.inputs import input_of_group
@@ -170,7 +183,7 @@ class _Folder(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
-        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input)
+        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input, self.noted)
 
     def _mark(self) -> None:
         """Make the folder a collection."""
@@ -207,6 +220,21 @@ class LocalZarr(_Folder):
         with damage_named(f"{self}/{name}"):
             return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
 
+    def noted(self) -> Iterator[tuple[Any, Sequence[str]]]:
+        """What each dataset notes of its inputs, from one small document of each."""
+        import zarr
+
+        for name in self.names():
+            folder = self.root / name / "obs" / SRC_PATH
+            try:
+                attributes = json.loads((folder / "zarr.json").read_text())["attributes"]
+            except (OSError, ValueError, KeyError):
+                attributes = {}
+            if NOTE in attributes:
+                yield attributes[NOTE], ()
+            elif folder.exists():
+                yield noted_sources(zarr.open_group(folder, mode="r", use_consolidated=False))
+
     def take_in(self, dataset: Path, key: str | None) -> None:
         """Move a finished dataset here, its marker last."""
         if key is not None:
@@ -237,7 +265,10 @@ class LocalZarr(_Folder):
         if not path.exists():
             return {}
         metadata = parsed_document(path)
-        if metadata.get("node_type") != "group":
+        if metadata.get("node_type") not in ("group", "array"):
+            msg = f"{path} is damaged: it is neither of a group nor of an array"
+            raise CorruptDataError(msg)
+        if metadata["node_type"] != "group":
             msg = f"{self.root} is a Zarr {metadata.get('node_type')}, not a group; choose another place"
             raise ValueError(msg)
         return metadata
@@ -300,7 +331,7 @@ class OtherZarr(Place):
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
-            yield Target(root, "", lambda: None, lambda: before, self.open_input)
+            yield Target(root, "", lambda: None, lambda: before, self.open_input, self.noted)
             names = sorted_datasets(path.name for path in root.iterdir())
             self._set_attributes({_UNPUBLISHED: names})
             for name in names:

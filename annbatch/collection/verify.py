@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from annbatch.storage.reading.proving import prove
 from .manifest import seal
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
 
     import zarr

@@ -79,6 +79,11 @@ def run_demo(
     if n_cells < _LEAST_CELLS:
         msg = f"cells must be >= {_LEAST_CELLS}, so that the rare class fills a chunk, got {n_cells}"
         raise ValueError(msg)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        msg = (
+            f"out must be a new or an empty folder, got {out}, which holds something; choose another one, or remove it"
+        )
+        raise ValueError(msg)
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     real = real_cells()
@@ -244,10 +249,6 @@ def shallow_cells(real: RealCells, originals: Array, n_cells: int, prefix: str, 
 
 
 def _build(place: Path, paths: list[Path], *, seed: int, progress: bool) -> DatasetCollection:
-    import shutil
-
-    if place.exists() and not DatasetCollection(place).is_empty:
-        shutil.rmtree(place)  # of an earlier demo: DatasetCollection has refused anything that is no collection
     rng = np.random.default_rng(seed)
     return DatasetCollection(place).add_adatas(paths, groupby="cell_type", rng=rng, progress=progress)
 

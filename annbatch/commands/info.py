@@ -10,6 +10,7 @@ import pandas as pd
 from annbatch import storage
 from annbatch._shared.collection_format import SOURCE_DTYPE, is_h5ad_collection, is_marked
 from annbatch.collection import DatasetCollection
+from annbatch.collection.building.journal import unfinished_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +27,13 @@ def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
     if not path.exists():
         msg = f"{path} does not exist"
         raise FileNotFoundError(msg)
-    kind, names, groups = _groups(path)
+    unfinished = unfinished_call(path) if path.is_dir() else None
+    # Of a first build, there may be nothing yet but its work.
+    nothing = unfinished is not None and DatasetCollection(path, mode="r").is_empty
+    kind, names, groups = ("collection", [], []) if nothing else _groups(path)
+    common = {"path": str(path), "kind": kind, "unfinished": unfinished}
     if not groups:
-        return {"path": str(path), "kind": kind, "datasets": [], "n_obs": 0, "n_var": 0, "bytes_on_disk": _size(path)}
+        return {**common, "datasets": [], "n_obs": 0, "n_var": 0, "bytes_on_disk": _size(path)}
     frames = [storage.read_frame(group["obs"]) for group in groups]
     datasets = [
         {"name": name, "n_obs": len(frame), "matrices": dict(_matrices(group, len(frame)))}
@@ -47,8 +52,7 @@ def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
         msg = f"obs has no column {unknown[0]!r}; it has {', '.join(dtypes)}"
         raise KeyError(msg)
     return {
-        "path": str(path),
-        "kind": kind,
+        **common,
         "n_obs": sum(map(len, frames)),
         "n_var": len(storage.read_frame(groups[0]["var"])),
         "bytes_on_disk": _size(path),
@@ -133,6 +137,13 @@ def _size(path: Path) -> int:
 def show(found: dict[str, Any], say: Callable[[str], None]) -> None:
     """Print it for a person."""
     say(f"{found['path']}: {found['kind']}")
+    if found["unfinished"] == "was interrupted":
+        say(
+            "  a build was interrupted: the same `annbatch build` (or add_adatas) continues it, any other one to this place removes "
+            "what it left; until then the collection is as it was before"
+        )
+    elif found["unfinished"]:
+        say("  a build is going on; until it is done, the collection is as it was before")
     say(f"  {found['n_obs']:,} rows x {found['n_var']:,} genes, {found['bytes_on_disk'] / 1e6:,.1f} MB on disk")
     for dataset in found["datasets"]:
         say(f"  {dataset['name']}: {dataset['n_obs']:,} rows")

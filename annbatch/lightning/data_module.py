@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from annbatch.loader import Loader
@@ -18,7 +17,7 @@ except ImportError:
         raise ImportError(msg) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from annbatch.abc import Sampler
 
@@ -58,6 +57,15 @@ class AnnDataModule(LightningDataModule):
     >>> data = AnnDataModule(train=Loader(chunk_size=1, preload_nchunks=4, batch_size=4, shuffle=True).add_adata(cells))
     >>> len(data.train_dataloader())
     2
+
+    Training and validation by donor (see :meth:`annbatch.Loader.split`):
+
+    >>> import pandas as pd
+    >>> cells.obs["donor"] = pd.Categorical(["D1", "D2", "D3", "D4"] * 2)
+    >>> loader = Loader(chunk_size=1, preload_nchunks=2, batch_size=2, shuffle=True).add_adata(cells)
+    >>> data = AnnDataModule(**loader.split({"train": 0.5, "validation": 0.5}, by="donor"))
+    >>> len(data.train_dataloader()), len(data.val_dataloader())
+    (2, 2)
     """
 
     def __init__(
@@ -78,13 +86,13 @@ class AnnDataModule(LightningDataModule):
                 raise TypeError(msg)
         if validation is None:
             # Lightning takes a method that is there for a loader that is there.
-            self.val_dataloader = None
+            self.__dict__["val_dataloader"] = None
 
     def train_dataloader(self) -> Any:
         """Return the training loader, of this rank."""
         return self._share("train")
 
-    def val_dataloader(self) -> Any:  # type: ignore[no-redef]
+    def val_dataloader(self) -> Any:
         """Return the validation loader, of this rank."""
         return self._share("validation")
 
@@ -102,55 +110,7 @@ class AnnDataModule(LightningDataModule):
             msg = f"AnnDataModule has no {name} loader: pass {name}= when it is made"
             raise RuntimeError(msg)
         trainer = self.trainer
-        if trainer is None or trainer.world_size == 1 or not isinstance(loader, Loader):
+        alone = trainer is None or trainer.world_size == 1
+        if alone or not isinstance(loader, Loader) or isinstance(loader.batch_sampler, DistributedSampler):
             return loader
-        return LoaderOfRank(loader, trainer.global_rank, trainer.world_size)
-
-
-class LoaderOfRank:
-    """One rank's share of a loader, whose state is that of all ranks.
-
-    Lightning saves what the first rank's loader says and gives it to the loaders of all ranks.
-    """
-
-    def __init__(self, loader: Loader, rank: int, world_size: int) -> None:
-        self._rank, self._world_size = rank, world_size
-        self._loader = loader
-        if not isinstance(loader.batch_sampler, DistributedSampler):
-            self._loader = copy.copy(loader)
-            import torch.distributed as dist
-
-            # With a process group the ranks agree on a seed by themselves.
-            agree = dist.is_available() and dist.is_initialized()
-            sampler = DistributedSampler(
-                loader.batch_sampler, dist_info="torch" if agree else lambda: (rank, world_size)
-            )
-            self._loader._batch_sampler = sampler  # noqa: SLF001 (a copy of ours, made a line before)
-
-    @property
-    def batch_sampler(self) -> Sampler:
-        """The sampler, where Lightning looks for ``set_epoch``."""
-        return self._loader.batch_sampler
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._loader)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where all ranks stand. Every rank must call it."""
-        import torch.distributed as dist
-
-        states: list[Any] = [None] * self._world_size
-        dist.all_gather_object(states, self._loader.state_dict())
-        return {"version": 1, "ranks": states}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where this rank stood."""
-        ranks = state.get("ranks") if isinstance(state, dict) else None
-        if not isinstance(ranks, list) or len(ranks) != self._world_size:
-            had = f"{len(ranks)} ranks" if isinstance(ranks, list) else "one device"
-            msg = f"a checkpoint in the middle of an epoch must be continued on as many devices, got one of {had} for {self._world_size}"
-            raise ValueError(msg)
-        self._loader.load_state_dict(ranks[self._rank])
+        return loader.subset(slice(None), batch_sampler=DistributedSampler(loader.batch_sampler, dist_info="torch"))

@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from fractions import Fraction
 
-__all__ = ["Groups", "allot_groups", "allot_rows", "apportion", "apportion_strata", "group_rows"]
+__all__ = [
+    "Groups",
+    "allot_groups",
+    "allot_rows",
+    "apportion",
+    "apportion_strata",
+    "count_codes",
+    "group_rows",
+    "look_up",
+]
 
-# Rows that are shuffled at once, in the cache.
+# Rows that are worked on at once, in the cache.
 _BLOCK = 1 << 16
 
 # All ways of giving groups to sides are tried where there are no more than this, and numbers to be held for them.
@@ -58,7 +67,7 @@ class Groups:
     @property
     def sizes(self) -> np.ndarray:
         """Rows of each group."""
-        return np.bincount(self.codes, minlength=len(self.labels))
+        return count_codes(self.codes, len(self.labels))
 
 
 def group_rows(columns: Sequence[tuple[np.ndarray, Sequence[Any]]]) -> Groups:
@@ -94,10 +103,28 @@ def _renumbered(codes: np.ndarray, n_codes: int) -> tuple[np.ndarray, np.ndarray
     if n_codes > max(1 << 16, 4 * len(codes)):
         occurring, renumbered = np.unique(codes, return_inverse=True)
         return renumbered.reshape(-1), occurring
-    occurring = np.flatnonzero(np.bincount(codes, minlength=n_codes))
+    occurring = np.flatnonzero(count_codes(codes, n_codes))
     number = np.zeros(n_codes, dtype=np.min_scalar_type(max(len(occurring) - 1, 0)))
     number[occurring] = np.arange(len(occurring))
-    return np.take(number, codes), occurring
+    return look_up(number, codes), occurring
+
+
+def count_codes(codes: np.ndarray, n_codes: int) -> np.ndarray:
+    """How often each number in [0, n_codes) occurs (int64)."""
+    counts = np.zeros(n_codes, dtype=np.int64)
+    # In blocks, because NumPy counts, and looks up, by numbers of eight bytes.
+    n_block = max(_BLOCK, n_codes)
+    for start in range(0, len(codes), n_block):
+        counts += np.bincount(codes[start : start + n_block], minlength=n_codes)
+    return counts
+
+
+def look_up(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Entries of a table, one per code."""
+    found = np.empty(len(codes), dtype=table.dtype)
+    for start in range(0, len(codes), _BLOCK):
+        np.take(table, codes[start : start + _BLOCK], out=found[start : start + _BLOCK])
+    return found
 
 
 # -- how many rows go where

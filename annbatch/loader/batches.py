@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from annbatch.types import LoadRequest
 
     from .exports import Makers
-    from .scaling import Scaling
+    from .scaling import BatchScaling
     from .views import View
 
 __all__ = ["BatchReader"]
@@ -66,7 +66,7 @@ class BatchReader:
         return_index: bool,
         num_threads: int,
         pool: storage.BufferPool,
-        scaling: Scaling,
+        scaling: BatchScaling,
         make: Makers | OnDevice,
         var: pd.DataFrame | None,
     ) -> None:

@@ -216,22 +216,26 @@ class Dataset:
     @classmethod
     def from_group(cls, group: Any, wanted: Wanted, name: str) -> Dataset:
         """Take the wanted parts of an AnnData that lies in a zarr or HDF5 group."""
-        missing = [part for part in (*(["X"] if wanted.x else []), "obs", "var") if part not in group]
+        with storage.damage_named(name):
+            missing = [part for part in (*(["X"] if wanted.x else []), "obs", "var") if part not in group]
         if missing:
             msg = f"{name} must be an AnnData with X, obs and var, but it has no {' and no '.join(missing)}"
             raise ValueError(msg)
         # The second is how AnnData wrote it before 0.7.
-        raw = next((where for where in ("raw/", "raw.") if f"{where}X" in group), None)
+        with storage.damage_named(name):
+            raw = next((where for where in ("raw/", "raw.") if f"{where}X" in group), None)
+            tables = {part: group[part] for part in ("obs", "var")}
 
         def element(kind: str) -> Any:
-            return group.get(kind, {})
+            with storage.damage_named(f"{kind} of {name}"):
+                return group.get(kind, {})
 
         return cls._from_parts(
             element,
             None if raw is None else lambda: (group[f"{raw}X"], FrameReader(group[f"{raw}var"]).index()),
-            obs=FrameReader(group["obs"]),
+            obs=FrameReader(tables["obs"]),
             home=ObsHome.of_group(group),
-            var=storage.read_frame(group["var"]),
+            var=storage.read_frame(tables["var"]),
             wanted=wanted,
             name=name,
         )

@@ -24,6 +24,7 @@ from annbatch._shared.args import (
     as_paths,
 )
 from annbatch._shared.row_filter import as_conditions
+from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
 
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 
-class Loader:
+class Loader(IterableStyle):
     """Mini-batches of the rows of AnnData objects that are on disk or in memory.
 
     Rows are chosen and cut into batches by a sampler, and copied straight from where they lie to their place in the batch. A
@@ -692,7 +693,7 @@ class Loader:
         >>> import anndata as ad, numpy as np, pandas as pd
         >>> from annbatch import Loader
         >>> obs = pd.DataFrame({"donor": ["D1", "D2", "D3", "D4", "D5"] * 20}, index=[f"c{i}" for i in range(100)])
-        >>> loader = Loader(batch_size=10).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
+        >>> loader = Loader(batch_size=8).add_adata(ad.AnnData(np.ones((100, 3), dtype="float32"), obs=obs))
         >>> split = loader.split({"train": 0.6, "test": 0.4}, by="donor")
         >>> split
         Sides(train: 60 rows (0.6) in 3 groups, test: 40 rows (0.4) in 2 groups)
@@ -729,7 +730,7 @@ class Loader:
         n_obs, sampler = self._view_with_rows().n_obs, self._batch_sampler
         reader = self._reader(self._table)
         requests = sampler.sample(n_obs)
-        resume, self._resume = self._resume, None
+        resume = self._resume
         start = LoaderPosition(sampler, sampler.state_dict())
         if resume is not None and resume.stands_where(start):
             start = resume
@@ -737,6 +738,7 @@ class Loader:
         new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
         self._passes.add(new_pass)
         self._position = start
+        self._resume = None  # last of all: a pass that Ctrl-C kept from starting starts where it stood
         return new_pass
 
     def _moved(self, number: int, position: LoaderPosition) -> None:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from .datasets import Table, TableMatrix
 
-__all__ = ["KeptMedian", "Scaling", "as_scaling"]
+__all__ = ["BatchScaling", "KeptMedian", "as_scaling"]
 
 
 @dataclass(frozen=True)
-class Scaling:
+class BatchScaling:
     """What is done to the values of which matrices.
 
     Immutable: :meth:`added` returns another object.
@@ -68,7 +68,7 @@ class Scaling:
             return np.dtype(np.float32) if dtype is None else dtype
         return matrix.handed_out(dtype)
 
-    def added(self, table: Table, kept: KeptMedian | None, num_threads: int | None) -> Scaling:
+    def added(self, table: Table, kept: KeptMedian | None, num_threads: int | None) -> BatchScaling:
         """Return what holds for `table`; `kept` is where the medians of its data are kept, if that is known to be all of it."""
         if self.target_sum != "median":
             return self
@@ -98,9 +98,9 @@ def as_scaling(
     normalize_layers: Sequence[str] | None,
     keys: Sequence[Key],
     dtype: np.dtype[Any] | None,
-) -> Scaling:
+) -> BatchScaling:
     """Check the arguments that concern scale; `keys` are the matrices that are read."""
-    found = Scaling(
+    found = BatchScaling(
         target_sum=as_normalize_total(normalize_total),
         log1p=as_bool("log1p", log1p),
         library_size=as_bool("library_size", library_size),

@@ -13,14 +13,14 @@ from annbatch._shared.args import as_names
 from annbatch._shared.labels import is_missing
 from annbatch._shared.row_filter import as_conditions, passing
 
-from .allot import Groups, allot_groups, allot_rows, group_rows
+from .allot import Groups, allot_groups, allot_rows, count_codes, group_rows, look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from .views import View
 
-    LabelsOf: TypeAlias = Callable[[str, str], tuple[np.ndarray, Sequence[Any]]]
+    LabelsOf: TypeAlias = Callable[[str, str], tuple[np.ndarray, Any]]
 
 __all__ = ["Division", "Sides", "WantedSides", "as_wanted_sides", "divide", "side_of_rows"]
 
@@ -213,7 +213,7 @@ def _taken(side: str, conditions: Mapping[str, Sequence[Any]], n_rows: int, labe
     for column, values in conditions.items():
         parameter = f"sides[{side!r}]"
         codes, labels = labels_of(column, parameter)
-        occurring = np.flatnonzero(np.bincount(codes.astype(np.intp) + 1)) - 1
+        occurring = np.flatnonzero(count_codes(codes.astype(np.int32) + 1, len(labels) + 1)) - 1
         absent = [value for value in values if not passing(occurring, labels, [value]).any()]
         if absent:
             # A slip of the pen would leave that donor in another side.
@@ -286,14 +286,14 @@ def side_of_rows(
         msg = f"by must name at least as many groups as there are sides, got {len(groups.labels)} groups for {list(sides.fractions)}"
         raise ValueError(msg)
     else:
-        of_left = allot_groups(groups, fractions, rng, strata)[groups.codes]
-    counts = np.bincount(of_left, minlength=len(fractions))
+        of_left = look_up(allot_groups(groups, fractions, rng, strata), groups.codes)
+    counts = count_codes(of_left, len(fractions))
     for name, count in zip(sides.fractions, counts.tolist(), strict=True):
         if count == 0:
             msg = f"sides[{name!r}] must not be empty, got {float(sides.fractions[name]):g} of {n_left} rows"
             raise ValueError(msg)
     numbers_of_sides = np.array([sides.names.index(name) for name in sides.fractions], dtype=np.int16)
-    side[left] = numbers_of_sides[of_left]
+    side[left] = look_up(numbers_of_sides, of_left)
     return side
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
+from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
 from annbatch.storage import BufferPool, available_cpus
 from annbatch.storage.frames import Labels
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["MappedCollection"]
 
 
-class MappedCollection:
+class MappedCollection(MapStyle):
     """A map-style dataset over many AnnData files, virtually concatenated.
 
     ``m[i]`` is one row as a dict; a :class:`torch.utils.data.DataLoader` over it needs no special arguments: torch asks for

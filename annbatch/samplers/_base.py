@@ -474,6 +474,8 @@ class Sampler(ABC):
         if self.rng is not None:
             entropy = copy.deepcopy(self.rng).integers(0, 2**32, size=8).tolist()
             copied._restore_rng(np.random.default_rng([number, *entropy]))
+            # Who was given none has one of its own, of which other ranks know nothing.
+            object.__setattr__(copied, "_rng_given", self._rng_given)
         return copied
 
     def _restore_rng(self, rng: np.random.Generator) -> None:

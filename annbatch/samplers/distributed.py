@@ -375,6 +375,12 @@ class DistributedSampler(Sampler):
     def _required_rng(self) -> np.random.Generator:
         return self._sampler._required_rng()
 
+    def _unstarted_copy(self, number: int) -> Self:
+        copied = super()._unstarted_copy(number)
+        copied._sampler = self._sampler._unstarted_copy(number)
+        copied._numbers = PassNumbers()
+        return copied
+
     def _restore_rng(self, rng: np.random.Generator) -> None:
         self._sampler._restore_rng(rng)
 

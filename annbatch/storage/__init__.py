@@ -7,7 +7,7 @@ functions.
 """
 
 from .cpus import available_cpus
-from .errors import CorruptDataError
+from .errors import CorruptDataError, damage_named
 from .frames import read_frame
 from .opening import is_store, open_group
 from .pool import BufferPool
@@ -25,6 +25,7 @@ __all__ = [
     "Scale",
     "SparseSource",
     "available_cpus",
+    "damage_named",
     "is_store",
     "open_group",
     "open_matrix",

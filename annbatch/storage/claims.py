@@ -81,20 +81,23 @@ def check_folder(array: Any) -> None:
     from zarr.storage import LocalStore
 
     if isinstance(array.store, LocalStore):
-        _check_regular(Path(array.store.root, array.path))
+        key = array.metadata.encode_chunk_key((0,) * array.ndim)
+        _check_regular(Path(array.store.root, array.path), key.count("/"))
         check_array(array)
 
 
-def _check_regular(folder: Path) -> None:
+def _check_regular(folder: Path, n_levels: int) -> None:
+    """Look at all below a folder; so many levels of folders lead to files."""
     try:
         entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return  # for its reader to say
     with entries:
         for entry in entries:
-            if entry.is_dir():
-                _check_regular(Path(entry.path))
-            elif not entry.is_file() and os.path.lexists(entry.path):
+            is_folder = entry.is_dir()
+            if is_folder and n_levels:
+                _check_regular(Path(entry.path), n_levels - 1)
+            elif (is_folder or not entry.is_file()) and os.path.lexists(entry.path):
                 msg = f"{entry.path} is not a regular file"
                 raise CorruptDataError(msg)
 

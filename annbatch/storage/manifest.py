@@ -1,5 +1,5 @@
 # Plain strings and not Path objects: thousands of files are looked at, which takes half the time this way.
-# ruff: noqa: PTH
+# ruff: noqa: PTH116, PTH118, PTH123
 """What a dataset that annbatch wrote says of its own files, and whether it is true.
 
 The root group of such a dataset has an attribute ``annbatch-manifest``: the digest of every metadata document below it, and of the

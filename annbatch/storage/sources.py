@@ -6,7 +6,7 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 from .chunks.arrays import MemoryArray, StoredArray, stored_array
-from .errors import CorruptDataError
+from .errors import CorruptDataError, damage_named
 from .row_pointers import RowPointers
 
 if TYPE_CHECKING:
@@ -191,11 +191,14 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
         return DenseSource(array)
     location = _group_location(group)
     shape = _csr_shape(group, location)
-    missing = [key for key in _CSR_KEYS if key not in group]
+    with damage_named(location):
+        missing = [key for key in _CSR_KEYS if key not in group]
     if missing:
         msg = f"{location} holds no CSR matrix: {', '.join(missing)} missing"
         raise CorruptDataError(msg)
-    arrays = {key: stored_array(group[key]) for key in _CSR_KEYS}
+    with damage_named(location):
+        elements = {key: group[key] for key in _CSR_KEYS}
+    arrays = {key: stored_array(element) for key, element in elements.items()}
     return _sparse_source(arrays, shape, location, direct=direct)
 
 
@@ -223,7 +226,8 @@ def _encoded_group(elem: Any) -> Any:
 
 
 def _csr_shape(group: Any, location: str) -> tuple[int, ...]:
-    attrs = dict(group.attrs)
+    with damage_named(location):
+        attrs = dict(group.attrs)
     # AnnData 0.7 and later, and the names before that.
     kind = attrs.get("encoding-type", attrs.get("h5sparse_format"))
     kind = kind.decode() if isinstance(kind, bytes) else kind

@@ -94,11 +94,12 @@ class Gather:
     def part(self, columns: np.ndarray | None = None) -> storage.Part:
         return storage.Part(source=self.source, rows=self.rows, dest=self.dest, columns=columns)
 
-    def time_extents(self, order: str) -> None:
-        self.pointers.extents(self.rows)
-
     def time_sparse(self, order: str, dtype: str) -> None:
         storage.read_csr([self.part()], self.edges, n_var=self.n_var, pool=self.pool)
+
+    def time_sparse_scaled(self, order: str, dtype: str) -> None:
+        scale = storage.Scale(target_sum=1e4, log1p=True)
+        storage.read_csr([self.part()], self.edges, n_var=self.n_var, pool=self.pool, scale=scale)
 
     def time_sparse_chosen_genes(self, order: str, dtype: str) -> None:
         storage.read_csr([self.part(self.columns)], self.edges, n_var=N_CHOSEN_GENES, pool=self.pool)

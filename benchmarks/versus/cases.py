@@ -174,6 +174,10 @@ CASES: tuple[Case, ...] = (
         output="genes", ours="own collection",
     ),
     _loader(
+        "scaled", "Loader: CSR normalised and logged; the peer's by NumPy, batch by batch; each on its own store", 8, 32, 256,
+        output="scaled", ours="own collection",
+    ),
+    _loader(
         "memory", "Loader: CSR in memory, chunk 1 x 8,192", 2.5, 1, 8192, source="memory", ours="h5ad", peer="h5ad"
     ),
     _loader(

@@ -28,7 +28,7 @@ OPTIONS = {"dataset_size": 60, "max_memory": "70MB", "progress": False}
 
 
 def build(place):
-    DatasetCollection(place).add_adatas(INPUTS, rng=np.random.default_rng(3), **OPTIONS)
+    DatasetCollection(place).add_adatas(INPUTS, rng=np.random.default_rng(3), if_exists="skip", **OPTIONS)
 
 
 def kill_before(k):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -63,6 +64,10 @@ class Model(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-5)
 
 
+def flat(batches):
+    return [row for batch in batches for row in batch]
+
+
 def trainer(**arguments):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     return lightning.Trainer(**{**quiet, "enable_model_summary": False, "devices": 1, **arguments})
@@ -74,11 +79,11 @@ def test_every_epoch_trains_on_every_row_and_validates_on_its_own(paths):
     runner.fit(model, data)
     assert runner.num_training_batches == 10
     assert runner.sanity_checking is False
-    assert [sorted(sum(model.trained[i : i + 10], [])) for i in (0, 10)] == [list(range(60))] * 2
+    assert [sorted(flat(model.trained[i : i + 10])) for i in (0, 10)] == [list(range(60))] * 2
     assert model.trained[:10] != model.trained[10:]
     # Two batches of the sanity check, then both epochs whole.
     assert len(model.validated) == 2 + 5 + 5
-    assert sum(model.validated[2:7], []) == list(range(30))
+    assert flat(model.validated[2:7]) == list(range(30))
 
 
 def test_limits_hold_and_the_next_epoch_begins_anew(paths):
@@ -86,15 +91,15 @@ def test_limits_hold_and_the_next_epoch_begins_anew(paths):
     runner.fit(model, AnnDataModule(train=make_loader(paths)))
     assert len(model.trained) == 6
     assert runner.num_training_batches == 3
-    assert all(len(set(sum(model.trained[i : i + 3], []))) == 18 for i in (0, 3))
+    assert all(len(set(flat(model.trained[i : i + 3]))) == 18 for i in (0, 3))
 
 
 def test_test_and_predict(paths):
     data = AnnDataModule(test=make_loader(paths, shuffle=False), predict=make_loader(paths, shuffle=False))
     model = Model()
     trainer().test(model, data, verbose=False)
-    assert sum(model.tested, []) == list(range(60))
-    assert sum(trainer().predict(model, data), []) == list(range(60))
+    assert flat(model.tested) == list(range(60))
+    assert flat(trainer().predict(model, data)) == list(range(60))
 
 
 # Not 10, the end of an epoch: Lightning, stopped there by max_steps, gives the next epoch one batch when it goes on, whatever
@@ -156,8 +161,6 @@ def test_two_processes_share_the_rows_and_resume(paths, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(SCRIPT))
     command = [sys.executable, str(script), str(tmp_path), *map(str, paths)]
-    import os
-
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def paths(tmp_path, monkeypatch):
 
 def trained(module, **arguments):
     model = SCVI(registry=module.registry, n_latent=3)
-    model.train(max_epochs=2, datamodule=module, accelerator="cpu", enable_progress_bar=False, logger=True, **arguments)
+    model.train(max_epochs=2, datamodule=module, accelerator="cpu", enable_progress_bar=False, **arguments)
     return model
 
 
@@ -45,9 +45,9 @@ SMALL = {"batch_size": 64, "chunk_size": 16, "preload_nchunks": 8, "preload_to_g
 def test_training_and_latent_representation(paths):
     module = SCVI.setup_annbatch(paths=paths, batch_key="donor", **SMALL)
     model = trained(module)
-    losses = model.history["train_loss_epoch"].to_numpy(dtype=float)
-    assert len(losses) == 2
-    assert np.isfinite(losses).all()
+    elbo = model.history["elbo_train"].to_numpy(dtype=float)
+    assert len(elbo) == 2
+    assert np.isfinite(elbo).all()
     latent = model.get_latent_representation(dataloader=module.inference_dataloader())
     assert latent.shape == (400, 3)
     assert np.isfinite(latent).all()
@@ -61,7 +61,7 @@ def test_covariates(paths):
         continuous_covariate_keys=["age"],
         **SMALL,
     )
-    assert np.isfinite(trained(module).history["train_loss_epoch"].to_numpy(dtype=float)).all()
+    assert np.isfinite(trained(module).history["elbo_train"].to_numpy(dtype=float)).all()
 
 
 def test_validation(paths):
@@ -78,4 +78,4 @@ def test_class_sampler(paths):
         use_class_sampler=True,
         **{**SMALL, "chunk_size": 1, "preload_nchunks": 64},
     )
-    assert np.isfinite(trained(module).history["train_loss_epoch"].to_numpy(dtype=float)).all()
+    assert np.isfinite(trained(module).history["elbo_train"].to_numpy(dtype=float)).all()

@@ -57,6 +57,13 @@ def test_workers_deal_the_rows_of_a_view_out(paths, values, context, sides):
     assert len(seen) == len(set(seen)) == sum(split[name].n_obs for name in sides)
 
 
+def test_sides_of_a_loader_without_a_seed_are_no_pass_that_ranks_could_share(paths):
+    """Each rank would draw its own, and two would see the same row."""
+    side = small_loader(shuffle=True).add_paths(paths).split()["train"]
+    with pytest.raises(ValueError, match="sampler must have an rng"):
+        DistributedSampler(side.batch_sampler, dist_info=lambda: (0, 2))
+
+
 @pytest.mark.filterwarnings("ignore")  # what torchdata says about torch
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_stateful_data_loader_resumes_a_view(paths, num_workers):
@@ -96,7 +103,7 @@ def test_ranks_share_a_side_and_see_no_row_of_another(paths, world_size):
 
 
 def test_a_subset_of_a_loader_with_a_distributed_sampler_keeps_to_its_rank(paths):
-    seen = []
+    seen, again = [], []
     for rank in range(2):
         sampler = DistributedSampler(
             RandomSampler(2, 3, 6, rng=np.random.default_rng(3)), dist_info=lambda rank=rank: (rank, 2)
@@ -106,10 +113,13 @@ def test_a_subset_of_a_loader_with_a_distributed_sampler_keeps_to_its_rank(paths
         view = loader.subset(np.arange(0, 80, 2))
         assert view.batch_sampler.rank == rank
         assert view.batch_sampler.n_batches(40) == len(view)
+        assert view.state_dict()["sampler"]["pass"] == 0
         seen += rows_of(view)
-    assert len(seen) == len(set(seen))
-    assert not np.any(np.array(seen) % 2)
-    assert len(seen) >= 38
+        again += rows_of(view)
+    for rows in (seen, again):
+        assert len(rows) == len(set(rows)) >= 36
+        assert not np.any(np.array(rows) % 2)
+    assert seen != again
 
 
 def test_lightning_trains_on_sides_of_a_split(paths):

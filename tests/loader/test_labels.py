@@ -382,3 +382,33 @@ def test_obs_of_one_batch_is_none_of_the_next():
     first["obs"].iloc[:, 1] = -1.0
     first["obs"]["new"] = 1
     pd.testing.assert_frame_equal(second["obs"], before)
+
+
+# -- in a view
+
+
+def test_labels_covariates_and_scale_of_a_view_are_those_of_its_rows():
+    adata = full_cells(60)
+    adata.obs["note"] = np.arange(60) * 0.5
+    settings = {"labels": ["label"], "covariates": ["note"], "obs_columns": [], "library_size": True}
+    whole = small_loader(normalize_total="median", **settings).add_adata(adata)
+    chosen = np.random.default_rng(0).permutation(60)[:25]
+    view = whole.subset(chosen)
+    assert view.encoders["label"].tolist() == whole.encoders["label"].tolist()
+    everything = {
+        part: rows(whole, take)
+        for part, take in {
+            "labels": lambda batch: batch["labels"]["label"],
+            "covariates": lambda batch: batch["covariates"],
+            "library_size": lambda batch: batch["library_size"],
+            "X": lambda batch: batch["X"].toarray(),
+        }.items()
+    }
+    for batch in view:
+        assert set(batch["index"].tolist()) <= set(chosen.tolist())
+        for part, expected in everything.items():
+            found = batch["labels"]["label"] if part == "labels" else batch[part]
+            found = found.toarray() if part == "X" else found
+            np.testing.assert_array_equal(found, expected[batch["index"]])
+    train = whole.split({"train": 0.5, "test": 0.5}, by="label", rng=np.random.default_rng(0))["train"]
+    assert {code for batch in train for code in batch["labels"]["label"].tolist()} < set(range(3))

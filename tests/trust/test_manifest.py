@@ -115,7 +115,9 @@ def test_a_collection_without_manifest_opens(collection):
 def test_opening_names_the_document_that_was_changed(collection):
     root = collection._place.root
     zarr.open_group(root / "dataset_0", mode="r+", use_consolidated=False)["obs"].attrs["mine"] = 1
-    with pytest.raises(storage.CorruptDataError, match=r"dataset_0/obs/zarr.json is damaged, or was changed .*--accept"):
+    with pytest.raises(
+        storage.CorruptDataError, match=r"dataset_0/obs/zarr.json is damaged, or was changed .*--accept"
+    ):
         collection.obs()
     with pytest.raises(storage.CorruptDataError, match=r"obs/zarr.json"):
         Loader(preload_to_gpu=False).use_collection(collection)

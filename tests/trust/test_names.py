@@ -38,7 +38,7 @@ def stored_and_found(adata, column, key, gene_column, folder):
     try:
         collection = DatasetCollection(place).add_adatas([adata], shuffle=False, progress=False)
     except ValueError as error:
-        assert "rename it" in str(error)
+        assert "rename it" in str(error)  # noqa: PT017
         assert not list(place.glob("dataset_*"))
         return False
     np.testing.assert_array_equal(collection.obs()[column], [1, 2, 3])

@@ -11,6 +11,7 @@ from annbatch.collection.manifest import seal
 
 from .fields import WholeRange
 from .inputs.held import close_inputs
+from .known import write_sources
 from .output.sink import H5Sink, Layout, ZarrSink
 from .output.write import write_dataset
 from .rows import SpilledRows
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from .fields import Array
     from .generation import Generation
+    from .known import Source
     from .options import Options
     from .plan import Budget
     from .schema import Schema
@@ -38,6 +40,8 @@ class AssembleTask:
 
     Attributes
     ----------
+    sources
+        Inputs to note; none where a dataset says nothing of them.
     dtypes
         What the values of matrices are stored in.
     text_with_missing
@@ -56,6 +60,7 @@ class AssembleTask:
     text_with_missing: frozenset[str]
     start: int
     stop: int
+    sources: tuple[Source, ...]
     layout: Layout
     obs_row_bytes: int
     most_bytes: int
@@ -98,6 +103,8 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
                 most_bytes=task.most_bytes,
                 wrote=wrote_and_wanted,
             )
+            if task.sources:
+                write_sources(sink, task.sources)
         if sink_type is ZarrSink:
             seal(part / task.name)
         generation.keep_dataset(part, task.name, rows.n_obs)
@@ -114,11 +121,15 @@ def assemble_datasets(
     blocks: Sequence[Path],
     names: Sequence[str],
     edges: Array,
+    sources: Sequence[Source],
     budget: Budget,
     options: Options,
     executor: Executor | None,
 ) -> None:
-    """Write all datasets: the one called ``names[i]`` has the rows ``[edges[i], edges[i + 1])``."""
+    """Write all datasets: the one called ``names[i]`` has the rows ``[edges[i], edges[i + 1])``.
+
+    ``sources``: the inputs, in the order of their names in the schema.
+    """
     notes = [read_notes(path) for path in blocks]
     tasks = [
         AssembleTask(
@@ -130,6 +141,7 @@ def assemble_datasets(
             text_with_missing=frozenset(name.removesuffix("#mask") for note in notes for name in note["missing"]),
             start=start,
             stop=stop,
+            sources=tuple(sources),
             layout=options.layout,
             obs_row_bytes=max(note["obs_row_bytes"] for note in notes),
             most_bytes=budget.piece_bytes(len(blocks)),

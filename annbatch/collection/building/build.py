@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,8 @@ from .assemble import assemble_datasets
 from .columns import sort_keys
 from .deal import deal_inputs
 from .journal import Call, WorkFolder
-from .look import agree_on_schema, label_unions, look_at_inputs
+from .known import Source, held_sources, to_add
+from .look import Survey, agree_on_schema, label_unions, look_at_inputs
 from .plan import Budget, dataset_edges, destinations, rng_of
 from .schema_file import SchemaFile
 
@@ -39,6 +41,11 @@ def build(
 
         # Look.
         survey = look_at_inputs(specs, options, work.generation.parts)
+        sources = [Source.of(spec, seen) for spec, seen in zip(specs, survey.inputs, strict=True)]
+        new = to_add(sources, held_sources(target.noted()), options.if_exists)
+        specs, survey = list(compress(specs, new)), Survey(list(compress(survey.inputs, new)))
+        if not survey.n_obs:
+            return
         existing = target.existing()
         schema = agree_on_schema(target, existing, specs, survey, options)
 
@@ -68,7 +75,19 @@ def build(
         del survey, places
 
         # Assemble.
-        assemble_datasets(work.generation, schema_file, schema, blocks, names, edges, budget, options, executor)
+        by_label = {spec.label: source for spec, source in zip(specs, compress(sources, new), strict=True)}
+        assemble_datasets(
+            work.generation,
+            schema_file,
+            schema,
+            blocks,
+            names,
+            edges,
+            list(by_label.values()),
+            budget,
+            options,
+            executor,
+        )
 
         # Put in place.
         work.commit(dict(zip(names, np.diff(edges).tolist(), strict=True)))

@@ -360,6 +360,13 @@ def read_journal(root: Path) -> dict[str, Any] | None:
     return dict(journal)
 
 
+def unfinished_call(root: Path) -> str | None:
+    """What a call that has not finished does to ``root``: "is being written to", or "was interrupted"; None: there is none."""
+    if read_journal(root) is None:
+        return None
+    return "is being written to" if Lock.is_held(root / WORK_FOLDER / "lock") else "was interrupted"
+
+
 def unpublished(root: Path) -> frozenset[str]:
     """Names that may stand in ``root`` but do not belong to the collection yet."""
     journal = read_journal(root)

@@ -47,6 +47,8 @@ class Seen:
         Of its row pointers, which are in memory while it is open.
     decoding_bytes
         Of its longest chunk of text, which is in memory while it is decoded.
+    digest
+        Of the names of its rows.
     """
 
     description: Description
@@ -56,6 +58,7 @@ class Seen:
     matrix_bytes: int
     pointer_bytes: int
     decoding_bytes: int
+    digest: int
 
     @property
     def n_obs(self) -> int:
@@ -136,7 +139,16 @@ def _look_at(spec: InputSpec, groupby: Sequence[str], interned: Interned, scratc
         grains = block_edges(before, _GRAIN_BYTES, opened.row_step)
         sparse = sum(matrix.is_sparse for matrix in description.matrices.values())
         pointers = 8 * sparse * description.n_obs
-        return Seen(description, labels, grains, before[grains], matrix_bytes, pointers, opened.obs.decoding_bytes)
+        return Seen(
+            description,
+            labels,
+            grains,
+            before[grains],
+            matrix_bytes,
+            pointers,
+            opened.obs.decoding_bytes,
+            opened.obs.digest,
+        )
     finally:
         opened.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from annbatch._shared.collection_format import dataset_name, dataset_number
 
@@ -13,7 +13,7 @@ from .inputs.inputs import function_fingerprint
 from .journal import JOURNAL_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from .inputs.inputs import Input, InputSpec
@@ -34,6 +34,7 @@ class Options:
     extra_genes: Literal["error", "ignore"]
     max_memory: int
     compact: bool
+    if_exists: Literal["error", "skip", "add"]
     progress: bool
 
     def fingerprint(self, specs: Sequence[InputSpec]) -> str:
@@ -51,6 +52,7 @@ class Options:
             self.merge,
             self.extra_genes,
             self.compact,
+            self.if_exists,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -64,6 +66,7 @@ class Target:
     mark: Callable[[], None]
     existing: Callable[[], list[str]]
     open_input: Callable[[str], Input]
+    noted: Callable[[], Iterable[tuple[Any, Sequence[str]]]]
 
     def new_names(self, n: int) -> list[str]:
         """Names for ``n`` more datasets."""

@@ -120,14 +120,15 @@ def _check_names(opened: Input) -> None:
         columns = [str(name) for name in frame.columns]
         taken = {*columns, *index}
         # anndata writes all tables but obs, and takes no slashes.
-        is_good = (lambda name, taken=taken: is_path(name, taken)) if part == "obs" else is_key
-        names += [(f"{part} columns", name, name != "_index" and is_good(name)) for name in columns]
-        names += [(f"the index of {part}", name, is_good(name)) for name in index]
+        slashes = part == "obs"
+        good = {name for name in taken if (is_path(name, taken) if slashes else is_key(name))}
+        names += [(f"{part} columns", name, name != "_index" and name in good) for name in columns]
+        names += [(f"the index of {part}", name, name in good) for name in index]
     elements = [("varm", name) for name in opened.varm]
     elements += [(kind, name) for kind, _, name in (element.partition("/") for element in opened.matrices)]
     names += [(kind, name, is_key(name)) for kind, name in elements if kind not in ("X", "raw")]
-    for kind, name, is_good in names:
-        if not is_good:
+    for kind, name, fine in names:
+        if not fine:
             msg = f"{kind} of {opened.label} has the name {name!r}, under which nothing can be stored; rename it"
             raise ValueError(msg)
 

@@ -73,6 +73,7 @@ def write_adata(folder: Path, adata: ad.AnnData, layout: Layout, attributes: Map
             text_with_missing=frozenset(n.removesuffix("#mask") for b in blocks for n in read_notes(b)["missing"]),
             start=0,
             stop=description.n_obs,
+            sources=(),
             layout=layout,
             obs_row_bytes=max((read_notes(block)["obs_row_bytes"] for block in blocks), default=0),
             most_bytes=_PIECE_BYTES,

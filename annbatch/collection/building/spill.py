@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.storage.engine import _engine
+
 from .fields import Array, Field, Ragged, WholeRange
 
 if TYPE_CHECKING:
@@ -39,9 +41,10 @@ def write_spill(
 
         def put(array: Array) -> dict[str, Any]:
             file.seek(-file.tell() % _ALIGN, os.SEEK_CUR)
-            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            entry = {"offset": file.tell(), "dtype": array.dtype.str, "shape": array.shape, "crc32c": _crc32c(data)}
-            file.write(data)
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            sums = _checksums(data)
+            entry = {"offset": file.tell(), "dtype": array.dtype.str, "shape": array.shape, "crc32c": sums}
+            file.write(data.data)
             return entry
 
         for name, field in {_PLACES: places, **fields}.items():
@@ -57,7 +60,7 @@ def write_spill(
         encoded = json.dumps(catalogue).encode()
         offset = file.tell()
         file.write(encoded)
-        file.write(_TAIL.pack(offset, len(encoded), _crc32c(encoded), _MAGIC))
+        file.write(_TAIL.pack(offset, len(encoded), _engine.crc32c(encoded), _MAGIC))
 
 
 def is_intact(path: Path) -> bool:
@@ -65,22 +68,20 @@ def is_intact(path: Path) -> bool:
     try:
         arrays = [entry for value in _catalogue(path)["fields"].values() for entry in _arrays_of(value)]
         with path.open("rb", buffering=0) as file:
-            return all(_has_checksum(file, entry) for entry in arrays)
+            return all(_has_checksums(file, entry) for entry in arrays)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _has_checksum(file: FileIO, entry: dict[str, Any]) -> bool:
+def _has_checksums(file: FileIO, entry: dict[str, Any]) -> bool:
     n_left = np.dtype(entry["dtype"]).itemsize * prod(entry["shape"])
     file.seek(entry["offset"])
-    found = 0
-    while n_left:
-        piece = file.read(min(n_left, _CHECKED_BYTES))
-        if not piece:
-            return False
-        found = _crc32c(piece, found)
+    for checksum in entry["crc32c"]:
+        piece = file.read(min(n_left, _CHECKED_BYTES)) or b""
         n_left -= len(piece)
-    return bool(found == entry["crc32c"])
+        if _engine.crc32c(piece) != checksum:
+            return False
+    return bool(n_left == 0)
 
 
 def read_notes(path: Path) -> dict[str, Any]:
@@ -108,20 +109,15 @@ def _catalogue(path: Path) -> dict[str, Any]:
             if magic == _MAGIC and offset + length + _TAIL.size == size:
                 file.seek(offset)
                 encoded = file.read(length) or b""
-                if _crc32c(encoded) == checksum:
+                if _engine.crc32c(encoded) == checksum:
                     return dict(json.loads(encoded))
     msg = f"{path} is damaged: temporary files of a build must be left alone; run the same call again to write it anew"
     raise OSError(msg)
 
 
-def _crc32c(data: Any, so_far: int = 0) -> int:
-    import google_crc32c
-
-    if not len(data):
-        return so_far
-    array = np.frombuffer(data, np.uint8)
-    array.flags.writeable = False  # it takes nothing that could change
-    return int(google_crc32c.extend(so_far, array))
+def _checksums(data: Array) -> list[int]:
+    """CRC-32C of each piece that is checked at a time."""
+    return [_engine.crc32c(data[i : i + _CHECKED_BYTES]) for i in range(0, len(data), _CHECKED_BYTES)]
 
 
 class Spill:

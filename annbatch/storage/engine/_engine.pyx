@@ -111,7 +111,10 @@ FAILURES = {
 
 
 def crc32c(const uint8_t[::1] data not None, int way=0):
-    """Return the CRC-32C checksum of bytes, as int; ``way``, for tests: 0 the fastest, 1 not by 512 bits, 2 by tables."""
+    """Return the CRC-32C checksum of bytes, as int.
+
+    ``way`` is for tests: 0 the fastest, 1 not by 512 bits, 2 by tables.
+    """
     cdef const char *start = <const char *>&data[0] if data.shape[0] else NULL
     return crc32c_by(way, start, <size_t>data.shape[0])
 
@@ -138,7 +141,8 @@ cdef class Scratch:
 # Scratch that no worker uses now. Taken and returned under the GIL; never more than there were workers at one time.
 cdef list idle_scratch = []
 
-cdef struct Table:
+# A ChunkTable of storage/chunks/tables.py.
+cdef struct table_t:
     const char *memory
     const int64_t *offset
     const int64_t *length
@@ -162,7 +166,7 @@ cdef struct Table:
 
 # Pieces of one stored array: an EngineJob, and how far the workers are with it.
 cdef struct job_t:
-    Table table
+    table_t table
     placing_t placing
     const task_t *task
     const piece_t *piece
@@ -190,7 +194,7 @@ cdef struct failure_t:
     int64_t number
     int64_t detail
 
-cdef struct Run:
+cdef struct run_t:
     job_t *job
     int n_jobs
     dense_job_t *dense
@@ -213,7 +217,7 @@ cdef struct chunk_file_t:
     int64_t size
 
 
-cdef void file_path(const Table *table, int64_t number, char *path) noexcept nogil:
+cdef void file_path(const table_t *table, int64_t number, char *path) noexcept nogil:
     """Write the path of a file: the root alone, or root/prefix followed by its position in the grid."""
     cdef int64_t position[MAX_DIMS]
     cdef int d, n
@@ -233,7 +237,7 @@ cdef void file_path(const Table *table, int64_t number, char *path) noexcept nog
             n += snprintf(path + n, MAX_PATH - n, "%lld", <long long>position[d])
 
 
-cdef int open_chunk_file(const Table *table, int job, int64_t number, chunk_file_t *opened,
+cdef int open_chunk_file(const table_t *table, int job, int64_t number, chunk_file_t *opened,
                          int64_t *detail) noexcept nogil:
     """Have the file of a chunk open; the one open before is closed. -1 when the array lacks it.
 
@@ -291,7 +295,7 @@ cdef dict kept_errors = {}
 cdef int decode_chunk(const job_t *job, const task_t *task, int64_t n, scratch_t *scratch, const char **decoded,
                       PyObject **error) noexcept nogil:
     """Decode the ``n`` bytes in scratch buffer 0; the result is in one of the scratch buffers."""
-    cdef const Table *table = &job.table
+    cdef const table_t *table = &job.table
     cdef int step, at = 0, kind, status
     cdef int64_t size, capacity = table.chunk_bytes + 64
     cdef char *source = scratch_buffer(scratch, 0, <size_t>n)
@@ -346,13 +350,13 @@ cdef int place_filled(const job_t *job, const task_t *task, uintptr_t base, scra
     return FINE
 
 
-cdef void announce(Run *run, job_t *job, int64_t t, const chunk_file_t *opened) noexcept nogil:
+cdef void announce(run_t *run, job_t *job, int64_t t, const chunk_file_t *opened) noexcept nogil:
     """Tell the system which reads of the open file come after task ``t``.
 
     A few threads that wait for one read each leave a disk or a network mostly idle. What is announced is read
     meanwhile.
     """
-    cdef const Table *table = &job.table
+    cdef const table_t *table = &job.table
     cdef const task_t *task
     cdef int64_t last = min(job.n_tasks, t + 1 + N_ANNOUNCED), stop = t + 1, k, at, p, low, high
     if table.n_files > 1 and table.file == NULL:
@@ -377,7 +381,7 @@ cdef void announce(Run *run, job_t *job, int64_t t, const chunk_file_t *opened) 
                 next_number(&run.n_announced)
 
 
-cdef int64_t read_bytes(Run *run, int fd, char *to, int64_t n, int64_t at) noexcept nogil:
+cdef int64_t read_bytes(run_t *run, int fd, char *to, int64_t n, int64_t at) noexcept nogil:
     """Read as ``file_read`` does, and note whether that had to wait."""
     cdef int64_t start = 0 if run.waits else now_ns(), got = file_read(fd, to, n, at)
     if not run.waits and now_ns() - start >= run.waiting_ns + n:
@@ -385,7 +389,7 @@ cdef int64_t read_bytes(Run *run, int fd, char *to, int64_t n, int64_t at) noexc
     return got
 
 
-cdef int64_t read_pieces(Run *run, int fd, iovec *to, int n_pieces, int64_t n, int64_t at) noexcept nogil:
+cdef int64_t read_pieces(run_t *run, int fd, iovec *to, int n_pieces, int64_t n, int64_t at) noexcept nogil:
     """Read as ``file_read_pieces`` does, and note whether that had to wait."""
     cdef int64_t start = 0 if run.waits else now_ns(), got = file_read_pieces(fd, to, n_pieces, at)
     if not run.waits and now_ns() - start >= run.waiting_ns + n:
@@ -393,7 +397,7 @@ cdef int64_t read_pieces(Run *run, int fd, iovec *to, int n_pieces, int64_t n, i
     return got
 
 
-cdef int read_plain(Run *run, const job_t *job, const task_t *task, uintptr_t base, int64_t at, int64_t n,
+cdef int read_plain(run_t *run, const job_t *job, const task_t *task, uintptr_t base, int64_t at, int64_t n,
                     int fd, scratch_t *scratch, int64_t *detail) noexcept nogil:
     """Read the pieces of a chunk that is stored as it is; pieces that are only copied go straight to their address."""
     cdef iovec vector[MAX_VECTOR]
@@ -447,11 +451,11 @@ cdef int read_plain(Run *run, const job_t *job, const task_t *task, uintptr_t ba
     return FINE
 
 
-cdef int run_task(Run *run, int number, int64_t t, uintptr_t base, chunk_file_t *opened, scratch_t *scratch,
+cdef int run_task(run_t *run, int number, int64_t t, uintptr_t base, chunk_file_t *opened, scratch_t *scratch,
                   int64_t *detail) noexcept nogil:
     """Read, decode and place one chunk: task ``t`` of a job."""
     cdef job_t *job = run.job + number
-    cdef const Table *table = &job.table
+    cdef const table_t *table = &job.table
     cdef const task_t *task = job.task + t
     cdef int64_t chunk = task.chunk, p, n, at = 0, got, file_number
     cdef const char *decoded = NULL
@@ -496,7 +500,7 @@ cdef int run_task(Run *run, int number, int64_t t, uintptr_t base, chunk_file_t 
     return FINE
 
 
-cdef void fail(Run *run, failure_t *failure, int kind, int job, int64_t chunk, int64_t number) noexcept nogil:
+cdef void fail(run_t *run, failure_t *failure, int kind, int job, int64_t chunk, int64_t number) noexcept nogil:
     """Note how a worker failed, and let all of them stop."""
     failure.kind, failure.job, failure.chunk, failure.number = kind, job, chunk, number
     run.stop = True
@@ -504,7 +508,7 @@ cdef void fail(Run *run, failure_t *failure, int kind, int job, int64_t chunk, i
 
 cdef void place_tasks(void *context, int worker) noexcept nogil:
     """Take tasks from the queue until it is empty or a worker failed."""
-    cdef Run *run = <Run *>context
+    cdef run_t *run = <run_t *>context
     cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
     cdef failure_t *failure = run.failure + worker
     cdef chunk_file_t opened
@@ -525,7 +529,7 @@ cdef void place_tasks(void *context, int worker) noexcept nogil:
         file_close(opened.fd)
 
 
-cdef bint stage(Run *run, int job, int64_t first, int64_t stop, char *base, chunk_file_t *opened, scratch_t *scratch,
+cdef bint stage(run_t *run, int job, int64_t first, int64_t stop, char *base, chunk_file_t *opened, scratch_t *scratch,
                 failure_t *failure, int64_t number) noexcept nogil:
     """Place the tasks first <= task < stop of a job in scratch memory; False when one failed."""
     cdef int64_t t
@@ -540,7 +544,7 @@ cdef bint stage(Run *run, int job, int64_t first, int64_t stop, char *base, chun
 
 cdef void densify_stretches(void *context, int worker) noexcept nogil:
     """Take stretches of rows from the queue and make them dense, until it is empty or a worker failed."""
-    cdef Run *run = <Run *>context
+    cdef run_t *run = <run_t *>context
     cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
     cdef failure_t *failure = run.failure + worker
     cdef chunk_file_t value_file, column_file
@@ -600,7 +604,7 @@ cdef void densify_stretches(void *context, int worker) noexcept nogil:
         file_close(column_file.fd)
 
 
-cdef object set_table(Table *table, object chunk_table):
+cdef object set_table(table_t *table, object chunk_table):
     """Point at the arrays of a chunk table (storage/chunks/tables.py); returns what must stay alive."""
     cdef const int64_t[::1] int64s
     cdef const stamp_t[::1] stamps
@@ -652,7 +656,7 @@ cdef object set_table(Table *table, object chunk_table):
 cdef class _Call:
     """One call of the engine: what its workers share, and what must stay alive until they are done."""
 
-    cdef Run state
+    cdef run_t state
     cdef list keep, scratch
 
     def __cinit__(self, list jobs):

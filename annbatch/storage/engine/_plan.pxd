@@ -63,7 +63,7 @@ cdef enum:
     # Items are converted so many bytes at a time before their columns are renumbered.
     CONVERTED_BYTES = 4096
 
-# What is done to rows that are added up: a Scaling.
+# What is done to rows that are added up: a RowScaling.
 cdef struct scaling_t:
     int value_type
     double target_sum  # 0: they are not normalised
@@ -84,7 +84,7 @@ cdef struct placing_t:
 
 
 cdef inline int set_scaling(scaling_t *scaling, described, int value_type) except -1:
-    """Fill from a ``Scaling``."""
+    """Fill from a ``RowScaling``."""
     scaling.value_type, scaling.target_sum, scaling.log1p = value_type, described.target_sum, described.log1p
     scaling.log_counts = NULL
     return 0

@@ -11,7 +11,7 @@ import numpy as np
 
 __all__ = [
     "EXTENT", "PIECE", "ROW", "SPAN", "STAMP", "STRETCH", "TASK", "ArrayCut", "EngineDenseJob", "EngineJob", "Failure",
-    "Placing", "Plan", "Scaling", "StretchPlan",
+    "Placing", "Plan", "RowScaling", "StretchPlan",
 ]  # fmt: skip
 
 
@@ -70,7 +70,7 @@ class ArrayCut(NamedTuple):
     anywhere: bool
 
 
-class Scaling(NamedTuple):
+class RowScaling(NamedTuple):
     """What is done to the values of a row, which is added up in any case.
 
     Attributes
@@ -111,7 +111,7 @@ class Placing(NamedTuple):
     n_columns: int = -1
     columns: np.ndarray | None = None
     rows: np.ndarray | None = None
-    scaling: Scaling | None = None
+    scaling: RowScaling | None = None
 
 
 class EngineJob(NamedTuple):
@@ -161,7 +161,7 @@ class EngineDenseJob(NamedTuple):
     row_bytes: int
     value_type: int
     totals: np.ndarray | None
-    scaling: Scaling | None
+    scaling: RowScaling | None
 
 
 class Failure(NamedTuple):

@@ -1,6 +1,6 @@
 import numpy as np
 
-from ._plan import ArrayCut, Placing, Plan, Scaling, StretchPlan
+from ._plan import ArrayCut, Placing, Plan, RowScaling, StretchPlan
 
 def ascending(rows: np.ndarray, n_obs: int) -> np.ndarray: ...
 def plan_ranges(
@@ -49,6 +49,6 @@ def compact(
     low: int,
     high: int,
     totals: np.ndarray | None = None,
-    scaling: Scaling | None = None,
+    scaling: RowScaling | None = None,
     value_type: int = -1,
 ) -> None: ...

@@ -426,8 +426,8 @@ def compact(index_t[::1] columns not None, uintptr_t values, int itemsize, const
     """Copy the values with a column that is not negative to their row's addresses, for the rows low <= row < high.
 
     ``kept`` is what :func:`count_kept` counted. With ``sort`` each row is put in column order; otherwise the order
-    stays. What was copied is scaled where ``totals`` of the whole rows, a ``Scaling`` and the dtype code of the values
-    are given.
+    stays. What was copied is scaled where ``totals`` of the whole rows, a ``RowScaling`` and the dtype code of the
+    values are given.
     """
     cdef scaling_t how
     cdef Py_ssize_t r

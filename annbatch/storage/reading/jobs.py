@@ -16,7 +16,7 @@ from annbatch.storage.errors import CorruptDataError
 
 if TYPE_CHECKING:
     from annbatch.storage.chunks.arrays import StoredArray
-    from annbatch.storage.engine._plan import Plan, Scaling, StretchPlan
+    from annbatch.storage.engine._plan import Plan, RowScaling, StretchPlan
 
 __all__ = ["DenseJob", "Job", "row_table"]
 
@@ -54,7 +54,7 @@ class Job:
     n_columns: int | None = None
     columns: np.ndarray | None = None
     rows: np.ndarray | None = None
-    scaling: Scaling | None = None
+    scaling: RowScaling | None = None
 
     def place(self, task: np.ndarray, items: np.ndarray, offset: int) -> None:
         """Move the pieces of a task from items that were read, whose first one is number ``offset`` of the chunk."""
@@ -155,7 +155,7 @@ class DenseJob:
     address: np.ndarray
     row_bytes: int
     totals: np.ndarray | None = None
-    scaling: Scaling | None = None
+    scaling: RowScaling | None = None
 
 
 def row_table(address: np.ndarray, lengths: np.ndarray) -> np.ndarray:

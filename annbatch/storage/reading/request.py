@@ -13,7 +13,7 @@ import numpy as np
 from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import common_dtype, native, type_code
 from annbatch.storage.engine import _rows
-from annbatch.storage.engine._plan import ArrayCut, Scaling
+from annbatch.storage.engine._plan import ArrayCut, RowScaling
 from annbatch.storage.sources import DenseSource, SparseSource, open_matrix
 
 from .jobs import DenseJob, Job, row_table
@@ -219,13 +219,13 @@ class _Request:
             _check_columns(part, self.n_var)
         self.dtype = native(np.dtype(dtype)) if dtype is not None else common_dtype(p.source.dtype for p in self.parts)
         self._empty = np.empty if pool is None else pool.empty
-        self._scaling: Scaling | None = None
+        self._scaling: RowScaling | None = None
         self._totals = totals
         if scale or totals is not None:
             if scale and dtype is None:
                 self.dtype = np.dtype(np.float32)
             self._check_scaled(bool(scale))
-            self._scaling = Scaling((scale and scale.target_sum) or 0.0, bool(scale and scale.log1p))
+            self._scaling = RowScaling((scale and scale.target_sum) or 0.0, bool(scale and scale.log1p))
             # Of each position. Rows without values have no piece that would set it.
             self._row_totals = np.zeros(self.n_out)
 
@@ -266,7 +266,7 @@ class _Request:
             _address(data) + start[:-1] * self.dtype.itemsize,
             _address(indices) + start[:-1] * index_dtype.itemsize,
             index_dtype,
-            None if self._scaling is None else Scaling(),  # what is dropped counts, but need not be scaled
+            None if self._scaling is None else RowScaling(),  # what is dropped counts, but need not be scaled
         )
         return _Staged(data, indices, start)
 
@@ -276,7 +276,7 @@ class _Request:
         self._in_shares(lambda low, high: _rows.count_kept(staged.indices, staged.start, kept, low, high))
         blocks, value_address, index_address = self._new_blocks(kept, staged.indices.dtype)
         sort = any(p.columns is not None and not _increases(p.columns[p.columns >= 0]) for p in self.parts)
-        scaled = self._scaling not in (None, Scaling())
+        scaled = self._scaling not in (None, RowScaling())
         self._in_shares(
             lambda low, high: _rows.compact(
                 staged.indices,
@@ -329,7 +329,7 @@ class _Request:
         value_address: np.ndarray,
         index_address: np.ndarray,
         index_dtype: np.dtype,
-        scaling: Scaling | None,
+        scaling: RowScaling | None,
     ) -> None:
         jobs = []
         added_up = []

@@ -9,7 +9,7 @@ import numpy as np
 from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import type_code
 from annbatch.storage.engine import _rows
-from annbatch.storage.engine._plan import Scaling
+from annbatch.storage.engine._plan import RowScaling
 from annbatch.storage.sources import DenseSource, SparseSource
 
 from .jobs import Job, row_table
@@ -109,7 +109,7 @@ def _sparse_totals(
     table = row_table(address, n_values)
     chunk_size = source.data.chunk_shape[0]
     plan = _rows.plan_ranges(rows, first_value, n_values, address, dtype.itemsize, chunk_size, by_row=True)
-    run([Job(source.data, plan, chunk_size, dtype, rows=table, scaling=Scaling())], num_threads)
+    run([Job(source.data, plan, chunk_size, dtype, rows=table, scaling=RowScaling())], num_threads)
     with np.errstate(over="ignore"):  # infinite is what such a total is as float32
         totals[...] = table["total"]
     return memory

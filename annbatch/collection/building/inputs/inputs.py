@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from stat import S_ISDIR
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LoadAdata = Callable[[Any], "ad.AnnData"]
+
+
+class _OnDisk(NamedTuple):
+    """What the file system says of an input."""
+
+    n_files: int
+    n_bytes: int
+    newest: int
 
 
 @dataclass(frozen=True)
@@ -104,15 +113,26 @@ class InputSpec:
 
         It is always new for what is in memory.
         """
+        files = self._files()
+        return secrets.token_hex() if files is None else f"{self._path().resolve()} {self.label} {files}"
+
+    def size(self) -> int | None:
+        """Bytes of its files; None for what is in memory or elsewhere."""
+        files = self._files()
+        return None if files is None else files.n_bytes
+
+    def _files(self) -> _OnDisk | None:
         path = self._path()
         n_files = n_bytes = newest = 0
         try:
             for file in chain([path], path.rglob("*")):
                 stat = file.stat()
-                n_files, n_bytes, newest = n_files + 1, n_bytes + stat.st_size, max(newest, stat.st_mtime_ns)
+                n_files += 1
+                n_bytes += 0 if S_ISDIR(stat.st_mode) else stat.st_size
+                newest = max(newest, stat.st_mtime_ns)
         except OSError:
-            return secrets.token_hex()
-        return f"{path.resolve()} {self.label} {n_files} {n_bytes} {newest}"
+            return None
+        return _OnDisk(n_files, n_bytes, newest)
 
     def _path(self) -> Path:
         """Where it is on this machine; no file has the name of what is elsewhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,22 @@ class Obs(ABC):
         return self.rows(0, 0)
 
     @cached_property
+    def sample(self) -> pd.DataFrame:
+        """A few rows from the middle."""
+        start = max(0, self.n_obs - _SAMPLE_ROWS) // 2
+        return self.rows(start, min(start + _SAMPLE_ROWS, self.n_obs))
+
+    @cached_property
     def row_bytes(self) -> int:
         """About what a row takes in memory."""
-        start = max(0, self.n_obs - _SAMPLE_ROWS) // 2
-        return _row_bytes(self.rows(start, min(start + _SAMPLE_ROWS, self.n_obs)))
+        return _row_bytes(self.sample)
+
+    @property
+    def digest(self) -> int:
+        """Signed 64-bit digest of the number of rows and the names of a few: other rows mostly have another."""
+        text = "\0".join([str(self.n_obs), *map(str, self.sample.index)])
+        code = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(code, "little", signed=True)
 
     @property
     def decoding_bytes(self) -> int:

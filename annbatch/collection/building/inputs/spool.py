@@ -63,7 +63,7 @@ class SpooledText:
         for start in range(0, self.shape[0], step):
             chunk = np.asarray(self._stored[start : start + step])
             for first in range(0, len(chunk), LONG_CHUNK_ROWS):
-                field, missing = encode_text(as_text(chunk[first : first + LONG_CHUNK_ROWS]))
+                field, missing = encode_text(as_text(chunk[first : first + LONG_CHUNK_ROWS]).tolist())
                 file.write(field.values[0].data)
                 counts.append(np.diff(field.indptr))
                 masks.append(missing)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
     from annbatch.collection.building.fields import Array
 
 _MISSING = 2**64 - 1
+# lz4hc finds nothing more than lz4 in so few bytes, takes twice as long, and is decoded by the same code.
+_TOO_SMALL_FOR_HC = 512
+# A thread is handed so many chunks, or bytes, at a time: whichever are more.
 _CHUNKS_PER_TASK = 16
+_BYTES_PER_TASK = 2**18
 
 
 class ShardStream:
@@ -58,6 +63,7 @@ class ShardStream:
         self._chunks_in_shard = 0
         self._shards = 0
         self._file: BufferedWriter | None = None
+        self._offset = 0
         self._mark = _new_mark()
 
     def append(self, rows: Array) -> None:
@@ -72,13 +78,12 @@ class ShardStream:
             self._rows_in_chunk += start
             if self._rows_in_chunk < size:
                 return
-            self._write(self._encode(self._chunk))
+            self._write([self._encode(self._chunk)])
         stop = start + (len(rows) - start) // size * size
-        step = size * _CHUNKS_PER_TASK
+        step = size * max(_CHUNKS_PER_TASK, _BYTES_PER_TASK // max(1, self._chunk.nbytes))
         groups = [rows[i : min(i + step, stop)] for i in range(start, stop, step)]
         for encoded in self._pool.map(self._encode_group, groups):
-            for chunk in encoded:
-                self._write(chunk)
+            self._write(encoded)
         self._rows_in_chunk = len(rows) - stop
         self._chunk[: self._rows_in_chunk] = rows[stop:]
 
@@ -89,7 +94,7 @@ class ShardStream:
             raise RuntimeError(msg)
         if self._rows_in_chunk:
             self._chunk[self._rows_in_chunk :] = 0  # Zarr chunks are always full; what is beyond the end is never read.
-            self._write(self._encode(self._chunk))
+            self._write([self._encode(self._chunk)])
         self._close_shard()
 
     def abandon(self) -> None:
@@ -106,18 +111,25 @@ class ShardStream:
     def _new_index(self) -> Array:
         return np.full((self._chunks_per_shard, 2), _MISSING, "<u8")
 
-    def _write(self, encoded: bytes) -> None:
-        if self._file is None:
-            path = self._path.joinpath("c", str(self._shards), *["0"] * (len(self._shape) - 1))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb")
-            self._file.write(bytes(MARK_BYTES))
-        self._index[self._chunks_in_shard] = self._file.tell(), len(encoded)
-        self._file.write(encoded)
-        self._mark.update(encoded[-4:])
-        self._chunks_in_shard += 1
-        if self._chunks_in_shard == self._chunks_per_shard:
-            self._close_shard()
+    def _write(self, chunks: list[bytes]) -> None:
+        """Append chunks; where a shard is full, the next one begins."""
+        while chunks:
+            if self._file is None:
+                path = self._path.joinpath("c", str(self._shards), *["0"] * (len(self._shape) - 1))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("wb")
+                self._offset = self._file.write(bytes(MARK_BYTES))
+            first = self._chunks_in_shard
+            here, chunks = chunks[: self._chunks_per_shard - first], chunks[self._chunks_per_shard - first :]
+            self._chunks_in_shard += len(here)
+            sizes = np.fromiter(map(len, here), np.uint64, len(here))
+            entries = self._index[first : self._chunks_in_shard]
+            entries[:, 1] = sizes
+            entries[:, 0] = self._offset + np.cumsum(sizes) - sizes
+            self._offset += self._file.write(b"".join(here))
+            self._mark.update(b"".join([chunk[-4:] for chunk in here]))
+            if self._chunks_in_shard == self._chunks_per_shard:
+                self._close_shard()
 
     def _close_shard(self) -> None:
         if self._file is None:
@@ -158,7 +170,7 @@ def chunk_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
                 itemsize = options.pop("typesize")
                 if steps or itemsize != array.dtype.itemsize:  # numcodecs takes the item size from the buffer
                     return _slow_encoder(array)
-                steps.append(numcodecs.Blosc(shuffle=shuffle, **options).encode)
+                steps.append(_blosc(shuffle=shuffle, chunk_bytes=prod(array.chunks) * itemsize, **options))
             case "zstd":
                 steps.append(numcodecs.Zstd(**options).encode)
             case "gzip":
@@ -176,6 +188,16 @@ def chunk_encoder(array: zarr.Array[Any]) -> Callable[[Array], bytes]:
         return bytes(chunk)
 
     return encode
+
+
+def _blosc(*, cname: str, clevel: int, shuffle: int, blocksize: int, chunk_bytes: int) -> Callable[[Any], bytes]:
+    """Blosc without what numcodecs does around each call, which takes as long as the compression of a small chunk."""
+    from numcodecs.blosc import compress
+
+    if cname == "lz4hc" and chunk_bytes <= _TOO_SMALL_FOR_HC:
+        cname = "lz4"
+    name = cname.encode()
+    return lambda chunk: compress(chunk, name, clevel, shuffle, blocksize)
 
 
 def _with_checksum(data: Any) -> bytes:

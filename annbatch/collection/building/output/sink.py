@@ -165,6 +165,7 @@ class ZarrSink(Sink):
     def matrix(
         self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], n_obs: int, attributes: Mapping[str, Any]
     ) -> Stream:
+        """See the base class."""
         chunk, shard = self._layout.cut(shape[0], n_obs, dtype.itemsize * prod(shape[1:]))
         return self._stream(
             name,
@@ -177,6 +178,7 @@ class ZarrSink(Sink):
         )
 
     def column(self, name: str, dtype: np.dtype[Any], n_rows: int, attributes: Mapping[str, Any]) -> Stream:
+        """See the base class."""
         from zarr.codecs import ZstdCodec
 
         chunk = self._frame_chunk(n_rows)
@@ -191,6 +193,7 @@ class ZarrSink(Sink):
         )
 
     def text(self, name: str, n_rows: int, attributes: Mapping[str, Any]) -> Stream:
+        """See the base class."""
         from zarr.codecs import ZstdCodec
 
         array = self.root.create_array(
@@ -235,13 +238,16 @@ class H5Sink(Sink):
     def matrix(
         self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], n_obs: int, attributes: Mapping[str, Any]
     ) -> Stream:
+        """See the base class."""
         chunk, _ = self._layout.cut(shape[0], n_obs, dtype.itemsize * prod(shape[1:]))
         return self._stream(name, dtype, shape, chunk, attributes)
 
     def column(self, name: str, dtype: np.dtype[Any], n_rows: int, attributes: Mapping[str, Any]) -> Stream:
+        """See the base class."""
         return self._stream(name, dtype, (n_rows,), self._frame_chunk(n_rows), attributes)
 
     def text(self, name: str, n_rows: int, attributes: Mapping[str, Any]) -> Stream:
+        """See the base class."""
         import h5py
 
         return self._stream(name, h5py.string_dtype(), (n_rows,), self._frame_chunk(n_rows), attributes)

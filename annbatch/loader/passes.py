@@ -185,6 +185,7 @@ def loads(
         for request in requests:
             following = LoaderPosition(sampler, sampler.state_dict())
             batches = reader.batches(request, _n_done(request, position))
+            finish: Callable[[Iterator[dict[str, Any]]], Iterator[Item]]
             finish = partial(_load, reader, position, following, len(request["splits"]), transform)
             if threads is None:
                 yield finish(batches)

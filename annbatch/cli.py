@@ -119,7 +119,8 @@ def _add_info(commands: Any, common: argparse.ArgumentParser) -> None:
         help="what a collection or AnnData file holds",
         description="Show rows, genes, layers, obs columns, chunks, size on disk, and the runs of every class of a label column.",
     )
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=_path, metavar="PATH_OR_URL")
+    _add_storage_options(parser)
     parser.add_argument(
         "--label",
         action="append",
@@ -153,7 +154,8 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         help="how fast this machine reads a collection or AnnData file",
         description="Read batches with a few settings of Loader, and say which to use.",
     )
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=_path, metavar="PATH_OR_URL")
+    _add_storage_options(parser)
     parser.add_argument("--batch-size", type=int, default=4096, metavar="ROWS")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each setting (default 3)")
     parser.set_defaults(run=_bench)
@@ -183,6 +185,32 @@ def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
+
+
+def _path(text: str) -> Path | str:
+    from .storage import is_url
+
+    return text if is_url(text) else Path(text)
+
+
+def _add_storage_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage-options",
+        metavar="JSON",
+        type=_json_object,
+        help="for a URL, what its library needs besides, such as '{\"anon\": true}'",
+    )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        msg = f"must be a JSON object, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return found
 
 
 def _seed(text: str) -> int:
@@ -279,7 +307,7 @@ def _codecs(text: str) -> list[Any]:
 def _info(options: argparse.Namespace) -> dict[str, Any]:
     from .commands.info import describe, show
 
-    found = describe(options.path, options.label)
+    found = describe(options.path, options.label, options.storage_options)
     if not options.json:
         show(found, print)
     return found
@@ -298,7 +326,13 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
     from .commands.bench import run_bench, show
 
-    found = run_bench(options.path, options.batch_size, options.seconds, progress=not options.quiet)
+    found = run_bench(
+        options.path,
+        options.batch_size,
+        options.seconds,
+        progress=not options.quiet,
+        storage_options=options.storage_options,
+    )
     if not options.json:
         show(found, print)
     return found

@@ -26,11 +26,13 @@ from annbatch.storage.opening import check_store
 
 from .building.files import replace_text
 from .building.journal import unpublished
+from .building.known import NOTE, noted_sources
 from .building.options import Target
+from .building.schema import SRC_PATH
 from .building.warn import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from os import PathLike
 
@@ -138,12 +140,12 @@ class Place(ABC):
         """Names of the datasets, in the order of their numbers."""
         return sorted_datasets(self.members(), self._suffix)
 
-    def groups(self) -> Iterator[Any]:
-        """Each dataset's group, closed when the next is asked for."""
+    def noted(self) -> Iterator[tuple[Any, Sequence[str]]]:
+        """What each dataset notes of its inputs, see :func:`held_sources`."""
         for name in self.names():
             group = self.open(name, writable=False)
             try:
-                yield group
+                yield noted_sources(group["obs"].get(SRC_PATH))
             finally:
                 self.close(group)
 
@@ -181,7 +183,7 @@ class _Folder(Place):
 
     @contextmanager
     def target(self) -> Iterator[Target]:
-        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input, self.groups)
+        yield Target(self.root, self._suffix, self._mark, self.names, self.open_input, self.noted)
 
     def _mark(self) -> None:
         """Make the folder a collection."""
@@ -218,6 +220,21 @@ class LocalZarr(_Folder):
         with damage_named(f"{self}/{name}"):
             return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
 
+    def noted(self) -> Iterator[tuple[Any, Sequence[str]]]:
+        """What each dataset notes of its inputs, from one small document of each."""
+        import zarr
+
+        for name in self.names():
+            folder = self.root / name / "obs" / SRC_PATH
+            try:
+                attributes = json.loads((folder / "zarr.json").read_text())["attributes"]
+            except (OSError, ValueError, KeyError):
+                attributes = {}
+            if NOTE in attributes:
+                yield attributes[NOTE], ()
+            elif folder.exists():
+                yield noted_sources(zarr.open_group(folder, mode="r", use_consolidated=False))
+
     def take_in(self, dataset: Path, key: str | None) -> None:
         """Move a finished dataset here, its marker last."""
         if key is not None:
@@ -248,7 +265,10 @@ class LocalZarr(_Folder):
         if not path.exists():
             return {}
         metadata = parsed_document(path)
-        if metadata.get("node_type") != "group":
+        if metadata.get("node_type") not in ("group", "array"):
+            msg = f"{path} is damaged: it is neither of a group nor of an array"
+            raise CorruptDataError(msg)
+        if metadata["node_type"] != "group":
             msg = f"{self.root} is a Zarr {metadata.get('node_type')}, not a group; choose another place"
             raise ValueError(msg)
         return metadata
@@ -256,10 +276,19 @@ class LocalZarr(_Folder):
     def _mark(self) -> None:
         metadata = self._metadata() or {"zarr_format": 3, "node_type": "group"}
         attributes = {**metadata.get("attributes", {}), **MARKER}
-        # Consolidated metadata would hide the new datasets; without it readers look at what is there.
-        changed = {k: v for k, v in metadata.items() if k != "consolidated_metadata"} | {"attributes": attributes}
+        # In one place, in the write that publishes: through a network, looking at each node would take long.
+        changed = metadata | {"attributes": attributes, "consolidated_metadata": self._all_metadata()}
         if changed != metadata:
             replace_text(self.root / "zarr.json", json.dumps(changed, indent=2), self.root / WORK_FOLDER)
+
+    def _all_metadata(self) -> dict[str, Any]:
+        """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root."""
+        nodes = {}
+        # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
+        for name in sorted_datasets(path.name for path in self.root.iterdir() if path.is_dir()):
+            for path in sorted((self.root / name).rglob("zarr.json")):
+                nodes[path.parent.relative_to(self.root).as_posix()] = json.loads(path.read_text())
+        return {"kind": "inline", "must_understand": False, "metadata": nodes}
 
 
 class OtherZarr(Place):
@@ -311,7 +340,7 @@ class OtherZarr(Place):
         with tempfile.TemporaryDirectory(prefix="annbatch-") as scratch:
             root = Path(scratch)
             before = self.names()
-            yield Target(root, "", lambda: None, lambda: before, self.open_input, self.groups)
+            yield Target(root, "", lambda: None, lambda: before, self.open_input, self.noted)
             names = sorted_datasets(path.name for path in root.iterdir())
             self._set_attributes({_UNPUBLISHED: names})
             for name in names:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from annbatch import storage
-from annbatch._shared.collection_format import SOURCE_DTYPE, is_h5ad_collection, is_marked
+from annbatch._shared.collection_format import SOURCE_DTYPE, is_h5ad_collection, is_marked, sorted_datasets
 from annbatch.collection import DatasetCollection
 from annbatch.collection.building.journal import unfinished_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _MOST_CLASSES_SHOWN = 25
 
 
-def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
+def describe(
+    path: Path | str, labels: Sequence[str] | None, storage_options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Look at a collection, an h5ad file or an AnnData in Zarr; no matrix is read.
 
     ``labels``: the columns of obs whose runs are counted; None: every categorical column but src_path.
+    ``storage_options``: for a URL.
     """
+    if storage.is_url(path):
+        return _describe_url(str(path), labels, storage.FarOptions(storage_options))
+    path = Path(path)
     if not path.exists():
         msg = f"{path} does not exist"
         raise FileNotFoundError(msg)
@@ -34,6 +40,26 @@ def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
     common = {"path": str(path), "kind": kind, "unfinished": unfinished}
     if not groups:
         return {**common, "datasets": [], "n_obs": 0, "n_var": 0, "bytes_on_disk": _size(path)}
+    return _described(common, names, groups, labels, _size(path))
+
+
+def _describe_url(url: str, labels: Sequence[str] | None, far: storage.FarOptions) -> dict[str, Any]:
+    group = storage.open_group(url, far)
+    if is_marked(group.attrs):
+        kind, names = "collection", sorted_datasets(storage.find_datasets(group))
+        groups = [group[name] for name in names]
+    else:
+        kind, names, groups = "AnnData", [url.rstrip("/").rpartition("/")[2]], [group]
+        if "obs" not in group:
+            msg = f"{url} is neither a collection nor an AnnData file: it has no obs"
+            raise ValueError(msg)
+    with storage.fetched_ahead(groups, storage.Needs({"obs": None, "var": None}, ["X"])):
+        return _described({"path": url, "kind": kind, "unfinished": None}, names, groups, labels, None)
+
+
+def _described(
+    common: dict[str, Any], names: list[str], groups: list[Any], labels: Sequence[str] | None, size: int | None
+) -> dict[str, Any]:
     frames = [storage.read_frame(group["obs"]) for group in groups]
     datasets = [
         {"name": name, "n_obs": len(frame), "matrices": dict(_matrices(group, len(frame)))}
@@ -55,7 +81,7 @@ def describe(path: Path, labels: Sequence[str] | None) -> dict[str, Any]:
         **common,
         "n_obs": sum(map(len, frames)),
         "n_var": len(storage.read_frame(groups[0]["var"])),
-        "bytes_on_disk": _size(path),
+        "bytes_on_disk": size,
         "datasets": datasets,
         "obs": {name: str(dtype) for name, dtype in dtypes.items()},
         "labels": {name: _runs([frame.reindex(columns=[name])[name] for frame in frames]) for name in labels},
@@ -144,7 +170,9 @@ def show(found: dict[str, Any], say: Callable[[str], None]) -> None:
         )
     elif found["unfinished"]:
         say("  a build is going on; until it is done, the collection is as it was before")
-    say(f"  {found['n_obs']:,} rows x {found['n_var']:,} genes, {found['bytes_on_disk'] / 1e6:,.1f} MB on disk")
+    # What all objects of a store together take, few stores tell.
+    size = "" if found["bytes_on_disk"] is None else f", {found['bytes_on_disk'] / 1e6:,.1f} MB on disk"
+    say(f"  {found['n_obs']:,} rows x {found['n_var']:,} genes{size}")
     for dataset in found["datasets"]:
         say(f"  {dataset['name']}: {dataset['n_obs']:,} rows")
         for name, matrix in dataset["matrices"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ class BatchReader:
         self._device = make if isinstance(make, OnDevice) else None
         self._small = make.small
         self._pool = pool
+        self.cancel = storage.Cancel()
         self._var = var
 
     def batches(self, request: LoadRequest, skip: int = 0) -> Iterator[dict[str, Any]]:
@@ -93,10 +95,7 @@ class BatchReader:
         totals = {
             key: np.zeros(len(rows), dtype=np.float32) for key in readings if self._needs_totals(key, readings[key])
         }
-        blocks = {
-            key: self._read(matrix, located, edges, readings[key], totals.get(key))[::-1]
-            for key, matrix in self._table.matrices.items()
-        }
+        blocks = self._blocks(located, edges, readings, totals)
 
         def part(key: Key, start: int, stop: int) -> Any:
             # Taken out of the lists, so that nothing here keeps a batch alive that the caller has dropped.
@@ -123,6 +122,24 @@ class BatchReader:
             if self._scaling.library_size:
                 batch["library_size"] = self._small(totals[self._scaling.keys[0]][start:stop].copy())
             yield batch if self._device is None else self._device.finish(batch)
+
+    def _blocks(
+        self,
+        located: list[tuple[int, np.ndarray, np.ndarray]],
+        edges: np.ndarray,
+        readings: dict[Key, Reading],
+        totals: dict[Key, np.ndarray],
+    ) -> dict[Key, list[Any]]:
+        """Read all matrices; per matrix its batches, the last one first."""
+
+        def read(key: Key) -> list[Any]:
+            return self._read(self._table.matrices[key], located, edges, readings[key], totals.get(key))[::-1]
+
+        if len(readings) == 1 or not self._table.is_far:
+            return {key: read(key) for key in readings}
+        # Bytes of all of them on their way at the same time.
+        with ThreadPoolExecutor(len(readings), thread_name_prefix="annbatch-matrix") as threads:
+            return dict(zip(readings, threads.map(read, readings), strict=True))
 
     def _places(self, request: LoadRequest, skip: int) -> tuple[np.ndarray, np.ndarray]:
         """Global row of every destination, and the destinations at which batches begin and end."""
@@ -168,6 +185,7 @@ class BatchReader:
                 dtype=reading.dtype,
                 num_threads=self._num_threads,
                 pool=self._pool,
+                cancel=self.cancel,
                 scale=reading.scale,
                 totals=totals,
             )
@@ -196,6 +214,11 @@ class BatchReader:
         return self._host.dense(block) if isinstance(block, np.ndarray) else self._host.sparse(block)
 
     # -- in the thread that reads ahead, and in the one that consumes
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether batches are made on a device, by one thread."""
+        return self._device is not None
 
     def working(self) -> AbstractContextManager[None]:
         """Put what is done on a device meanwhile where the loader's own work there is."""

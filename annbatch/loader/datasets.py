@@ -98,6 +98,15 @@ class Wanted:
         )
         return [*([X] if self.x else []), *layers, *obsm]
 
+    @property
+    def needs(self) -> storage.Needs:
+        """What is read when an AnnData is opened."""
+        paths = ["raw/X" if key == RAW else f"{key.kind}/{key.name}" if key.name else key.kind for key in self.keys]
+        more = [*self.labels, *self.covariates]
+        columns = None if self.obs_columns is None else [*self.obs_columns, *more]
+        frames = {"obs": columns, "var": None, **({"raw/var": []} if RAW in self.keys else {})}
+        return storage.Needs(frames, paths, without_index=("obs",) if self.obs_columns == () else ())
+
 
 @dataclass(frozen=True)
 class ObsHome:
@@ -106,7 +115,7 @@ class ObsHome:
     Attributes
     ----------
     place
-        A DataFrame, a zarr group, or (path of the HDF5 file, name of the group in it).
+        A DataFrame, a zarr group, or (where the HDF5 file is, name of the group in it).
     """
 
     place: Any
@@ -114,7 +123,7 @@ class ObsHome:
     @classmethod
     def of_group(cls, group: Any) -> ObsHome:
         """Remember the obs of a group, which may be closed afterwards."""
-        return cls((group.file.filename, group.name) if hasattr(group, "file") else group)
+        return cls((storage.home_of(group.file), group.name) if hasattr(group, "file") else group)
 
     @property
     def columns(self) -> list[str]:
@@ -456,6 +465,11 @@ class Table:
         return {"n_obs": self.n_obs, "n_datasets": len(self.lengths), "datasets_sha256": digest}
 
     @property
+    def is_far(self) -> bool:
+        """Whether rows come through a network."""
+        return any(source.is_far for matrix in self.matrices.values() for source in matrix.sources)
+
+    @property
     def first_matrix(self) -> TableMatrix:
         """X, or what comes first where X is not read."""
         return next(iter(self.matrices.values()))
@@ -542,18 +556,20 @@ class Table:
             yield dataset, rows[places] - self.offsets[dataset], places
 
 
-def collection_groups(collection: Any) -> list[Any]:
-    """List the AnnData groups of a collection, given as such, as its zarr group, or as a path to it."""
+def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
+    """List the AnnData groups of a collection, given as such, as its zarr group, or as a path or URL of it."""
     if isinstance(collection, (str, os.PathLike)):
-        collection = storage.open_group(collection)
+        collection = storage.open_group(collection, far)
     if hasattr(collection, "attrs") and hasattr(collection, "keys"):
+        if hasattr(collection, "store"):
+            collection = storage.far_group(collection, far)
         if not is_marked(collection.attrs):
             msg = (
                 "collection must be a DatasetCollection, or a zarr group or path that holds one, got a group without "
                 "the attribute 'encoding-type': 'annbatch-preshuffled'; use add_paths for a single AnnData"
             )
             raise ValueError(msg)
-        return [collection[name] for name in sorted_datasets(collection)]
+        return [collection[name] for name in sorted_datasets(storage.find_datasets(collection))]
     return list(collection)
 
 

@@ -58,11 +58,6 @@ class Remainder:
         """Whether the total of each row is needed."""
         return self.scale is not None and self.scale.target_sum is not None
 
-    @property
-    def computed_in(self) -> np.dtype[Any]:
-        """Dtype that values are scaled in: half precision holds neither counts nor what they are divided by."""
-        return np.dtype(np.float32) if self.scale is not None and self.dtype.itemsize < 4 else self.dtype
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -397,11 +392,11 @@ def _scaled(values: Any, remainder: Remainder, factor: Any) -> Any:
         values = values * factor.to(values.dtype)
     if remainder.scale is not None and remainder.scale.log1p:
         values = values.log1p()
-    return values.to(_torch_dtype(remainder.dtype))
+    return values
 
 
 def _dense_rows(rows: _Bytes, remainder: Remainder, factor: _Bytes | None) -> Any:
-    values = rows.widened(remainder.computed_in)
+    values = rows.widened(remainder.dtype)
     per_row = None if factor is None else factor.tensor().reshape(-1, *([1] * (values.ndim - 1)))
     return values if remainder.scale is None else _scaled(values, remainder, per_row)
 
@@ -413,7 +408,7 @@ def _sparse_rows(
 
     n_rows, n_var = shape
     n_values = data.shape[0]
-    values, crow = data.widened(remainder.computed_in), starts.tensor()
+    values, crow = data.widened(remainder.dtype), starts.tensor()
     row = None
     if factor is not None or remainder.dense:
         # The number of values is given, so that the host does not wait to learn it.

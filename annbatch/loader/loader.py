@@ -149,6 +149,11 @@ class Loader(IterableStyle):
         With ``to="jax"``: sparse batches have this number of stored values, of which those after the last row's are zero and count
         nowhere, so that a jitted step compiles once (with ``drop_last=True``). A batch that has more is an error; the
         rows of a batch times the most values of a row are always enough.
+    storage_options, max_requests, max_in_flight, cache, cache_size
+        For data at URLs and in stores that are not local folders, see docs/far.md. `storage_options`: credentials and the like,
+        for fsspec. `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
+        ``"256MB"``. `cache`: a local folder where bytes that were fetched are kept for later passes and other processes, and
+        `cache_size` the most it holds, such as ``"500GB"``.
 
     Raises
     ------
@@ -208,6 +213,11 @@ class Loader(IterableStyle):
         normalize_layers: Sequence[str] | None = None,
         nse: int | None = None,
         device: Any = None,
+        storage_options: Mapping[str, Any] | None = None,
+        max_requests: int = 128,
+        max_in_flight: int | str = "256MB",
+        cache: str | os.PathLike[str] | None = None,
+        cache_size: int | str | None = None,
     ) -> None:
         self._batch_sampler = as_sampler(
             batch_sampler,
@@ -271,6 +281,7 @@ class Loader(IterableStyle):
         self._prefetch = as_count("prefetch", prefetch, minimum=0)
         self._num_threads = None if num_threads is None else as_count("num_threads", num_threads)
         self._transform = as_function("transform", transform, "of a batch")
+        self._far = storage.FarOptions(storage_options, max_requests, max_in_flight, cache, cache_size)
         self._has_collection = False
         # The rows of a loader that subset or split made; None: all that the filter lets pass.
         self._chosen: View | None = None
@@ -295,7 +306,7 @@ class Loader(IterableStyle):
         Parameters
         ----------
         collection
-            A :class:`~annbatch.DatasetCollection`, its zarr group, or a path to it.
+            A :class:`~annbatch.DatasetCollection`, its zarr group, or a path or URL of it.
         load_adata
             Called with the zarr group of each dataset; returns the AnnData to use, in memory or backed. None: X, obs, var and
             what `layers` and `obsm` name, straight from the group.
@@ -317,12 +328,13 @@ class Loader(IterableStyle):
                 "use_collection was called before, and takes one collection; add more data with add_adatas or add_paths"
             )
             raise RuntimeError(msg)
-        groups = collection_groups(collection)
+        groups = collection_groups(collection, self._far)
         if not groups:
             msg = f"collection must hold at least one dataset, got an empty one: {collection!r}"
             raise ValueError(msg)
         if load_adata is None:
-            added = [Dataset.from_group(group, self._wanted, _name_of(group)) for group in groups]
+            with storage.fetched_ahead(groups, self._wanted.needs):
+                added = [Dataset.from_group(group, self._wanted, _name_of(group)) for group in groups]
             for dataset in added:
                 dataset.close()
         else:
@@ -407,12 +419,12 @@ class Loader(IterableStyle):
         return self
 
     def add_paths(self, paths: Sequence[str | os.PathLike[str]]) -> Self:
-        """Add ``.h5ad`` and ``.zarr`` paths; rows are read from them as they lie there.
+        """Add ``.h5ad`` and ``.zarr`` paths and URLs; rows are read from them as they lie there.
 
         Parameters
         ----------
         paths
-            Paths to AnnData files. Files of both kinds may be mixed.
+            Paths and URLs of AnnData files. Files of both kinds may be mixed.
 
         Returns
         -------
@@ -426,11 +438,17 @@ class Loader(IterableStyle):
             As :meth:`add_adatas`.
         """
         self._check_may_add()
-        self._add([self._dataset_at(path) for path in as_paths("paths", paths)])
+        paths = as_paths("paths", paths)
+        # Those that are far are opened together.
+        far = storage.open_groups([path for path in paths if storage.is_url(path)], self._far)
+        opened = iter(far)
+        with storage.fetched_ahead(far, self._wanted.needs):
+            added = [self._dataset_at(path, next(opened) if storage.is_url(path) else None) for path in paths]
+        self._add(added)
         return self
 
-    def _dataset_at(self, path: str | os.PathLike[str]) -> Dataset:
-        group = storage.open_group(path)
+    def _dataset_at(self, path: str | os.PathLike[str], group: Any) -> Dataset:
+        group = storage.open_group(path) if group is None else group
         try:
             dataset = Dataset.from_group(group, self._wanted, str(path))
             # No open file is carried into a fork.
@@ -735,7 +753,12 @@ class Loader(IterableStyle):
         if resume is not None and resume.stands_where(start):
             start = resume
         self._n_passes += 1
-        new_pass = LoaderPass(self, self._n_passes, loads(requests, reader, start, self._transform), self._prefetch)
+        # Of several load requests to be read ahead, those that are far are read at the same time.
+        n_together = self._prefetch if self._table.is_far and not reader.is_on_device else 0
+        source = loads(requests, reader, start, self._transform, n_together)
+        new_pass = LoaderPass(
+            self, self._n_passes, source, min(self._prefetch, 1) if n_together else self._prefetch, reader.cancel
+        )
         self._passes.add(new_pass)
         self._position = start
         self._resume = None  # last of all: a pass that Ctrl-C kept from starting starts where it stood

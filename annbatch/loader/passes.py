@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .device import HandOver
 from .read_ahead import ReadAhead, in_order
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from annbatch.abc import Sampler
+    from annbatch.storage import Cancel
     from annbatch.types import LoadRequest
 
     from .batches import BatchReader
@@ -98,14 +105,20 @@ class LoaderPass(Iterator[Any]):
         What :func:`loads` returns.
     prefetch
         Load requests to read ahead in a background thread; 0: read in the caller's.
+    cancel
+        Set when the pass ends early, so that nothing is waited for any more.
     """
 
     _closed = True  # until it is fully made, so that the destructor of a half-made one does nothing
 
-    def __init__(self, owner: _Owner, number: int, source: Generator[Iterable[Item]], prefetch: int) -> None:
+    def __init__(
+        self, owner: _Owner, number: int, source: Generator[Iterable[Item]], prefetch: int, cancel: Cancel
+    ) -> None:
         self._owner = owner
         self._number = number
-        self._items: ReadAhead[Item] | Generator[Item] = ReadAhead(source, prefetch) if prefetch else in_order(source)
+        self._items: ReadAhead[Item] | Generator[Item] = (
+            ReadAhead(source, prefetch, cancel.set) if prefetch else in_order(source)
+        )
         self._process = os.getpid()
         self._closed = False
 
@@ -149,40 +162,80 @@ def loads(
     reader: BatchReader,
     start: LoaderPosition,
     transform: Callable[[dict[str, Any]], Any] | None,
+    n_together: int = 0,
 ) -> Generator[Iterable[Item]]:
     """Yield the batches of each load request, every batch with the position that follows it.
 
     The state of the sampler before it draws a request describes that request. So a position is that state and the number
     of batches done of the request, and does not depend on how many requests were drawn since.
+
+    `n_together`: so many load requests are read at the same time, each in a thread of its own; below 2, one after the other in
+    the thread that asks.
     """
     position, sampler = start, start.sampler
     if getattr(requests, "exchanged", False):
         # `set_epoch` came between the start of the pass and its first batch.
         position = LoaderPosition(sampler, sampler.state_dict())
+    # Requests that are being read by threads of their own, where it takes long for bytes to come; n_together: so many.
+    begun: deque[tuple[Future[Iterator[dict[str, Any]]], Callable[[Iterator[dict[str, Any]]], Iterator[Item]]]] = (
+        deque()
+    )
+    threads = ThreadPoolExecutor(n_together, thread_name_prefix="annbatch-load") if n_together > 1 else None
     try:
         for request in requests:
             following = LoaderPosition(sampler, sampler.state_dict())
-            yield _load(request, reader, position, following, transform)
+            batches = reader.batches(request, _n_done(request, position))
+            finish = partial(_load, reader, position, following, len(request["splits"]), transform)
+            if threads is None:
+                yield finish(batches)
+            else:
+                begun.append((threads.submit(_begun, batches), finish))
+                batches = iter(())  # nothing here keeps a load request alive
+                if len(begun) == n_together:
+                    future, finish = begun.popleft()
+                    yield finish(future.result())
+                    del future
             position = following
+        while begun:
+            future, finish = begun.popleft()
+            yield finish(future.result())
+            del future
         yield [(_END, LoaderPosition(sampler, sampler.state_dict()))]
     finally:
+        if threads is not None:
+            reader.cancel.set()
+            begun.clear()
+            threads.shutdown(cancel_futures=True)
         if hasattr(requests, "close"):
             requests.close()
 
 
+def _begun(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Have a load request read, and return its batches."""
+    first = next(batches, None)
+    return batches if first is None else chain((first,), batches)
+
+
+def _n_done(request: LoadRequest, position: LoaderPosition) -> int:
+    n_batches = len(request["splits"])
+    if position.n_done > n_batches:
+        msg = (
+            f"state says that {position.n_done} batches of a load request are done, but it has {n_batches}; "
+            "it belongs to other data"
+        )
+        raise ValueError(msg)
+    return position.n_done
+
+
 def _load(
-    request: LoadRequest,
     reader: BatchReader,
     position: LoaderPosition,
     following: LoaderPosition,
+    n_batches: int,
     transform: Callable[[dict[str, Any]], Any] | None,
+    batches: Iterator[dict[str, Any]],
 ) -> Iterator[Item]:
-    n_batches, skip = len(request["splits"]), position.n_done
-    if skip > n_batches:
-        msg = f"state says that {skip} batches of a load request are done, but it has {n_batches}; it belongs to other data"
-        raise ValueError(msg)
-    batches = reader.batches(request, skip)
-    for n_done in range(skip + 1, n_batches + 1):
+    for n_done in range(position.n_done + 1, n_batches + 1):
         # Only while a batch is made: what the consumer does in between is on its own stream.
         with reader.working():
             batch = next(batches)

@@ -11,7 +11,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -75,12 +75,17 @@ class ReadAhead(Iterator[T], Generic[T]):
         Yields the loads. Advanced, and closed, in the thread.
     n_ahead
         Loads to be ahead of the consumer, at least 1.
+    stop_waiting
+        Called when nothing more is wanted: ends what the thread may be waiting for.
     """
 
     _thread: threading.Thread | None = None
     _closed = True  # until it is fully made, so that the destructor of a half-made one does nothing
 
-    def __init__(self, loads: Iterator[Iterable[T]], n_ahead: int) -> None:
+    def __init__(
+        self, loads: Iterator[Iterable[T]], n_ahead: int, stop_waiting: Callable[[], None] | None = None
+    ) -> None:
+        self._stop_waiting = stop_waiting
         self._channel = _Channel(1 + n_ahead)
         # Who takes them out, the thread or whoever closes this, closes them: Ctrl-C may come while the thread is started,
         # and then nobody can tell whether it runs.
@@ -124,6 +129,8 @@ class ReadAhead(Iterator[T], Generic[T]):
         self._closed = True
         channel, self._channel = self._channel, _Channel(0)
         channel.stop()
+        if self._stop_waiting is not None:
+            self._stop_waiting()
         loads = _taken(self._loads)
         if loads is not None:
             _close(loads)

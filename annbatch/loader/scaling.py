@@ -13,7 +13,12 @@ import numpy as np
 from annbatch import storage
 from annbatch._shared.args import as_bool, as_names
 from annbatch._shared.collection_format import dataset_number
-from annbatch.storage.reading.median import as_normalize_total, median_total, totals_with_progress
+from annbatch.storage.reading.median import (
+    as_normalize_total,
+    check_scaled_dtype,
+    median_total,
+    totals_with_progress,
+)
 
 from .datasets import Key, X
 
@@ -122,9 +127,8 @@ def as_scaling(
             else "normalize_total, log1p and library_size are about X, which x=False does not read: pass normalize_layers"
         )
         raise ValueError(msg)
-    if found and dtype is not None and dtype.kind != "f":
-        msg = f"dtype must be a float type where values are normalised, got {dtype}"
-        raise ValueError(msg)
+    if found:
+        check_scaled_dtype(dtype)
     return replace(found, keys=chosen)
 
 

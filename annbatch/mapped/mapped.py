@@ -13,8 +13,9 @@ import pandas as pd
 from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
 from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
-from annbatch.storage import BufferPool, available_cpus
+from annbatch.storage import BufferPool, FarOptions, available_cpus
 from annbatch.storage.frames import Labels
+from annbatch.storage.reading.median import check_scaled_dtype
 
 from .arguments import (
     as_encoded_keys,
@@ -51,7 +52,7 @@ class MappedCollection(MapStyle):
     Parameters
     ----------
     path_list
-        Paths of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
+        Paths and URLs of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
     layers_keys
         Matrices to return, one key or several. None or ``"X"`` is ``.X``; ``"raw.X"`` is ``.raw.X``, which is never joined;
         others are keys of ``.layers``. An empty list: none.
@@ -94,6 +95,8 @@ class MappedCollection(MapStyle):
     normalize_layers
         Keys of ``layers_keys`` that the three above are about instead of ``.X``; the library size is that of the first. Scaled
         values are float32, or ``dtype``.
+    storage_options, max_requests, max_in_flight, cache, cache_size
+        For data at URLs, as in :class:`annbatch.Loader`.
 
     Attributes
     ----------
@@ -167,8 +170,14 @@ class MappedCollection(MapStyle):
         log1p: bool = False,
         library_size: bool = False,
         normalize_layers: Sequence[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        max_requests: int = 128,
+        max_in_flight: int | str = "256MB",
+        cache: str | os.PathLike[str] | None = None,
+        cache_size: int | str | None = None,
     ) -> None:
         paths = as_path_list(path_list)
+        far = FarOptions(storage_options, max_requests, max_in_flight, cache, cache_size)
         self.layers_keys = ["X"] if layers_keys is None else list(as_keys("layers_keys", layers_keys))
         self.obs_keys = [] if obs_keys is None else list(as_keys("obs_keys", obs_keys))
         self.obsm_keys = [] if obsm_keys is None else list(as_keys("obsm_keys", obsm_keys))
@@ -183,12 +192,11 @@ class MappedCollection(MapStyle):
 
         self.normalize_total, self.log1p, self.library_size = as_scale(normalize_total, log1p, library_size)
         scaled = self.normalize_total is not None or self.log1p
-        if scaled and self.dtype is not None and self.dtype.kind != "f":
-            msg = f"dtype must be a float type where values are normalised, got {self.dtype}"
-            raise ValueError(msg)
+        if scaled:
+            check_scaled_dtype(self.dtype)
         check_distinct(self.layers_keys, self.obs_keys, self.obsm_keys, library_size=self.library_size)
         self._files, missing = open_files(
-            paths, self.layers_keys, self.obs_keys, self.obsm_keys, self.encode_labels, self.obs_filter
+            paths, self.layers_keys, self.obs_keys, self.obsm_keys, self.encode_labels, self.obs_filter, far
         )
         for kind, keys in missing.items():
             setattr(self, kind, [key for key in getattr(self, kind) if key not in keys])

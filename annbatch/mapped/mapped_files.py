@@ -12,7 +12,7 @@ import pandas as pd
 
 from annbatch._shared.args import levels_to_user
 from annbatch._shared.row_filter import passing
-from annbatch.storage import is_store, open_group, open_matrix
+from annbatch.storage import FarOptions, Needs, fetched_ahead, is_store, is_url, open_group, open_groups, open_matrix
 from annbatch.storage.frames import FrameReader, Labels
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class MappedFile:
     Attributes
     ----------
     path, name
-        Where it lies, and the same for error texts.
+        Where it lies, a URL as text, and the same for error texts.
+    far
+        How it is read when it is far.
     rows
         Numbers of the rows that pass the filter (int64, increasing); None: all.
     n_rows
@@ -42,8 +44,9 @@ class MappedFile:
         Per key the column, only the rows that pass the filter: numbers, labels, or None when the file lacks it.
     """
 
-    path: Path
+    path: Path | str
     name: str
+    far: FarOptions
     rows: np.ndarray | None
     n_rows: int
     var_names: pd.Index[Any]
@@ -52,12 +55,13 @@ class MappedFile:
 
 
 def open_files(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     layers_keys: Sequence[str],
     obs_keys: Sequence[str],
     obsm_keys: Sequence[str],
     encoded: Collection[str],
     obs_filter: Mapping[str, Sequence[Any]],
+    far: FarOptions,
 ) -> tuple[list[MappedFile], dict[str, list[str]]]:
     """Read names, labels and shapes of all files; nothing of the matrices.
 
@@ -83,24 +87,35 @@ def open_files(
         _check_path(path)
     files: list[MappedFile] = []
     columns: set[str] = set()
-    for path in tqdm(paths, desc="Opening files", unit="file", delay=1, leave=False):
-        with _opened(path) as group:
-            for name in ("obs", "var"):
-                if name not in group:
-                    msg = f"path_list: {path} is no AnnData file: it has no {name}"
-                    raise ValueError(msg)
-            reader = FrameReader(group["obs"])
-            columns.update(reader.columns)
-            file = _names_and_rows(path, group, reader, obs_filter)
-            if files and file.var_names.equals(files[-1].var_names):
-                file.var_names = files[-1].var_names
-            file.obs = {key: _column(reader, key, file.rows, as_labels=key in encoded) for key in obs_keys}
-            for kind, keys, prefix in (("layers_keys", layers_keys, ""), ("obsm_keys", obsm_keys, "obsm_")):
-                for key in keys:
-                    elem = _element(group, kind, key)
-                    if elem is not None:
-                        file.matrices[prefix + key] = _matrix(elem, path, key, reader.n_rows, len(file.var_names), kind)
-        files.append(file)
+    # Those that are far are opened together.
+    far_groups = open_groups([path for path in paths if is_url(path)], far)
+    opened = iter(far_groups)
+    needs = Needs(
+        {"obs": [*obs_keys, *obs_filter], "var": []},
+        ["X" if key == "X" else "raw/X" if key == "raw.X" else f"layers/{key}" for key in layers_keys]
+        + [f"obsm/{key}" for key in obsm_keys],
+    )
+    with fetched_ahead(far_groups, needs):
+        for path in tqdm(paths, desc="Opening files", unit="file", delay=1, leave=False):
+            with _opened(path, far, next(opened) if is_url(path) else None) as group:
+                for name in ("obs", "var"):
+                    if name not in group:
+                        msg = f"path_list: {path} is no AnnData file: it has no {name}"
+                        raise ValueError(msg)
+                reader = FrameReader(group["obs"])
+                columns.update(reader.columns)
+                file = _names_and_rows(path, group, reader, obs_filter, far)
+                if files and file.var_names.equals(files[-1].var_names):
+                    file.var_names = files[-1].var_names
+                file.obs = {key: _column(reader, key, file.rows, as_labels=key in encoded) for key in obs_keys}
+                for kind, keys, prefix in (("layers_keys", layers_keys, ""), ("obsm_keys", obsm_keys, "obsm_")):
+                    for key in keys:
+                        elem = _element(group, kind, key)
+                        if elem is not None:
+                            file.matrices[prefix + key] = _matrix(
+                                elem, path, key, reader.n_rows, len(file.var_names), kind
+                            )
+            files.append(file)
     matrices = {name for file in files for name in file.matrices}
     for column in obs_filter:
         if column not in columns:
@@ -114,7 +129,7 @@ def open_files(
     ):
         missing[kind] = [key for key in keys if key not in found]
         if missing[kind]:
-            there = columns if found is columns else _stored_keys(paths, kind)
+            there = columns if found is columns else _stored_keys(paths, kind, far)
             names = ", ".join(map(repr, missing[kind]))
             warnings.warn(
                 f"{kind}: no file has {names}, which samples go without; there is {', '.join(sorted(there)) or 'none'}",
@@ -126,13 +141,13 @@ def open_files(
 
 def read_labels(file: MappedFile, key: str) -> Labels | None:
     """Read one more obs column of a file as labels; None when the file lacks it."""
-    with _opened(file.path) as group:
+    with _opened(file.path, file.far) as group:
         return _column(FrameReader(group["obs"]), key, file.rows, as_labels=True)  # type: ignore[return-value]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    group = open_group(path)
+def _opened(path: Path | str, far: FarOptions, group: Any = None) -> Iterator[Any]:
+    group = open_group(path, far) if group is None else group
     try:
         yield group
     finally:
@@ -141,7 +156,9 @@ def _opened(path: Path) -> Iterator[Any]:
             group.close()
 
 
-def _check_path(path: Path) -> None:
+def _check_path(path: Path | str) -> None:
+    if isinstance(path, str):
+        return  # known when it is opened
     if not path.exists():
         msg = f"path_list: {path} does not exist"
         raise FileNotFoundError(msg)
@@ -150,7 +167,9 @@ def _check_path(path: Path) -> None:
         raise ValueError(msg)
 
 
-def _names_and_rows(path: Path, group: Any, reader: FrameReader, obs_filter: Mapping[str, Sequence[Any]]) -> MappedFile:
+def _names_and_rows(
+    path: Path | str, group: Any, reader: FrameReader, obs_filter: Mapping[str, Sequence[Any]], far: FarOptions
+) -> MappedFile:
     names = FrameReader(group["var"]).index()
     # As objects: files of different encodings would else give string dtypes that pandas does not take for equal.
     names = pd.Index(names.astype(str).to_numpy(dtype=object), dtype=object)
@@ -163,7 +182,7 @@ def _names_and_rows(path: Path, group: Any, reader: FrameReader, obs_filter: Map
         rows = np.flatnonzero(keep)
         n_rows = len(rows)
     # Opened again for labels that are asked for later, maybe from another working directory.
-    return MappedFile(path.absolute(), str(path), rows, n_rows, names)
+    return MappedFile(path if isinstance(path, str) else path.absolute(), str(path), far, rows, n_rows, names)
 
 
 def _column(reader: FrameReader, key: str, rows: np.ndarray | None, *, as_labels: bool) -> np.ndarray | Labels | None:
@@ -176,11 +195,11 @@ def _column(reader: FrameReader, key: str, rows: np.ndarray | None, *, as_labels
     return labels if rows is None else Labels(labels.codes[rows], labels.categories)
 
 
-def _stored_keys(paths: Sequence[Path], kind: str) -> set[str]:
+def _stored_keys(paths: Sequence[Path | str], kind: str, far: FarOptions) -> set[str]:
     """What the files have of a kind; only asked for to word an error."""
     there: set[str] = set()
     for path in paths:
-        with _opened(path) as group:
+        with _opened(path, far) as group:
             if kind == "obsm_keys":
                 there.update(group.get("obsm", []))
             else:
@@ -207,7 +226,7 @@ def _element(group: Any, kind: str, key: str) -> Any:
     return None if dict(elem.attrs).get("encoding-type") == "null" else elem
 
 
-def _matrix(elem: Any, path: Path, key: str, n_rows: int, n_genes: int, kind: str) -> Any:
+def _matrix(elem: Any, path: Path | str, key: str, n_rows: int, n_genes: int, kind: str) -> Any:
     try:
         source = open_matrix(elem)
     except TypeError as error:

@@ -191,6 +191,9 @@ class Sampler(ABC):
         requests, position = self._begin(n_obs, worker)
         open_pass = SamplerPass(requests, position)
         inner.open_passes.add(open_pass)
+        epoch, inner.epoch = inner.epoch, None
+        if epoch is not None:
+            self._set_epoch_of(open_pass, epoch)
         return open_pass
 
     def set_epoch(self, epoch: int) -> None:
@@ -198,7 +201,8 @@ class Sampler(ABC):
 
         Passes that follow each other have the numbers 0, 1, 2, ... anyway, so this changes nothing where it is called before
         every epoch, as torch and Lightning do. It goes back to the order of an earlier epoch, or on to that of a later one. A
-        pass that was started, but not asked for anything yet, becomes the one with that number.
+        pass that was started, but not asked for anything yet, becomes the one with that number. One whose state was loaded is
+        finished first, if anything of it is left, and then counts as the one with that number.
 
         Parameters
         ----------
@@ -216,20 +220,32 @@ class Sampler(ABC):
         A sampler of your own draws as much as it likes in a pass, so nobody can tell where its generator would stand: it gets
         another one for a pass that is not the next one, derived from its own and `epoch`.
         """
-        number = as_count("epoch", epoch, minimum=0)
+        epoch = as_count("epoch", epoch, minimum=0)
         inner = self._inner
-        worker = current_worker()
-        position = inner.position
         for started in list(inner.open_passes):
-            if started.position is position and started.untouched:
-                assert position is not None
-                assert position.n_obs is not None
-                if position.number != number:
-                    self._go_to(number)
-                    started.exchange(*self._begin(position.n_obs, worker))
+            if started.position is inner.position and started.untouched:
+                self._set_epoch_of(started, epoch)
                 return
+        if inner.resume is not None and inner.resume.resumed:
+            # Whether anything is left of it shows when the pass goes on.
+            inner.epoch = epoch
+            return
+        number = max(epoch - inner.ahead, 0)
         self._go_to(number)
-        self._note_number(worker, number)
+        self._note_number(current_worker(), number)
+
+    def _set_epoch_of(self, started: SamplerPass, epoch: int) -> None:
+        """Make a pass that is untouched the one of `epoch`, unless it is the rest of one whose state was loaded."""
+        inner, position = self._inner, started.position
+        number = max(epoch - inner.ahead, 0)
+        if position.number == number:
+            return
+        if position.resumed and not started.at_end():
+            inner.ahead = position.ahead = epoch - position.number
+            return
+        assert position.n_obs is not None
+        self._go_to(number)
+        started.exchange(*self._begin(position.n_obs, current_worker()))
 
     def state_dict(self) -> dict[str, Any]:
         """Describe where the last pass stands.
@@ -247,7 +263,8 @@ class Sampler(ABC):
         if position is None or (position.finished and position.worker is None):
             rng = self._required_rng() if self.shuffle else self.rng
             state = None if rng is None else generator_state(rng)
-            position = inner.resume or SamplerPosition(inner.n_passes, rng=state, world_size=self._n_ranks)
+            fresh = SamplerPosition(inner.n_passes, rng=state, world_size=self._n_ranks, ahead=inner.ahead)
+            position = inner.resume or fresh
         return self._state_at(position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -291,6 +308,8 @@ class Sampler(ABC):
         inner.n_passes = position.number
         inner.position = None
         inner.resume = position
+        inner.epoch = None
+        inner.ahead = position.ahead
         inner.origin = None if position.rng is None else (position.number, position.rng)
         self._note_number(current_worker(), position.number)
 
@@ -360,7 +379,10 @@ class Sampler(ABC):
         if worker is not None and inner.worker is not None and worker.place == inner.worker.place:
             worker = inner.worker
         number = inner.n_passes
-        position = SamplerPosition(number, first_request, n_obs, before, worker, self._n_ranks, legs)
+        resumed = inner.resume is not None and inner.resume.resumed
+        position = SamplerPosition(
+            number, first_request, n_obs, before, worker, self._n_ranks, legs, ahead=inner.ahead, resumed=resumed
+        )
         try:
             requests = self._sample_from(n_obs, first_request, worker, legs)
         except BaseException:

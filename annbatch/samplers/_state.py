@@ -51,6 +51,10 @@ class SamplerPosition:
         Whether the last request was asked for and there was none.
     config
         Arguments of the sampler when the state was loaded.
+    ahead
+        By how much the numbers that ``set_epoch`` gets are ahead of ours.
+    resumed
+        Whether it was loaded, and not at the start of a pass.
     continued
         Whether another number of ranks had come here: what they did of the next load request is still to be said.
     """
@@ -64,6 +68,8 @@ class SamplerPosition:
     legs: tuple[Leg, ...] = ()
     finished: bool = False
     config: dict[str, Any] | None = None
+    ahead: int = 0
+    resumed: bool = False
     continued: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,6 +83,7 @@ class SamplerPosition:
             "worker": worker,
             "world_size": self.world_size,
             "legs": [list(leg) for leg in self.legs],
+            "ahead": self.ahead,
         }
 
     @classmethod
@@ -95,13 +102,15 @@ class SamplerPosition:
                 )
                 for ranks, requests, batches in state["legs"]
             )
+            ahead = as_count("ahead", state["ahead"], minimum=-(2**63))
         except (KeyError, TypeError, ValueError) as error:
             msg = f"state must be a dict made by state_dict, but {type(error).__name__}: {error}"
             raise ValueError(msg) from error
         if state.get("rng") is not None and not isinstance(state["rng"], dict):
             msg = f"state must be a dict made by state_dict, got rng={state['rng']!r}"
             raise ValueError(msg)
-        return cls(number, request, n_obs, state.get("rng"), worker, world_size, legs)
+        rng = state.get("rng")
+        return cls(number, request, n_obs, rng, worker, world_size, legs, ahead=ahead, resumed=n_obs is not None)
 
     def check_fits(
         self, n_obs: int, worker: Worker | None, *, config: dict[str, Any], rng: dict[str, Any] | None
@@ -144,6 +153,10 @@ class Inner:
         Keeps the streams of ranks apart that were given the same seed; set by DistributedSampler.
     worker
         The worker whose state was loaded in this process: its later passes follow the original's too.
+    ahead
+        By how much the numbers that ``set_epoch`` gets are ahead of ours.
+    epoch
+        What ``set_epoch`` was called with while a state waited to be resumed.
     origin
         (number of a pass, state of the generator before it): where going back begins.
     open_passes
@@ -156,6 +169,8 @@ class Inner:
     own_rng: np.random.Generator | None = None
     rank_key: tuple[int, ...] = ()
     worker: Worker | None = None
+    ahead: int = 0
+    epoch: int | None = None
     origin: tuple[int, dict[str, Any]] | None = None
     open_passes: weakref.WeakSet[SamplerPass] = dataclasses.field(default_factory=weakref.WeakSet)
 
@@ -165,15 +180,8 @@ class Inner:
         return dataclasses.replace(self, position=position, open_passes=weakref.WeakSet())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _inner, (
-            self.n_passes,
-            self.position,
-            self.resume,
-            self.own_rng,
-            self.rank_key,
-            self.worker,
-            self.origin,
-        )
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "open_passes"]
+        return _inner, tuple(getattr(self, name) for name in fields)
 
 
 def _inner(*values: Any) -> Inner:
@@ -189,6 +197,7 @@ class SamplerPass(Iterator["LoadRequest"]):
         self._first_request = position.request
         self._lock = threading.Lock()
         self.closed = False
+        self._ahead: LoadRequest | None = None
         #: Whether the pass was exchanged for another one before its first request, by ``set_epoch``.
         self.exchanged = False
 
@@ -202,6 +211,13 @@ class SamplerPass(Iterator["LoadRequest"]):
         """Whether nothing was asked for yet."""
         return not self.closed and self._position.request == self._first_request
 
+    def at_end(self) -> bool:
+        """Whether nothing is left; makes the next request, if there is one, before it is asked for."""
+        with self._lock:
+            if self._ahead is None:
+                self._ahead = next(self._requests, None)
+            return self._ahead is None
+
     def exchange(self, requests: Iterator[LoadRequest], position: SamplerPosition) -> None:
         """Yield other requests instead; only for a pass that is untouched."""
         with self._lock:
@@ -213,7 +229,8 @@ class SamplerPass(Iterator["LoadRequest"]):
             if self.closed:
                 raise StopIteration
             try:
-                request = next(self._requests)
+                request = next(self._requests) if self._ahead is None else self._ahead
+                self._ahead = None
             except StopIteration:
                 self.closed = self._position.finished = True
                 raise

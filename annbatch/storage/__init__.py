@@ -8,8 +8,12 @@ functions.
 
 from .cpus import available_cpus
 from .errors import CorruptDataError, damage_named
+from .far.fetch import Cancel
+from .far.fetch import counts as far_counts
+from .far.opening import Needs, far_group, fetched_ahead, find_datasets, is_url
+from .far.options import FarOptions
 from .frames import read_frame
-from .opening import is_store, open_group
+from .opening import home_of, is_store, open_group, open_groups
 from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense
 from .reading.scale import Scale
@@ -19,15 +23,25 @@ from .sources import DenseSource, SparseSource, open_matrix
 __all__ = [
     "BufferPool",
     "CSRBlock",
+    "Cancel",
     "CorruptDataError",
     "DenseSource",
+    "FarOptions",
+    "Needs",
     "Part",
     "Scale",
     "SparseSource",
     "available_cpus",
     "damage_named",
+    "far_counts",
+    "far_group",
+    "fetched_ahead",
+    "find_datasets",
+    "home_of",
     "is_store",
+    "is_url",
     "open_group",
+    "open_groups",
     "open_matrix",
     "read_csr",
     "read_dense",

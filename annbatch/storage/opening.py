@@ -10,11 +10,15 @@ from .manifest import check_dataset, parsed_document
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import h5py
     import zarr
 
-__all__ = ["is_store", "open_group"]
+    from .far.hdf5 import FarFile
+    from .far.options import FarOptions
+
+__all__ = ["home_of", "is_store", "open_group", "open_groups"]
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
 _DOCUMENTS = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
@@ -33,13 +37,35 @@ def is_store(path: str | os.PathLike[str]) -> bool:
     return path.is_file() and bool(h5py.is_hdf5(path))
 
 
-def open_group(path: str | os.PathLike[str]) -> h5py.Group | zarr.Group:
+def open_groups(
+    paths: Sequence[str | os.PathLike[str]], far: FarOptions | None = None
+) -> list[h5py.Group | zarr.Group]:
+    """Open several paths and URLs as :func:`open_group` does; what is far, all together."""
+    from .far.opening import is_url, open_urls
+
+    opened = (
+        iter(open_urls([str(path) for path in paths if is_url(path)], far)) if any(map(is_url, paths)) else iter(())
+    )
+    return [next(opened) if is_url(path) else open_group(path) for path in paths]
+
+
+def home_of(file: h5py.File) -> str | FarFile:
+    """Return what :func:`open_group` opens the same HDF5 file from."""
+    from .far.hdf5 import far_file_of
+
+    far = far_file_of(file)
+    return str(file.filename) if far is None else far
+
+
+def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = None) -> h5py.Group | zarr.Group:
     """Open an ``.h5ad`` or ``.zarr`` path for reading.
 
     Parameters
     ----------
     path
-        An HDF5 file, the folder of a Zarr group (format 2 or 3), or a URL that zarr can open.
+        An HDF5 file, the folder of a Zarr group (format 2 or 3), or the URL of either; or what :func:`home_of` returned.
+    far
+        How a URL is read; None: as is usual.
 
     Returns
     -------
@@ -49,15 +75,24 @@ def open_group(path: str | os.PathLike[str]) -> h5py.Group | zarr.Group:
     ------
     FileNotFoundError
         Nothing is there.
+    PermissionError
+        It must not be read.
+    ImportError
+        The library for such a URL is not installed.
     CorruptDataError
         Something is there, but it is neither of the two, or it is damaged.
     """
     import h5py
     import zarr
 
-    if "://" in str(path):
-        return zarr.open_group(str(path), mode="r")
-    path = Path(path)
+    from .far.hdf5 import FarFile
+    from .far.opening import is_url, open_urls
+
+    if isinstance(path, FarFile):
+        return path.open()
+    if is_url(path):
+        return open_urls([str(path)], far)[0]
+    path = Path(str(path).removeprefix("file://"))
     if not path.exists():
         msg = f"no such file or folder: {path}"
         raise FileNotFoundError(msg)

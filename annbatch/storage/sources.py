@@ -45,6 +45,11 @@ class MatrixSource:
         """True when all of it is read by the compiled engine, False when zarr-python or h5py is asked."""
         raise NotImplementedError
 
+    @property
+    def is_far(self) -> bool:
+        """True when rows come through a network."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Close what is open. A later read opens it again."""
         raise NotImplementedError
@@ -78,6 +83,11 @@ class SparseSource(MatrixSource):
     def is_direct(self) -> bool:
         """See the base class."""
         return self.data.is_direct and self.indices.is_direct
+
+    @property
+    def is_far(self) -> bool:
+        """See the base class."""
+        return self.data.is_far or self.indices.is_far
 
     @property
     def row_pointers(self) -> RowPointers:
@@ -144,6 +154,11 @@ class DenseSource(MatrixSource):
     def is_direct(self) -> bool:
         """See the base class."""
         return self.array.is_direct
+
+    @property
+    def is_far(self) -> bool:
+        """See the base class."""
+        return self.array.is_far
 
     def close(self) -> None:
         """See the base class."""

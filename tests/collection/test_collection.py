@@ -454,6 +454,7 @@ class TestAdding:
     def test_adding_never_touches_what_is_there(self, tmp_path, two):
         collection = DatasetCollection(tmp_path / "c.zarr").add_adatas(two[1][:1], **QUIET)
         before = files_below(tmp_path / "c.zarr")
+        del before["zarr.json"]  # lists all datasets, in one write that replaces it
         collection.add_adatas(two[1][1:], **QUIET)
         after = files_below(tmp_path / "c.zarr")
         assert {name: after[name] for name in before} == before

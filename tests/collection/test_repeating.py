@@ -89,7 +89,10 @@ class TestIfExists:
 
         place.add_adatas(inputs, **QUIET)
         for group in place:
-            assert known._SIZES in group["obs/src_path"]
+            column = group["obs/src_path"]
+            note = np.array(column.attrs.get(known.NOTE) if known.NOTE in column.attrs else column[known.NOTE])
+            assert note.shape == (2, 3)
+            assert note[0, 1] == inputs[0].stat().st_size
             assert list(ad.io.read_elem(group).obs["src_path"].cat.categories) == list(map(str, inputs))
 
     def test_a_bad_choice(self, place, inputs):

@@ -129,7 +129,7 @@ def test_a_pass_goes_on_with_the_same_values():
         (
             {"log1p": True, "dtype": "int32"},
             ValueError,
-            "dtype must be a float type where values are normalised, got int32",
+            "dtype must be float32 or float64 where values are normalised, got int32",
         ),
         ({"normalize_layers": ["a"]}, ValueError, "normalize_layers must name layers that normalize_total, log1p"),
         ({"normalize_layers": ["a"], "log1p": True}, ValueError, r"layers that are read, got layers\['a'\]"),

@@ -763,7 +763,7 @@ def test_layers_are_scaled_instead_of_X(two):
         ({"normalize_total": "mean"}, ValueError, "normalize_total must be a finite number > 0"),
         ({"normalize_total": -1}, ValueError, "normalize_total must be a finite number > 0"),
         ({"log1p": "yes"}, TypeError, "log1p must be True or False"),
-        ({"log1p": True, "dtype": "int32"}, ValueError, "dtype must be a float type where values are normalised"),
+        ({"log1p": True, "dtype": "int32"}, ValueError, "dtype must be float32 or float64 where values are normalised"),
         ({"normalize_layers": ["X"]}, ValueError, "normalize_layers needs normalize_total, log1p or library_size"),
         ({"log1p": True, "layers_keys": "raw.X"}, ValueError, "normalize_layers must be among layers_keys"),
     ],

@@ -484,6 +484,25 @@ def test_a_pass_that_nothing_was_asked_of_becomes_the_one_with_the_number_that_i
     assert plain(again) == epochs[0][1:]
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_the_rest_of_a_pass_that_was_loaded_comes_first_whatever_number_is_set(started):
+    # Lightning counts an epoch that was cut short by max_steps as done, and still goes on in its middle.
+    original = seeded()
+    epochs = [plain(original.sample(100)) for _ in range(4)]
+    sampler = seeded()
+    next(sampler.sample(100))
+    resumed = restored(sampler.state_dict(), seeded)
+    rest = resumed.sample(100) if started else None
+    resumed.set_epoch(1)
+    assert plain(rest if started else resumed.sample(100)) == epochs[0][1:]
+    for number in (1, 2):
+        resumed.set_epoch(number + 1)
+        assert plain(resumed.sample(100)) == epochs[number]
+    again = restored(resumed.state_dict(), seeded)
+    again.set_epoch(4)
+    assert plain(again.sample(100)) == epochs[3]
+
+
 def test_a_sampler_of_ones_own_has_an_order_for_every_epoch():
     orders = []
     for number in (0, 3, 1, 3):

@@ -14,7 +14,12 @@ from annbatch.storage.row_pointers import RowPointers
 from tests.cells import csr_attrs, csr_parts, random_csr
 
 MATRIX = random_csr(800, 60, seed=0)
-LAYOUTS = {"plain": {"chunks": (100,)}, "shards": {"chunks": (100,), "shards": (4000,)}}
+# The other byte order, so that only zarr-python can read it.
+BIG = zarr.codecs.BytesCodec(endian="big")
+LAYOUTS = {
+    "plain": {"chunks": (100,), "serializer": BIG},
+    "shards": {"chunks": (100,), "shards": (4000,), "serializer": BIG},
+}
 
 
 class Patient(WrapperStore):

@@ -42,7 +42,7 @@ def build(
         # Look.
         survey = look_at_inputs(specs, options, work.generation.parts)
         sources = [Source.of(spec, seen) for spec, seen in zip(specs, survey.inputs, strict=True)]
-        new = to_add(sources, held_sources(target.groups()), options.if_exists)
+        new = to_add(sources, held_sources(target.noted()), options.if_exists)
         specs, survey = list(compress(specs, new)), Survey(list(compress(survey.inputs, new)))
         if not survey.n_obs:
             return

@@ -1,15 +1,16 @@
 """Inputs that a collection holds already: a call that is made twice must not double every cell.
 
-Beside the names of inputs, the categories of ``obs["src_path"]``, a dataset notes the size of each and a digest of the names
-of its rows. Other readers take no notice of them.
+Beside the names of inputs, the categories of ``obs["src_path"]``, a dataset notes three numbers of each: a digest of its path,
+its size, and a digest of the names of its rows. Other readers take no notice of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 IfExists = Literal["error", "skip", "add"]
 
-_SIZES, _DIGESTS = "annbatch-sizes", "annbatch-digests"
+# Attribute of src_path in Zarr (which is read in no time, however many datasets there are), a small array beside it in HDF5.
+NOTE = "annbatch-inputs"
 _UNKNOWN = -1
 _MOST_SHOWN = 3
 
@@ -55,32 +57,48 @@ class Source:
         return cls("" if size is None else _absolute(spec.label), _UNKNOWN if size is None else size, seen.digest)
 
 
-def held_sources(groups: Iterable[Any]) -> dict[str, list[Source | None]]:
-    """Inputs of all datasets by path; None where a dataset, of version 0.4 or another tool, does not say more."""
-    held: dict[str, list[Source | None]] = {}
-    for group in groups:
-        column = group["obs"].get(SRC_PATH)
-        if column is None or "categories" not in column:
-            continue
-        labels = [
-            name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(column["categories"][()])
-        ]
-        noted: list[Source | None] = [None] * len(labels)
-        if _SIZES in column and column[_SIZES].shape == column[_DIGESTS].shape == (len(labels),):
-            pairs = zip(column[_SIZES][()].tolist(), column[_DIGESTS][()].tolist(), strict=True)
-            noted = [Source(_absolute(label), *pair) for label, pair in zip(labels, pairs, strict=True)]
-        for label, source in zip(labels, noted, strict=True):
-            held.setdefault(_absolute(label), []).append(source)
+Held: TypeAlias = "dict[int, list[tuple[int, int] | None]]"
+
+
+def held_sources(noted: Iterable[tuple[Any, Sequence[str]]]) -> Held:
+    """Size and digest of the inputs of all datasets, by the digest of their path.
+
+    ``noted``: what each dataset notes, or None and the names of its inputs, of which nothing more is known, where it is of
+    version 0.4 or another tool.
+    """
+    held: Held = {}
+    for note, labels in noted:
+        if note is not None:
+            for place, size, digest in np.asarray(note, np.int64).reshape(-1, 3).tolist():
+                held.setdefault(place, []).append((size, digest))
+        for label in labels:
+            held.setdefault(_digest(_absolute(label)), []).append(None)
     return held
+
+
+def noted_sources(column: Any) -> tuple[Any, Sequence[str]]:
+    """What the stored ``src_path`` of a dataset notes, and else the names of the inputs; ``column`` None: there is none."""
+    if column is None or "categories" not in column:
+        return None, ()
+    if NOTE in column.attrs:
+        return column.attrs[NOTE], ()
+    if NOTE in column:
+        return column[NOTE][()], ()
+    categories = np.asarray(column["categories"][()])
+    return None, [name.decode() if isinstance(name, bytes) else str(name) for name in categories]
 
 
 def write_sources(sink: Sink, sources: Sequence[Source]) -> None:
     """Note the inputs of a dataset, in the order of the categories of ``src_path``."""
-    sink.element(f"obs/{SRC_PATH}/{_SIZES}", np.array([source.size for source in sources], np.int64))
-    sink.element(f"obs/{SRC_PATH}/{_DIGESTS}", np.array([source.digest for source in sources], np.int64))
+    column = sink.root[f"obs/{SRC_PATH}"]
+    note = np.array([[_digest(source.path), source.size, source.digest] for source in sources], np.int64)
+    if hasattr(column, "store"):
+        column.attrs[NOTE] = note.tolist()
+    else:  # attributes of HDF5 are small
+        column.create_dataset(NOTE, data=note)
 
 
-def to_add(sources: Sequence[Source], held: dict[str, list[Source | None]], if_exists: IfExists) -> list[bool]:
+def to_add(sources: Sequence[Source], held: Held, if_exists: IfExists) -> list[bool]:
     """Which inputs to add.
 
     Raises
@@ -90,8 +108,9 @@ def to_add(sources: Sequence[Source], held: dict[str, list[Source | None]], if_e
     """
     if if_exists == "add":
         return [True] * len(sources)
-    known = [bool(s.path) and any(h in (s, None) for h in held.get(s.path, ())) for s in sources]
-    changed = [s.path for s, is_known in zip(sources, known, strict=True) if s.path in held and not is_known]
+    there = [held.get(_digest(s.path), ()) if s.path else () for s in sources]
+    known = [any(h in ((s.size, s.digest), None) for h in found) for s, found in zip(sources, there, strict=True)]
+    changed = [s.path for s, found, is_known in zip(sources, there, known, strict=True) if found and not is_known]
     if changed:
         warn_user(
             f"{_shown(changed)} {'has' if len(changed) == 1 else 'have'} changed since the collection took "
@@ -130,3 +149,8 @@ def _shown(paths: Sequence[str]) -> str:
 def _absolute(label: str) -> str:
     # Not resolved: a link may lead somewhere else later, and is what the user named.
     return label if "://" in label else os.path.abspath(label)  # noqa: PTH100
+
+
+def _digest(text: str) -> int:
+    code = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(code, "little", signed=True)

@@ -66,7 +66,7 @@ class Target:
     mark: Callable[[], None]
     existing: Callable[[], list[str]]
     open_input: Callable[[str], Input]
-    groups: Callable[[], Iterable[Any]]
+    noted: Callable[[], Iterable[tuple[Any, Sequence[str]]]]
 
     def new_names(self, n: int) -> list[str]:
         """Names for ``n`` more datasets."""

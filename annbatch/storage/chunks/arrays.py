@@ -14,6 +14,7 @@ from annbatch.storage.claims import check_claim, check_folder
 from annbatch.storage.dtypes import as_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named
+from annbatch.storage.far.hdf5 import far_file_of
 
 from .tables import ChunkTable
 
@@ -39,6 +40,8 @@ class StoredArray(ABC):
         File and array, for error texts.
     direct
         Whether the compiled engine may be used.
+    is_far
+        Whether its bytes come through a network.
     n_concurrent
         How many calls of :meth:`read` may usefully run at a time; None: as many as there are threads.
     """
@@ -47,6 +50,7 @@ class StoredArray(ABC):
     dtype: np.dtype
     location: str
     direct: bool = True
+    is_far: bool = False
     n_concurrent: ClassVar[int | None] = None
     _table: ChunkTable | None = _UNKNOWN
 
@@ -167,7 +171,9 @@ class Hdf5Array(StoredArray):
     n_concurrent = 1
 
     def __init__(self, dataset: h5py.Dataset) -> None:
-        self.path, self.name = os.path.abspath(dataset.file.filename), dataset.name  # noqa: PTH100
+        self._far = far_file_of(dataset.file)
+        filename = dataset.file.filename
+        self.path, self.name = os.path.abspath(filename) if self._far is None else filename, dataset.name  # noqa: PTH100
         self.location = f"{dataset.file.filename} :: {self.name}"
         self.shape, self.dtype = dataset.shape, native(dataset.dtype)
         self._chunks = dataset.chunks
@@ -175,7 +181,10 @@ class Hdf5Array(StoredArray):
         self._own_file: h5py.File | None = None
         self._pid = os.getpid()
         self._may_change = dataset.file.mode != "r"
-        self._stamp = _file_stamp(self.path)
+        self.is_far = self._far is not None
+        if self.is_far:
+            self._table = self._make_table()  # while the file is open: opening it again takes several round trips
+        self._stamp = _file_stamp(self.path) if self._far is None else None
 
     @property
     def read_rows(self) -> int:
@@ -192,8 +201,10 @@ class Hdf5Array(StoredArray):
 
             self._check_unchanged()
             try:
-                self._own_file = h5py.File(self.path, "r")
+                self._own_file = h5py.File(self.path, "r") if self._far is None else self._far.open()
                 self._dataset = self._own_file[self.name]
+            except (ConnectionError, PermissionError, TimeoutError):
+                raise
             except (OSError, KeyError) as error:
                 msg = f"{self.location} cannot be opened again: {error}"
                 raise CorruptDataError(msg) from error
@@ -202,6 +213,8 @@ class Hdf5Array(StoredArray):
 
     def _check_unchanged(self) -> None:
         """Raise when the path no longer leads to what was opened."""
+        if self._far is not None:
+            return  # it looks after that itself, at every read
         if self._stamp is None:
             msg = (
                 f"{self.location} cannot be opened again, as another process must: it is in no file; open it by a path"
@@ -218,7 +231,12 @@ class Hdf5Array(StoredArray):
     def _make_table(self) -> ChunkTable | None:
         from .hdf5_table import hdf5_table
 
-        return hdf5_table(self.dataset)
+        table = hdf5_table(self.dataset)
+        if self._far is None or table is None:
+            return table
+        from annbatch.storage.far.tables import far_hdf5_table
+
+        return far_hdf5_table(table, self._far)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         values: np.ndarray = self.dataset[start:stop]
@@ -230,6 +248,8 @@ class Hdf5Array(StoredArray):
         if self._own_file is not None and self._pid == os.getpid():
             self._own_file.close()
         self._own_file = None
+        if self._far is not None:
+            self._far.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_unchanged()
@@ -246,6 +266,7 @@ class ZarrArray(StoredArray):
         self.array = _at_absolute_path(array)
         self.location = f"{_store_name(array)} :: {array.path or '/'}"
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
+        self.is_far = not self.is_local
 
     @property
     def read_rows(self) -> int:
@@ -270,6 +291,10 @@ class ZarrArray(StoredArray):
         check_claim(self.array, self.location)
 
     def _make_table(self) -> ChunkTable | None:
+        if not self.is_local:
+            from annbatch.storage.far.tables import far_table
+
+            return far_table(self.array)
         from .zarr_table import zarr_table
 
         return zarr_table(self.array)

@@ -11,6 +11,7 @@ import numpy as np
 
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
+from annbatch.storage.far.hdf5 import far_file_of
 
 from .tables import ChunkTable, Codec, codec
 
@@ -34,8 +35,9 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     codecs = _codecs(dataset)
     if codecs is None:
         return None
-    stamp = _stamp(dataset)
-    if stamp is None:
+    is_far = dataset.file.driver == "fileobj"
+    stamp = None if is_far else _stamp(dataset)
+    if stamp is None and not is_far:
         return None
     shape, itemsize = dataset.shape, dataset.dtype.itemsize
     common: dict[str, Any] = {
@@ -73,7 +75,8 @@ def _is_plain(dataset: h5py.Dataset) -> bool:
         return False
     file = dataset.file
     # An open file that may still be written can hold data that are not yet on disk.
-    if file.mode != "r" or file.driver != "sec2" or file.userblock_size:
+    is_file = file.driver == "sec2" or far_file_of(file) is not None
+    if file.mode != "r" or not is_file or file.userblock_size:
         return False
     if dataset.is_virtual or dataset.external:
         return False

@@ -107,6 +107,10 @@ class ChunkTable:
         key = self.separator.decode().join(str(int(i)) for i in position)
         return Path(self.root.decode() + self.key_prefix.decode() + key)
 
+    def name_of(self, chunk: int) -> str:
+        """Name the file that holds a chunk, for error texts."""
+        return str(self.path(self.file_of(chunk)))
+
 
 def codec(kind: str, parameter: int = 0, python: Callable[[Any], Any] | None = None) -> Codec | None:
     """Return a codec for the engine; None when nothing here decodes it.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-__all__ = ["parse_shard_index", "zarr_table"]
+__all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_table"]
 
 _MAX_CODECS = 8
 _MAX_DIMS = 8
@@ -43,28 +43,38 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
         return None
     folder = Path(array.store.root, array.path)
     files = files_of(str(folder)) if array.metadata.zarr_format == 3 else None
+    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+    try:
+        document = json.loads((folder / name).read_text())
+    except (OSError, ValueError):
+        return None
+    table = described_table(array, document, str(folder))
+    if table is not None:
+        if isinstance(table.prepare, ShardIndexes):
+            table.prepare.files = files
+        elif files is not None:
+            check_array(array)  # small: what is read by many rows has shards
+        table.document = os.fsencode(folder / name)
+    return table
+
+
+def described_table(array: zarr.Array[Any], document: Any, folder: str) -> ChunkTable | None:
+    """Return the table of an array whose metadata document and folder these are; None as :func:`zarr_table`."""
     dtype = np.dtype(array.dtype)
     plain = dtype.kind in "biufc" and dtype.isnative and dtype.itemsize <= 16
     if not plain or not 1 <= array.ndim <= _MAX_DIMS or 0 in array.shape:
         return None
     try:
-        name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
-        document = json.loads((folder / name).read_text())
         if tuple(document["shape"]) != array.shape:
             return None
         make = _version_3 if array.metadata.zarr_format == 3 else _version_2
-        table = make(document, str(folder), dtype)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        table = make(document, folder, dtype)
+    except (ValueError, KeyError, TypeError, AttributeError):
         # Not what the format says: zarr-python shall read it or say what is wrong.
         return None
     if table is not None:
         check_chunk_size(array, table)
-        if isinstance(table.prepare, _ShardIndexes):
-            table.prepare.files = files
-        elif files is not None:
-            check_array(array)  # small: what is read by many rows has shards
         fill = array.fill_value
-        table.document = os.fsencode(folder / name)
         table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
     return table
 
@@ -150,7 +160,7 @@ def _sharded(
     table.offset, table.length = np.zeros(prod(grid), np.int64), np.full(prod(grid), -1, np.int64)
     table.file = np.ascontiguousarray(file.reshape(-1))
     table.stamp = np.full(prod(file_grid), -1, STAMP)
-    table.prepare = _ShardIndexes(
+    table.prepare = ShardIndexes(
         table, per_shard, has_checksum=bool(index_codecs), at_end=settings.get("index_location", "end") == "end"
     )
     return table
@@ -185,7 +195,7 @@ def parse_shard_index(
     return np.where(missing, 0, offset).astype(np.int64), np.where(missing, -1, length.astype(np.int64))
 
 
-class _ShardIndexes:
+class ShardIndexes:
     """Reads the index of a shard when a chunk of it is wanted for the first time."""
 
     def __init__(self, table: ChunkTable, per_shard: tuple[int, ...], *, has_checksum: bool, at_end: bool) -> None:
@@ -193,7 +203,13 @@ class _ShardIndexes:
         self.known = np.zeros(table.n_files, bool)
         self.files: Files | None = None  # what a manifest says of them
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of an index."""
+        return 16 * prod(self.per_shard) + 4 * self.has_checksum
+
     def __call__(self, chunks: np.ndarray) -> None:
+        """Read the indexes of the shards that hold these chunks."""
         assert self.table.file is not None
         files = self.table.file[chunks]
         for file in np.unique(files[~self.known[files]]):
@@ -202,11 +218,9 @@ class _ShardIndexes:
 
     def _load(self, file: int) -> None:
         table = self.table
-        assert table.offset is not None
-        assert table.length is not None
         assert table.stamp is not None
         path = table.path(file)
-        n_bytes = 16 * prod(self.per_shard) + 4 * self.has_checksum
+        n_bytes = self.n_bytes
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 msg = f"{path} is not a regular file"
@@ -240,6 +254,14 @@ class _ShardIndexes:
         except ValueError as error:
             msg = f"{path}: {error}"
             raise CorruptDataError(msg) from None
+        self.note(file, offset, length)
+        table.stamp[file] = found.st_size, found.st_mtime_ns, found.st_ino
+
+    def note(self, file: int, offset: np.ndarray, length: np.ndarray) -> None:
+        """Take over where the chunks of a shard are: what :func:`parse_shard_index` returned."""
+        table = self.table
+        assert table.offset is not None
+        assert table.length is not None
         position = np.unravel_index(file, table.file_grid)
         first = [int(p) * n for p, n in zip(position, self.per_shard, strict=True)]
         inside = tuple(
@@ -248,7 +270,6 @@ class _ShardIndexes:
         used = tuple(slice(0, s.stop - s.start) for s in inside)
         table.offset.reshape(table.grid)[inside] = offset[used]
         table.length.reshape(table.grid)[inside] = length[used]
-        table.stamp[file] = found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from libc.string cimport memcpy, memset
 
 from ._plan cimport (
     CANNOT_READ, CHANGED, CHECKSUM, COLUMN, CUT_SHORT, DAMAGED, DENSIFY, FINE, LOSSY, MEMORY, PYTHON, WRONG_SIZE,
-    densify_fn, extent_t, finish_piece, piece_t, place_piece, placing_t, scale_row, scaling_t, set_placing, set_scaling,
+    densify_fn, extent_t, fetched_t, finish_piece, piece_t, place_piece, placing_t, scale_row, scaling_t, set_placing, set_scaling,
     stamp_t, stretch_t, task_t,
 )
 
@@ -170,6 +170,7 @@ cdef struct job_t:
     placing_t placing
     const task_t *task
     const piece_t *piece
+    const fetched_t *fetched  # one per task; NULL: the bytes are in the files of the table
     int64_t n_tasks
     int64_t n_announced  # tasks before this one need no announcement
     int64_t first_number
@@ -292,13 +293,12 @@ cdef int decode_in_python(PyObject *decoder, const char *source, int64_t n, char
 cdef dict kept_errors = {}
 
 
-cdef int decode_chunk(const job_t *job, const task_t *task, int64_t n, scratch_t *scratch, const char **decoded,
-                      PyObject **error) noexcept nogil:
-    """Decode the ``n`` bytes in scratch buffer 0; the result is in one of the scratch buffers."""
+cdef int decode_chunk(const job_t *job, const task_t *task, const char *source, int64_t n, scratch_t *scratch,
+                      const char **decoded, PyObject **error) noexcept nogil:
+    """Decode ``n`` bytes, which are in scratch buffer 0 or in none; the result is in one of the others, or where it was."""
     cdef const table_t *table = &job.table
     cdef int step, at = 0, kind, status
     cdef int64_t size, capacity = table.chunk_bytes + 64
-    cdef char *source = scratch_buffer(scratch, 0, <size_t>n)
     cdef char *target
     cdef const piece_t *pieces
     for step in range(table.n_codecs - 1, -1, -1):
@@ -463,6 +463,19 @@ cdef int run_task(run_t *run, int number, int64_t t, uintptr_t base, chunk_file_
     cdef int status
     if table.memory != NULL:
         decoded = table.memory + chunk * table.chunk_bytes
+    elif job.fetched != NULL:
+        n = job.fetched[t].n_bytes
+        if n < 0:
+            return place_filled(job, task, base, scratch)
+        decoded = <const char *><uintptr_t>job.fetched[t].address
+        if table.n_codecs:
+            status = decode_chunk(job, task, decoded, n, scratch, &decoded, &run.error)
+            if status != FINE:
+                return status
+        elif n < (task.high - task.low) * table.itemsize:
+            return CUT_SHORT
+        else:
+            decoded -= task.low * table.itemsize
     else:
         if table.length != NULL and table.length[chunk] < 0:
             return place_filled(job, task, base, scratch)
@@ -490,7 +503,7 @@ cdef int run_task(run_t *run, int number, int64_t t, uintptr_t base, chunk_file_
             return CANNOT_READ
         if got != n:
             return CUT_SHORT
-        status = decode_chunk(job, task, n, scratch, &decoded, &run.error)
+        status = decode_chunk(job, task, buffer, n, scratch, &decoded, &run.error)
         if status != FINE:
             return status
     for p in range(task.first_piece, task.stop_piece):
@@ -664,6 +677,7 @@ cdef class _Call:
         cdef job_t *job
         cdef const task_t[::1] tasks
         cdef const piece_t[::1] pieces
+        cdef const fetched_t[::1] fetched
         self.keep, self.scratch = [jobs], []
         self.state.n_jobs = len(jobs)
         self.state.job = <job_t *>calloc(max(1, len(jobs)), sizeof(job_t))
@@ -677,6 +691,9 @@ cdef class _Call:
             if not job.n_tasks:
                 continue
             job.task, job.piece = &tasks[0], &pieces[0]
+            if described.fetched is not None:
+                fetched = described.fetched
+                job.fetched = &fetched[0]
             self.keep.append(set_table(&job.table, described.table))
             counts["chunks"] += job.n_tasks if job.table.memory == NULL else 0
 

@@ -36,4 +36,8 @@ typedef struct { int64_t cell, source, target, n; } span_t;
 /* What tells a file from the one that was there when its table was read. */
 typedef struct { int64_t size, time_ns, inode; } stamp_t;
 
+/* The bytes of a task's chunk that are in memory already: where, and how many; -1 for a chunk that is not stored. Where
+ * chunks are not encoded, only the bytes of the items low <= item < high. */
+typedef struct { int64_t address, n_bytes; } fetched_t;
+
 #endif

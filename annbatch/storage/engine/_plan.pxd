@@ -23,6 +23,8 @@ cdef extern from "_plan.h" nogil:
         int64_t cell, source, target, n
     ctypedef struct stamp_t:
         int64_t size, time_ns, inode
+    ctypedef struct fetched_t:
+        int64_t address, n_bytes
 
 cdef extern from "_convert.h" nogil:
     enum: N_TYPES

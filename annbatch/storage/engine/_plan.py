@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 __all__ = [
-    "EXTENT", "PIECE", "ROW", "SPAN", "STAMP", "STRETCH", "TASK", "ArrayCut", "EngineDenseJob", "EngineJob", "Failure",
+    "EXTENT", "FETCHED", "PIECE", "ROW", "SPAN", "STAMP", "STRETCH", "TASK", "ArrayCut", "EngineDenseJob", "EngineJob", "Failure",
     "Placing", "Plan", "RowScaling", "StretchPlan",
 ]  # fmt: skip
 
@@ -34,6 +34,7 @@ STRETCH = _row(
 EXTENT = _row("first_value", "n_values")
 SPAN = _row("cell", "source", "target", "n")
 STAMP = _row("size", "time_ns", "inode")
+FETCHED = _row("address", "n_bytes")
 
 
 class Plan(NamedTuple):
@@ -125,11 +126,14 @@ class EngineJob(NamedTuple):
         Which items go where.
     placing
         What happens to them on their way.
+    fetched
+        A row of FETCHED per task: where its bytes are in memory. None: they are read from the files of the table.
     """
 
     table: Any
     plan: Plan
     placing: Placing
+    fetched: np.ndarray | None = None
 
 
 class EngineDenseJob(NamedTuple):

@@ -101,11 +101,11 @@ class Job:
             return MemoryError()
         table = self.array.table
         assert table is not None
-        path = table.path(table.file_of(chunk))
+        path = table.name_of(chunk)
         if kind == "cannot_read" and detail == errno.EISDIR:
             return CorruptDataError(f"{self.array.location}, chunk {chunk} in {path}: this is not a regular file")
         if kind == "cannot_read":
-            return OSError(detail, os.strerror(detail), str(path))
+            return OSError(detail, os.strerror(detail), path)
         if kind == "python" and not isinstance(detail, Exception):
             return RuntimeError(f"decoding was interrupted: {detail!r}")
         what = {

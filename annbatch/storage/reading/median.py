@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from annbatch.storage.sources import DenseSource, SparseSource
 
-__all__ = ["as_normalize_total", "median_total", "totals_with_progress"]
+__all__ = ["as_normalize_total", "check_scaled_dtype", "median_total", "totals_with_progress"]
 
 
 def as_normalize_total(value: Any) -> float | Literal["median"] | None:
@@ -32,6 +32,13 @@ def as_normalize_total(value: Any) -> float | Literal["median"] | None:
     except (TypeError, ValueError) as error:
         msg = f"{rule}, got {value!r}"
         raise type(error)(msg) from None
+
+
+def check_scaled_dtype(dtype: np.dtype[Any] | None) -> None:
+    """Refuse a dtype that scaled values cannot have."""
+    if dtype is not None and dtype.name not in ("float32", "float64"):
+        msg = f"dtype must be float32 or float64 where values are normalised, got {dtype}"
+        raise ValueError(msg)
 
 
 def median_total(totals: Sequence[np.ndarray]) -> float:

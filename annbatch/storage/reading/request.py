@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
     from annbatch.storage.chunks.arrays import StoredArray
+    from annbatch.storage.far.fetch import Cancel
     from annbatch.storage.pool import BufferPool
 
 __all__ = ["CSRBlock", "Part", "read_csr", "read_dense"]
@@ -89,6 +90,7 @@ def read_csr(
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,
     pool: BufferPool | None = None,
+    cancel: Cancel | None = None,
     scale: Scale | None = None,
     totals: np.ndarray | None = None,
 ) -> list[CSRBlock]:
@@ -108,6 +110,8 @@ def read_csr(
         Threads to decode with; None: the CPUs this process may use.
     pool
         Where the big arrays come from; None: fresh memory.
+    cancel
+        Set from another thread, ends the waiting for a far store with ``Abandoned``.
     scale
         What is done to the values. They are then float32, or float64 when that is the ``dtype``. None: they stay.
     totals
@@ -130,7 +134,7 @@ def read_csr(
     IndexError
         A row number is out of range.
     """
-    request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, sparse=True)
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, cancel, sparse=True)
     lengths = request.row_lengths()
     blocks = request.compacted(request.stage(lengths)) if request.drops_or_reorders else request.fill_csr(lengths)
     request.hand_out_totals()
@@ -145,6 +149,7 @@ def read_dense(
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,
     pool: BufferPool | None = None,
+    cancel: Cancel | None = None,
     scale: Scale | None = None,
     totals: np.ndarray | None = None,
 ) -> list[np.ndarray]:
@@ -152,7 +157,7 @@ def read_dense(
 
     Parameters
     ----------
-    parts, edges, dtype, num_threads, pool, scale, totals
+    parts, edges, dtype, num_threads, pool, cancel, scale, totals
         As in :func:`read_csr`. The sources are all dense or all sparse. Repeated columns of a sparse row add up, after
         each value was scaled.
     n_var
@@ -169,7 +174,7 @@ def read_dense(
         As in :func:`read_csr`.
     """
     sparse = bool(parts) and parts[0].source.is_sparse
-    request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, sparse=sparse)
+    request = _Request(parts, edges, n_var, dtype, num_threads, pool, scale, totals, cancel, sparse=sparse)
     if not sparse:
         batches = request.fill_dense()
     elif type_code(request.dtype) >= 0:
@@ -202,6 +207,7 @@ class _Request:
         pool: BufferPool | None,
         scale: Scale | None,
         totals: np.ndarray | None,
+        cancel: Cancel | None = None,
         *,
         sparse: bool,
     ) -> None:
@@ -219,6 +225,7 @@ class _Request:
             _check_columns(part, self.n_var)
         self.dtype = native(np.dtype(dtype)) if dtype is not None else common_dtype(p.source.dtype for p in self.parts)
         self._empty = np.empty if pool is None else pool.empty
+        self._cancel = cancel
         self._scaling: RowScaling | None = None
         self._totals = totals
         if scale or totals is not None:
@@ -353,7 +360,7 @@ class _Request:
                 Job(source.data, value_plan, value_chunk, self.dtype, rows=table, scaling=scaling),
                 Job(source.indices, column_plan, column_chunk, index_dtype, source.shape[1], part.columns),
             ]
-        run(jobs, self.num_threads)
+        run(jobs, self.num_threads, self._cancel)
         for dest, table in added_up:
             self._row_totals[dest] = table["total"]
 
@@ -384,7 +391,7 @@ class _Request:
             if totals is not None:
                 added_up.append((dest, totals))
             jobs.append(DenseJob(values, columns, plan, address[dest], row_bytes, totals, self._scaling))
-        run_dense(jobs, self.num_threads)
+        run_dense(jobs, self.num_threads, self._cancel)
         for dest, totals in added_up:
             self._row_totals[dest] = totals
         return batches
@@ -411,6 +418,7 @@ class _Request:
             n_var=max(widths),
             dtype=self.dtype,
             num_threads=self.num_threads,
+            cancel=self._cancel,
         )
         for part, width, block in zip(others, widths, blocks, strict=True):
             in_memory = open_matrix(replace(block, shape=(len(part.rows), width)).to_scipy())
@@ -420,7 +428,14 @@ class _Request:
     def densified_by_numpy(self) -> list[np.ndarray]:
         """Do the same for dtypes that the kernels do not compute with (float16, complex)."""
         batches, _ = self._new_dense()
-        blocks = read_csr(self.parts, self.edges, n_var=self.n_var, dtype=self.dtype, num_threads=self.num_threads)
+        blocks = read_csr(
+            self.parts,
+            self.edges,
+            n_var=self.n_var,
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+            cancel=self._cancel,
+        )
         for batch, block in zip(batches, blocks, strict=True):
             batch.fill(0)
             rows = np.repeat(np.arange(len(batch)), np.diff(block.indptr))
@@ -458,7 +473,7 @@ class _Request:
             )
             chunk_size = chunk_rows * row_stride
             jobs.append(Job(array, plan, chunk_size, self.dtype, None, part.columns, table, self._scaling))
-        run(jobs, self.num_threads)
+        run(jobs, self.num_threads, self._cancel)
         for dest, table in added_up:
             self._row_totals[dest] = table["total"]
         return batches

@@ -7,23 +7,29 @@ from typing import TYPE_CHECKING
 from annbatch.storage.dtypes import type_code
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import EngineDenseJob
+from annbatch.storage.far.reading import is_far, run_far, run_far_dense
 
 from .fallback import run_fallback
 
 if TYPE_CHECKING:
     from annbatch.storage.engine._plan import EngineJob, Failure
+    from annbatch.storage.far.fetch import Cancel
 
     from .jobs import DenseJob, Job
 
 __all__ = ["run", "run_dense"]
 
 
-def run(jobs: list[Job], num_threads: int) -> None:
-    """Read and place everything."""
+def run(jobs: list[Job], num_threads: int, cancel: Cancel | None = None) -> None:
+    """Read and place everything. `cancel` ends the waiting for far stores."""
     direct: list[Job] = []
+    far: list[Job] = []
     described: list[EngineJob] = []
     others: list[Job] = []
     for job in jobs:
+        if is_far(job) and job.engine_takes(job.array, job.target):
+            far.append(job)
+            continue
         description = job.for_engine()
         if description is None:
             others.append(job)
@@ -31,11 +37,16 @@ def run(jobs: list[Job], num_threads: int) -> None:
             direct.append(job)
             described.append(description)
     _check(_engine.run(described, num_threads), direct)
+    run_far(far, num_threads, cancel)
     run_fallback(others, num_threads)
 
 
-def run_dense(jobs: list[DenseJob], num_threads: int) -> None:
+def run_dense(jobs: list[DenseJob], num_threads: int, cancel: Cancel | None = None) -> None:
     """Read sparse rows and write them as dense ones, in the compiled engine."""
+    far = [job for job in jobs if is_far(job.values) or is_far(job.columns)]
+    if far:
+        jobs = [job for job in jobs if job not in far]
+        run_far_dense(far, num_threads, cancel)
     arrays: list[Job] = []
     described: list[EngineJob] = []
     dense: list[EngineDenseJob] = []

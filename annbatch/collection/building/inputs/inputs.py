@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LoadAdata = Callable[[Any], "ad.AnnData"]
 
 
-class _Files(NamedTuple):
+class _OnDisk(NamedTuple):
     """What the file system says of an input."""
 
     n_files: int
@@ -121,7 +121,7 @@ class InputSpec:
         files = self._files()
         return None if files is None else files.n_bytes
 
-    def _files(self) -> _Files | None:
+    def _files(self) -> _OnDisk | None:
         path = self._path()
         n_files = n_bytes = newest = 0
         try:
@@ -132,7 +132,7 @@ class InputSpec:
                 newest = max(newest, stat.st_mtime_ns)
         except OSError:
             return None
-        return _Files(n_files, n_bytes, newest)
+        return _OnDisk(n_files, n_bytes, newest)
 
     def _path(self) -> Path:
         """Where it is on this machine; no file has the name of what is elsewhere."""

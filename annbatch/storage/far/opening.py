@@ -1,0 +1,299 @@
+"""Opening what a URL leads to, in few round trips.
+
+zarr-python and h5py ask for one thing after the other. So what opening will need is fetched before they ask, all at a time,
+and kept until all is open.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .fetch import fetcher
+from .hdf5 import open_far_files
+from .options import FarOptions
+from .stores import fsspec_objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import h5py
+    import zarr
+
+    from .fetch import Fetcher
+    from .zarr_store import FarStore
+
+__all__ = ["Needs", "far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(::|://)")
+_HDF5_NAMES = (".h5ad", ".h5", ".hdf5")
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Datasets that are looked for at a time where a store cannot list what it holds.
+_PROBED = 32
+
+
+def is_url(path: Any) -> bool:
+    """Whether a path names something that is not a file of this machine."""
+    return isinstance(path, str) and _URL.match(path) is not None and not path.startswith("file://")
+
+
+def open_urls(urls: Sequence[str], options: FarOptions | None = None) -> list[h5py.File | zarr.Group]:
+    """Open HDF5 files and Zarr groups at URLs, all together.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is neither at a URL.
+    PermissionError
+        The store refuses to tell.
+    ImportError
+        The library that knows this kind of URL is not installed.
+    CorruptDataError
+        What is there is damaged.
+    """
+    from .zarr_store import FarStore
+
+    options = FarOptions() if options is None else options
+    kinds = _kinds(urls, options)
+    files = open_far_files([_object_at(url, options) for url, kind in zip(urls, kinds, strict=True) if kind], options)
+    stores = [FarStore(_zarr_store(url, options), options) for url, kind in zip(urls, kinds, strict=True) if not kind]
+    _fetch_together([(store, ["zarr.json", ".zgroup", ".zattrs", ".zmetadata"]) for store in stores])
+    opened_files, opened_stores = iter(files), iter(stores)
+    return [
+        next(opened_files).open() if kind else _open_zarr(next(opened_stores), url)
+        for url, kind in zip(urls, kinds, strict=True)
+    ]
+
+
+def _kinds(urls: Sequence[str], options: FarOptions) -> list[bool]:
+    """Say of each URL whether an HDF5 file is there: by its name, or by what its first bytes are."""
+    found = {}
+    unclear = []
+    for url in urls:
+        path = url.partition("?")[0].rstrip("/")
+        if path.endswith(_HDF5_NAMES) or path.endswith(".zarr"):
+            found[url] = path.endswith(_HDF5_NAMES)
+        else:
+            unclear.append(url)
+    if unclear:
+        places = [_object_at(url, options) for url in unclear]
+        calls = [lambda objects=objects, key=key: objects.read_start(key, 8) for objects, key in places]
+        answers = _queue(options).gather(calls, unclear)
+        for url, answer in zip(unclear, answers, strict=True):
+            found[url] = not isinstance(answer, BaseException) and bytes(answer[0]) == _SIGNATURE
+    return [found[url] for url in urls]
+
+
+def _open_zarr(store: FarStore, url: str) -> zarr.Group:
+    import zarr
+
+    try:
+        return zarr.open_group(store, mode="r")
+    except FileNotFoundError as error:
+        if store.refused is not None:
+            msg = f"{url}: {store.refused}"
+            raise PermissionError(msg) from error
+        msg = f"there is no Zarr group at {url}"
+        raise FileNotFoundError(msg) from error
+
+
+def _object_at(url: str, options: FarOptions) -> tuple[Any, str]:
+    files, path = _file_system(url, options)
+    protocol = files.protocol if isinstance(files.protocol, str) else files.protocol[0]
+    if protocol in ("http", "https"):
+        # A query belongs to the object and not to a folder.
+        return fsspec_objects(files, path), ""
+    root, _, key = path.rpartition("/")
+    return fsspec_objects(files, root), key
+
+
+def _file_system(url: str, options: FarOptions) -> tuple[Any, str]:
+    store = _zarr_store(url, options)
+    return store.fs, store.path
+
+
+def _zarr_store(url: str, options: FarOptions) -> Any:
+    from zarr.storage import FsspecStore
+
+    given = dict(options.storage_options or {})
+    try:
+        return FsspecStore.from_url(url, storage_options=given, read_only=True)
+    except ImportError as error:
+        msg = f"{url} needs fsspec and the package that knows such URLs: pip install 'annbatch[remote]' ({error})"
+        raise ImportError(msg) from error
+
+
+def _queue(options: FarOptions) -> Fetcher:
+    assert isinstance(options.max_in_flight, int)
+    return fetcher(options.max_requests, options.max_in_flight)
+
+
+def far_group(group: zarr.Group, options: FarOptions | None = None) -> zarr.Group:
+    """Return a group of any store so that it is read as far ones are; a local one as it is."""
+    import zarr
+    from zarr.storage import LocalStore, MemoryStore
+
+    from .zarr_store import FarStore
+
+    store = group.store
+    if isinstance(store, LocalStore | MemoryStore) or (
+        isinstance(store, FarStore) and options in (None, store.far_options)
+    ):
+        return group
+    inner = store._store if isinstance(store, FarStore) else store  # noqa: SLF001 (ours)
+    return zarr.open_group(FarStore(inner, options), path=group.path, mode="r")
+
+
+# -- what opening will need
+
+
+class Needs:
+    """What will be read of an AnnData group when it is opened.
+
+    Attributes
+    ----------
+    frames
+        By name, ``obs`` or ``var``: the columns, or None for all.
+    matrices
+        Paths of matrices, such as ``"X"`` and ``"layers/counts"``.
+    without_index
+        Frames whose row names are not read.
+    """
+
+    def __init__(
+        self,
+        frames: Mapping[str, Sequence[str] | None],
+        matrices: Sequence[str],
+        without_index: Sequence[str] = (),
+    ) -> None:
+        self.frames, self.matrices, self.without_index = dict(frames), list(matrices), without_index
+
+
+@contextmanager
+def fetched_ahead(groups: Sequence[Any], needs: Needs) -> Iterator[None]:
+    """Fetch what opening groups will need, of all of them together; groups that are not far are left alone."""
+    far = [(group, group.store) for group in groups if _is_far(group)]
+    try:
+        _fetch_together([(store, _metadata_keys(group, needs)) for group, store in far])
+        _fetch_together([(store, _column_metadata_keys(group, needs)) for group, store in far])
+        _fetch_together([(store, _data_keys(group, needs)) for group, store in far])
+        yield
+    finally:
+        for _, store in far:
+            store.forget()
+
+
+def find_datasets(group: zarr.Group) -> list[str]:
+    """Return the names of the datasets of a collection, also where the store cannot list them."""
+    if _is_far(group) and not _is_consolidated(group):
+        store: FarStore = group.store  # type: ignore[assignment]
+        for first in range(0, 10**6, _PROBED):
+            names = [f"dataset_{number}" for number in range(first, first + _PROBED)]
+            if not store.can_list:
+                _fetch_together([(store, [f"{_path(group, name)}/zarr.json" for name in names])])
+            if not store.has(f"{_path(group, names[-1])}/zarr.json"):
+                break
+    return list(group)
+
+
+def _is_far(group: Any) -> bool:
+    store = getattr(group, "store", None)
+    return store is not None and hasattr(store, "far_options")
+
+
+def _is_consolidated(group: zarr.Group) -> bool:
+    return getattr(group.metadata, "consolidated_metadata", None) is not None
+
+
+def _path(group: zarr.Group, *names: str) -> str:
+    return "/".join(part for part in (group.path, *names) if part)
+
+
+def _fetch_together(wanted: Sequence[tuple[FarStore, Sequence[str]]]) -> None:
+    """Fetch keys of several stores: those of one store, or of stores with the same limits, in one round."""
+    by_store: dict[int, tuple[FarStore, list[str]]] = {}
+    for store, keys in wanted:
+        by_store.setdefault(id(store), (store, []))[1].extend(keys)
+    together = [(store, key) for store, keys in by_store.values() for key in dict.fromkeys(keys) if store.lacks(key)]
+    if not together:
+        return
+    calls = [lambda store=store, key=key: store.objects.read_all(key) for store, key in together]
+    answers = together[0][0].queue.gather(calls, [store.objects.text(key) for store, key in together])
+    for (store, key), answer in zip(together, answers, strict=True):
+        store.keep(key, answer)
+
+
+_MATRIX_PARTS = ("", "/data", "/indices", "/indptr")
+# Of a categorical column, the usual group; the parts of others are few and asked for when they are met.
+_COLUMN_PARTS = ("", "/codes", "/categories")
+
+
+def _documents(group: zarr.Group, path: str) -> list[str]:
+    """Return the keys of the metadata of a node."""
+    whole = _path(group, path)
+    if group.metadata.zarr_format == 3:
+        return [f"{whole}/zarr.json".lstrip("/")]
+    return [f"{whole}/{name}".lstrip("/") for name in (".zgroup", ".zarray", ".zattrs")]
+
+
+def _metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
+    if _is_consolidated(group):
+        return []
+    paths = [*needs.frames, "layers", "obsm", "raw", "raw/X", "raw.X", "raw/var"]
+    paths += [path + part for path in needs.matrices for part in _MATRIX_PARTS]
+    return [key for path in paths for key in _documents(group, path)]
+
+
+def _frame_columns(frame: Any, columns: Sequence[str] | None) -> list[str]:
+    """Return the names of stored arrays that a table is read from; none when it is no group."""
+    attrs = dict(frame.attrs) if hasattr(frame, "group_keys") else {}
+    if "_index" not in attrs or "column-order" not in attrs:
+        return []
+    stored = [str(name) for name in attrs["column-order"]]
+    return [str(attrs["_index"]), *(stored if columns is None else [name for name in columns if name in stored])]
+
+
+def _column_metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
+    if _is_consolidated(group):
+        return []
+    return [
+        key
+        for frame, columns in needs.frames.items()
+        if frame in group
+        for number, name in enumerate(_frame_columns(group[frame], columns))
+        for part in (_COLUMN_PARTS if number else ("",))
+        for key in _documents(group, f"{frame}/{name}{part}")
+    ]
+
+
+def _data_keys(group: zarr.Group, needs: Needs) -> list[str]:
+    keys: list[str] = []
+    for frame, columns in needs.frames.items():
+        if frame in group:
+            elem = group[frame]
+            names = _frame_columns(elem, columns)
+            for name in names[1:] if frame in needs.without_index else names:
+                keys += _keys_under(elem, name)
+    for path in needs.matrices:
+        if path in group:
+            elem = group[path]
+            if hasattr(elem, "group_keys"):
+                keys += _keys_under(elem, "indptr")
+    return keys
+
+
+def _keys_under(parent: Any, name: str) -> list[str]:
+    """Return the keys of all objects of an array, or of the arrays that an encoded column consists of."""
+    if name not in parent:
+        return []
+    elem = parent[name]
+    if hasattr(elem, "group_keys"):
+        parts = ("codes", "categories") if "codes" in elem else ("values", "mask")
+        return [key for part in parts for key in _keys_under(elem, part)]
+    from itertools import product
+
+    stored = elem.shards or elem.chunks
+    grid = product(*(range(-(-n // c)) for n, c in zip(elem.shape, stored, strict=True)))
+    prefix = f"{elem.path}/" if elem.path else ""
+    return [prefix + elem.metadata.encode_chunk_key(at) for at in grid]

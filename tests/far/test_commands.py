@@ -1,0 +1,41 @@
+"""The command line on URLs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from annbatch.cli import main
+
+
+@pytest.mark.parametrize("name", ["cells.zarr", "cells_0.h5ad"])
+def test_info(name, server, folder, capsys):
+    found = []
+    for path in (f"{server.url}/{name}", str(folder / name)):
+        assert main(["info", path, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    far, local = found
+    assert far.pop("bytes_on_disk") is None
+    del far["path"], local["path"], local["bytes_on_disk"]
+    assert far == local
+    assert main(["info", f"{server.url}/{name}"]) == 0
+    assert "rows x 40 genes\n" in capsys.readouterr().out
+
+
+def test_bench_says_how_many_requests_to_make_and_what_they_cost(server, capsys):
+    given = ["bench", f"{server.url}/cells.zarr", "--batch-size", "50", "--seconds", "0.05", "--quiet"]
+    assert main([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"chunk_size", "preload_nchunks", "max_requests", "prefetch"} == found["recommended"].keys()
+    assert all(row["requests_per_million_rows"] > 0 and row["bytes_per_row"] > 0 for row in found["requests"])
+    assert main(given) == 0
+    assert "requests per million rows" in capsys.readouterr().out
+
+
+def test_wrong_use(server, capsys):
+    assert main(["info", f"{server.url}/nothing.zarr"]) == 1
+    assert "no Zarr group at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["info", f"{server.url}/cells.zarr", "--storage-options", "[]"])
+    assert "must be a JSON object, got '[]'" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""How often opening has to wait for an answer before it can ask on, and what it does not read."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from annbatch import DatasetCollection, Loader
+from benchmarks.far.server import RangeServer
+from tests.cells import cells, full_cells, write
+
+HOLD = 0.3
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("twenty")
+    write(full_cells(100, 10, seed=0), folder / "a.h5ad")
+    DatasetCollection(folder / "cells.zarr").add_adatas([folder / "a.h5ad"], dataset_size=5, progress=False)
+    return folder
+
+
+def test_twenty_datasets_take_three_round_trips(twenty):
+    with RangeServer(twenty, hold=HOLD) as server:
+        loader = Loader(layers=["twice"], obsm=["pca"], max_requests=1000).use_collection(f"{server.url}/cells.zarr")
+        assert len(loader._table.lengths) == 20
+        assert server.n_rounds <= 3
+
+
+def test_a_collection_without_consolidated_metadata_takes_few_too(twenty, tmp_path):
+    """Those of earlier versions, and of other programs."""
+    import json
+
+    shutil.copytree(twenty / "cells.zarr", tmp_path / "cells.zarr")
+    root = tmp_path / "cells.zarr/zarr.json"
+    metadata = json.loads(root.read_text())
+    del metadata["consolidated_metadata"]
+    root.write_text(json.dumps(metadata))
+    with RangeServer(tmp_path, hold=HOLD) as server:
+        loader = Loader(max_requests=2000).use_collection(f"{server.url}/cells.zarr")
+        assert len(loader._table.lengths) == 20
+        assert server.n_rounds <= 5
+
+
+def test_several_files_are_opened_together(tmp_path):
+    for number in range(5):
+        write(cells(20, seed=number), tmp_path / f"{number}.h5ad")
+    with RangeServer(tmp_path, hold=HOLD) as server:
+        Loader().add_paths([f"{server.url}/{number}.h5ad" for number in range(5)])
+        assert server.n_rounds <= 2
+
+
+@pytest.mark.parametrize("columns", [[], ["label"]])
+def test_columns_that_nobody_asked_for_are_not_read(columns, twenty):
+    with RangeServer(twenty) as server:
+        Loader(obs_columns=columns).use_collection(f"{server.url}/cells.zarr")
+        read = {path.split("/obs/")[1].split("/")[0] for _, path, _ in server.requests if "/obs/" in path}
+    assert read - {"_index", "zarr.json"} == set(columns)
+
+
+def test_a_collection_that_grew_shows_all(tmp_path):
+    write(cells(30, seed=0, prefix="a"), tmp_path / "a.h5ad")
+    write(cells(20, seed=1, prefix="b"), tmp_path / "b.h5ad")
+    with RangeServer(tmp_path) as server:
+        for name, n_obs in (("a", 30), ("b", 50)):
+            DatasetCollection(tmp_path / "cells.zarr").add_adatas([tmp_path / f"{name}.h5ad"], progress=False)
+            loader = Loader(batch_size=10, chunk_size=10, preload_nchunks=1).use_collection(f"{server.url}/cells.zarr")
+            assert loader.n_obs == n_obs
+            assert sum(batch["X"].shape[0] for batch in loader) == n_obs
+    # zarr-python sees the same.
+    import zarr
+
+    assert sorted(zarr.open_group(tmp_path / "cells.zarr", mode="r")) == ["dataset_0", "dataset_1"]
+    assert np.ndim(zarr.open_group(tmp_path / "cells.zarr", mode="r")["dataset_1/X/data"][:]) == 1

@@ -19,7 +19,6 @@ except ImportError:
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from annbatch.abc import Sampler
 
 __all__ = ["AnnDataModule"]
 

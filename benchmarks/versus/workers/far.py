@@ -33,8 +33,9 @@ def peer_batches(given: dict[str, Any]) -> Iterable[Any]:
     """The peer on a zarr group of an fsspec store, with all the concurrency that zarr-python gives it."""
     import anndata as ad
     import zarr
-    from annbatch import DatasetCollection, Loader
     from zarr.storage import FsspecStore
+
+    from annbatch import DatasetCollection, Loader
 
     zarr.config.set({"async.concurrency": 128})
     ad.settings.remove_unused_categories = False

@@ -25,7 +25,7 @@ define in_copy
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-quick test-debug sanitize lint format bench bench-quick versus docs test-integration clean help
+.PHONY: demo test test-slow test-debug sanitize lint format bench bench-quick versus docs test-integration clean help
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,17 +33,17 @@ help:  ## this list
 demo: $(VENV)/built  ## build a collection from real cells, train a classifier on it, show what came out
 	$(BIN)/annbatch demo $(ARGS)
 
-test: $(VENV)/test  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
-
-test-quick: $(VENV)/test  ## the tests that are not marked slow
+test: $(VENV)/test  ## the tests, without those marked slow: under six minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/test  ## long statistical and stress tests: damage, kills, ranks, full disks
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # The same tests with bounds checks on, in a copy of the sources, so that the modules that were built here stay as they are.
 test-debug: $(VENV)/test  ## the tests with bounds checks on in the kernels
 	$(call in_copy,debug)
 	cd $(VENV)/debug && export ANNBATCH_CYTHON_DEBUG=1 PYTHONPATH="$(CURDIR)/$(VENV)/debug" && \
-	../bin/python setup.py --quiet build_ext --inplace && ../bin/python -m pytest -p no:cacheprovider $(ARGS)
+	../bin/python setup.py --quiet build_ext --inplace && ../bin/python -m pytest -m "not slow" -p no:cacheprovider $(ARGS)
 
 lint: $(VENV)/dev $(VENV)/test  ## ruff, cython-lint, mypy, codespell, the order of imports: what every change must pass
 	$(BIN)/ruff check .

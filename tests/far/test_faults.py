@@ -179,7 +179,8 @@ def test_a_pass_that_is_left_ends_at_once(prefetch, server):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are started with it ignored
 from annbatch import Loader
 from annbatch.storage.far import http
 http.TIMEOUT_S = 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -34,7 +35,12 @@ def shared(name, **arguments):
 
 
 def rows_of(batches):
-    return [np.asarray(batch["index"]).tolist() for batch in batches]
+    rows = [np.asarray(batch["index"]).tolist() for batch in batches]
+    # CPython 3.11 may wait for ever in a process that was forked at the moment when a thread of its parent ended.
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(timeout=5)
+    return rows
 
 
 def in_workers(loader, n_workers):

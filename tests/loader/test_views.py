@@ -432,9 +432,9 @@ def test_a_random_half_reads_each_stored_chunk_once_a_request(tmp_path, monkeypa
     view = Loader(**settings).add_paths([tmp_path / "a.zarr"]).subset(np.random.default_rng(0).random(2000) < 0.5)
     read, run = [], request.run
 
-    def noted(jobs, num_threads):
+    def noted(jobs, *arguments):
         read.append([job.plan.tasks["chunk"].tolist() for job in jobs])
-        return run(jobs, num_threads)
+        return run(jobs, *arguments)
 
     monkeypatch.setattr(request, "run", noted)
     index = np.concatenate([batch["index"] for batch in view])

@@ -519,7 +519,7 @@ class TestPlaces:
         assert collection.is_empty
         collection.add_adatas(two[1], dataset_size=60, **QUIET)
         check_rows(DatasetCollection(group), two[0])
-        collection.add_adatas(two[1], **QUIET)
+        collection.add_adatas(two[1], if_exists="add", **QUIET)
         assert len(collection) == 3
 
     def test_group_inside_a_store(self, tmp_path, two):

@@ -130,6 +130,8 @@ class Lock:
         """Let go."""
         if self._descriptor in _descriptors:
             _descriptors.discard(self._descriptor)
+            # Not only closed: a child that is being forked has the same file open until it has closed it, too.
+            _unlock(self._descriptor)
             os.close(self._descriptor)
 
 
@@ -148,3 +150,16 @@ def _lock(descriptor: int, *, shared: bool) -> None:
         if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
             raise BlockingIOError from error
         raise
+
+
+def _unlock(descriptor: int) -> None:
+    """Let go of a lock that this process may have."""
+    with suppress(OSError):
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -295,7 +295,7 @@ cdef dict kept_errors = {}
 
 cdef int decode_chunk(const job_t *job, const task_t *task, const char *source, int64_t n, scratch_t *scratch,
                       const char **decoded, PyObject **error) noexcept nogil:
-    """Decode ``n`` bytes, which are in scratch buffer 0 or in none; the result is in one of the others, or where it was."""
+    """Decode ``n`` bytes, in scratch buffer 0 or in none; the result is in one of the others, or where it was."""
     cdef const table_t *table = &job.table
     cdef int step, at = 0, kind, status
     cdef int64_t size, capacity = table.chunk_bytes + 64

@@ -3,7 +3,8 @@
 Pointers of 8 bytes a row are what a large matrix costs in memory. A length fits 1 or 2 bytes nearly always, and the
 lengths of the rows before it in a block of 64 are added up faster than another cache line is fetched.
 
-The faces, `annbatch.storage.row_pointers` and `annbatch.storage.text`, check; the twins are in `tests/reference/ragged.py`.
+The faces, `annbatch.storage.row_pointers` and `annbatch.storage.text`, check; the twins are in
+`tests/reference/ragged.py`.
 """
 
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -82,7 +83,8 @@ def keep_lengths(const pointer_t[::1] pointers not None, Py_ssize_t first_row, l
                 block_start[row >> BLOCK_SHIFT] = <int64_t> pointers[i]
 
 
-def decode_texts(const uint8_t[::1] data not None, const int64_t[::1] start not None, const int64_t[::1] length not None):
+def decode_texts(const uint8_t[::1] data not None, const int64_t[::1] start not None,
+                 const int64_t[::1] length not None):
     """Return the texts (UTF-8) that begin at ``start`` and take ``length`` bytes, as a list of str."""
     cdef Py_ssize_t i, n = start.shape[0]
     cdef list texts = [None] * n

@@ -24,8 +24,8 @@ from libc.string cimport memcpy, memset
 
 from ._plan cimport (
     CANNOT_READ, CHANGED, CHECKSUM, COLUMN, CUT_SHORT, DAMAGED, DENSIFY, FINE, LOSSY, MEMORY, PYTHON, WRONG_SIZE,
-    densify_fn, extent_t, fetched_t, finish_piece, piece_t, place_piece, placing_t, scale_row, scaling_t, set_placing, set_scaling,
-    stamp_t, stretch_t, task_t,
+    densify_fn, extent_t, fetched_t, finish_piece, piece_t, place_piece, placing_t, scale_row, scaling_t, set_placing,
+    set_scaling, stamp_t, stretch_t, task_t,
 )
 
 from ._plan import Failure

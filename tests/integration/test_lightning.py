@@ -119,6 +119,23 @@ def test_a_checkpoint_in_mid_epoch_goes_on_bit_for_bit(paths, tmp_path):
         assert torch.equal(resumed.layer.weight, whole.layer.weight)
 
 
+# Not 10, the end of an epoch: a Trainer that max_steps stopped there gives the next epoch one batch when it goes on.
+@pytest.mark.parametrize("steps", [1, 4, 13])
+def test_a_checkpoint_of_a_trainer_that_was_stopped_by_max_steps_goes_on_too(paths, tmp_path, steps):
+    def run(max_steps, checkpoint=None):
+        torch.manual_seed(0)
+        model, runner = Model(), trainer(max_steps=max_steps, max_epochs=10)
+        runner.fit(model, AnnDataModule(train=make_loader(paths)), ckpt_path=checkpoint)
+        return model, runner
+
+    whole, _ = run(25)
+    first, runner = run(steps)
+    runner.save_checkpoint(tmp_path / "middle.ckpt")
+    second, _ = run(25, str(tmp_path / "middle.ckpt"))
+    assert first.trained + second.trained == whole.trained
+    assert torch.equal(second.layer.weight, whole.layer.weight)
+
+
 def test_what_is_wrong_is_said_at_once(paths):
     with pytest.raises(ValueError, match="at least one of train, validation, test and predict must be given, got none"):
         AnnDataModule()

@@ -501,6 +501,10 @@ class Table:
             raise KeyError(msg)
         return frame[list(columns)].take(rows)
 
+    def obs_columns(self) -> list[str]:
+        """Name the columns of obs that any dataset has, whether or not batches have them. Opens the files."""
+        return list(dict.fromkeys(name for home in self.obs_homes if home is not None for name in home.columns))
+
     def labels_of_rows(self, name: str, parameter: str) -> tuple[np.ndarray, pd.Index]:
         """Codes (-1: missing) of all rows of an obs column, and the labels that they number, sorted.
 

@@ -229,6 +229,8 @@ class Dataset:
             missing = [part for part in (*(["X"] if wanted.x else []), "obs", "var") if part not in group]
         if missing:
             msg = f"{name} must be an AnnData with X, obs and var, but it has no {' and no '.join(missing)}"
+            if is_marked(group.attrs):
+                msg += ": it is a collection, pass it to use_collection"
             raise ValueError(msg)
         # The second is how AnnData wrote it before 0.7.
         with storage.damage_named(name):
@@ -501,6 +503,10 @@ class Table:
             raise KeyError(msg)
         return frame[list(columns)].take(rows)
 
+    def obs_columns(self) -> list[str]:
+        """Name the columns of obs that any dataset has, whether or not batches have them. Opens the files."""
+        return list(dict.fromkeys(name for home in self.obs_homes if home is not None for name in home.columns))
+
     def labels_of_rows(self, name: str, parameter: str) -> tuple[np.ndarray, pd.Index]:
         """Codes (-1: missing) of all rows of an obs column, and the labels that they number, sorted.
 
@@ -570,7 +576,15 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
             )
             raise ValueError(msg)
         return [collection[name] for name in sorted_datasets(storage.find_datasets(collection))]
-    return list(collection)
+    groups = list(collection)
+    for group in groups:
+        if not hasattr(group, "attrs"):
+            msg = (
+                "collection must be one DatasetCollection, or a zarr group or path that holds one, got "
+                f"{type(collection).__name__} with {group!r} ({type(group).__name__}) in it"
+            )
+            raise TypeError(msg)
+    return groups
 
 
 def _in_memory(frame: Any) -> Any:

@@ -552,6 +552,10 @@ class Loader(IterableStyle):
             raise ValueError(msg)
         if not self._view.n_obs:
             msg = f"obs_filter={self._wanted.obs_filter!r}: no row of the {len(table.lengths)} datasets passes it"
+            there = table.obs_columns()
+            unknown = [column for column in self._wanted.obs_filter if column not in there]
+            if unknown:
+                msg += f"; no dataset has {', '.join(map(repr, unknown))}, there is {there}"
             raise ValueError(msg)
         return self._view
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from annbatch._shared.args import levels_to_user
+from annbatch._shared.collection_format import is_marked
 from annbatch._shared.row_filter import passing
 from annbatch.storage import FarOptions, Needs, fetched_ahead, is_store, is_url, open_group, open_groups, open_matrix
 from annbatch.storage.frames import FrameReader, Labels
@@ -101,6 +102,8 @@ def open_files(
                 for name in ("obs", "var"):
                     if name not in group:
                         msg = f"path_list: {path} is no AnnData file: it has no {name}"
+                        if is_marked(group.attrs):
+                            msg += ". It is a collection: pass the paths of its datasets (dataset_0, dataset_1, ...)"
                         raise ValueError(msg)
                 reader = FrameReader(group["obs"])
                 columns.update(reader.columns)

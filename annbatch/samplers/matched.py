@@ -32,6 +32,8 @@ class MatchedSampler(ClassBasedSampler):
     class, in proportion to how many chunks begin there; within both, every chunk of `chunk_size` neighbouring rows
     has the same chance. The control rows are chunks of control rows of that context, each with the same chance. Rows come
     with replacement. Of a batch ``X``, ``X[:batch_size]`` are treated and ``X[batch_size:]`` are controls, both in random order.
+    A last batch of fewer treated rows begins its controls earlier: leave it out with `drop_last`, or choose a `num_samples` that
+    `batch_size` divides.
 
     Parameters
     ----------

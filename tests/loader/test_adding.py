@@ -14,7 +14,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annbatch import ClassSampler, Loader, SequentialSampler
+from annbatch import ClassSampler, DatasetCollection, Loader, MappedCollection, SequentialSampler
 from tests.cells import as_array, full_cells, write
 
 from .loaders import small_loader, with_sorted_labels
@@ -442,6 +442,30 @@ def test_what_is_no_collection_is_refused(tmp_path):
 
 
 # -- copies
+
+
+def test_a_collection_in_the_wrong_place_is_called_one(tmp_path):
+    path = str(tmp_path / "c.zarr")
+    paths = []
+    for number in range(2):
+        paths.append(str(tmp_path / f"{number}.h5ad"))
+        cells = ad.AnnData(np.ones((6, 3), "float32"))
+        cells.obs_names = [f"{number}_{row}" for row in range(6)]
+        cells.write_h5ad(paths[-1])
+    DatasetCollection(path).add_adatas(paths, progress=False)
+    loader = Loader(batch_size=2)
+    with pytest.raises(
+        ValueError, match=r"c\.zarr must be an AnnData .*: it is a collection, pass it to use_collection"
+    ):
+        loader.add_paths([path])
+    with pytest.raises(
+        TypeError, match=r"collection must be one DatasetCollection, .*, got list with '.*c\.zarr' \(str\)"
+    ):
+        loader.use_collection([path])
+    with pytest.raises(ValueError, match=r"c\.zarr is no AnnData .*It is a collection: pass the paths of its datasets"):
+        MappedCollection([path])
+    loader.use_collection(path)
+    assert loader.n_obs == len(MappedCollection([f"{path}/dataset_0"])) == 12
 
 
 def test_copy_shares_data_but_not_the_sampler_that_replaces_its_own():

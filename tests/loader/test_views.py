@@ -221,6 +221,19 @@ def test_filters_that_are_wrong():
     assert bare.n_obs == 0
 
 
+def test_a_filter_that_names_a_column_that_is_not_there_says_so(tmp_path):
+    paths = [write(part, tmp_path / f"{number}.h5ad") for number, part in enumerate(PARTS[:2])]
+    for loader in (
+        small_loader(obs_filter={"celltype": "B"}).add_adatas(PARTS[:2]),
+        small_loader(obs_filter={"celltype": "B"}, obs_columns=[]).add_paths(paths),
+    ):
+        with pytest.raises(ValueError, match=r"passes it; no dataset has 'celltype', there is \['label', .*\]"):
+            len(loader)
+    loader = small_loader(obs_filter={"label": "C"}).add_adatas(PARTS)
+    with pytest.raises(ValueError, match="passes it$"):
+        len(loader)
+
+
 def test_a_filter_that_all_rows_pass_costs_no_memory():
     loader = small_loader(obs_filter={"label": ["B", "T", "NK"]}).add_adatas(PARTS)
     assert loader._view.is_all

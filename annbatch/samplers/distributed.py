@@ -235,11 +235,11 @@ class DistributedSampler(Sampler):
             self._check_rows(n_obs)
             if not self._reshuffle:
                 part.mask = self._piece(n_obs)
-                share = Share(number=number, n_rows=self._n_rows_each(part, n_obs))
-                if part._replacement or not self._covers(n_obs):
-                    part._num_samples = self._samples_of_rank()
-                else:
-                    part._num_samples = None
+                drawn = part._replacement or not self._covers(n_obs)
+                part._num_samples = self._samples_of_rank() if drawn else None
+                # Samples are dealt out evenly already, and may be more than a piece has rows.
+                n_rows = self._n_rows_each(part, n_obs) if part._num_samples is None else None
+                share = Share(number=number, n_rows=n_rows)
         part._share = share
         return part
 

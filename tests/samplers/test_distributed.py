@@ -150,6 +150,16 @@ def test_num_samples_of_a_range_sampler_is_shared_too():
         assert [sum(map(len, shard)) for shard in shards] == [30, 30, 30]
 
 
+@pytest.mark.parametrize("n_obs", [30, 100])
+def test_a_piece_is_drawn_from_with_replacement_as_often_as_asked_for(n_obs):
+    sampler = random(num_samples=401, replacement=True)
+    for equal, n_rows in ((True, [133, 133, 133]), (False, [134, 134, 133])):
+        shared = ranks(sampler, 3, reshuffle=False, enforce_equal_batches=equal)
+        shards = passes(shared, n_obs)
+        assert [sum(map(len, shard)) for shard in shards] == n_rows
+        assert [one.n_batches(n_obs) for one in shared] == [len(shard) for shard in shards]
+
+
 @pytest.mark.parametrize("make", [classes, lambda seed=0: random(seed, replacement=True, num_samples=300)])
 def test_ranks_draw_from_independent_streams_also_with_one_seed(make):
     firsts = [tuple(shard[0].tolist()) for shard in passes(ranks(make(), 6), 400)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from annbatch import storage
 from annbatch.storage import Scale
 from annbatch.storage.reading import totals as totals_module
+from annbatch.storage.reading.median import median_total
 from tests.cells import csr_attrs, csr_parts, random_csr
 from tests.reference.rows import scaled_rows
 
@@ -234,3 +235,9 @@ def test_arguments_that_make_no_sense_are_refused():
     assert not Scale()
     (block,) = read(matrix.astype("int32"), scale=Scale())
     assert block.data.dtype == np.int32, "nothing is done to the values"
+
+
+@pytest.mark.parametrize("totals", [[1.0, np.nan], [-3.0, -1.0], [1.0, np.inf, np.inf]])
+def test_a_median_that_rows_cannot_be_scaled_to_is_refused_in_words(totals):
+    with pytest.raises(ValueError, match='normalize_total="median" needs totals with a finite median > 0'):
+        median_total([np.array(totals, dtype=np.float32)])

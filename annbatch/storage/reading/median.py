@@ -45,9 +45,18 @@ def median_total(totals: Sequence[np.ndarray]) -> float:
     """Return the median of the totals of all rows, as ``scanpy.pp.normalize_total`` takes it of a CSR matrix.
 
     1 where it would be 0: where most rows are empty there is no such thing as a typical row.
+
+    Raises
+    ------
+    ValueError
+        When it is negative or not finite: rows cannot be scaled to that.
     """
     every = np.concatenate(totals) if len(totals) else np.empty(0)
-    return (float(np.median(every)) if len(every) else 0.0) or 1.0
+    median = (float(np.median(every)) if len(every) else 0.0) or 1.0
+    if not 0 < median < np.inf:
+        msg = f'normalize_total="median" needs totals with a finite median > 0, got {median}: are these counts?'
+        raise ValueError(msg)
+    return median
 
 
 def totals_with_progress(

@@ -68,12 +68,12 @@ def is_intact(path: Path) -> bool:
     try:
         arrays = [entry for value in _catalogue(path)["fields"].values() for entry in _arrays_of(value)]
         with path.open("rb", buffering=0) as file:
-            return all(_has_checksums(file, entry) for entry in arrays)
+            return all(_matches_checksums(file, entry) for entry in arrays)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _has_checksums(file: FileIO, entry: dict[str, Any]) -> bool:
+def _matches_checksums(file: FileIO, entry: dict[str, Any]) -> bool:
     n_left = np.dtype(entry["dtype"]).itemsize * prod(entry["shape"])
     file.seek(entry["offset"])
     for checksum in entry["crc32c"]:

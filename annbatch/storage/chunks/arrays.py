@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from annbatch.storage.claims import check_claim, check_folder
-from annbatch.storage.dtypes import as_bytes, native
+from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
@@ -154,7 +154,7 @@ class MemoryArray(StoredArray):
     def _make_table(self) -> ChunkTable | None:
         shape = (self.read_rows, *self.shape[1:])
         grid = (-(-self.shape[0] // self.read_rows),) + (1,) * (len(shape) - 1)
-        return ChunkTable(shape, grid, self.dtype.itemsize, memory=as_bytes(self.array))
+        return ChunkTable(shape, grid, self.dtype.itemsize, memory=flat_bytes(self.array))
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         view: np.ndarray = self.array[start:stop]

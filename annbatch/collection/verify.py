@@ -20,7 +20,7 @@ from annbatch.storage.frames import FrameReader
 from annbatch.storage.manifest import MANIFEST, dataset_damage, has_manifest
 from annbatch.storage.reading.proving import prove
 
-from .manifest import seal
+from .manifest import write_manifest
 
 if TYPE_CHECKING:
     import os
@@ -177,7 +177,7 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
         _restore(before)
         return report
     for folder in before:
-        seal(folder, add_checksums=False)
+        write_manifest(folder, add_checksums=False)
     return report
 
 

@@ -99,12 +99,12 @@ class StoredArray(ABC):
         spans = []
         for cell, position in enumerate(np.ndindex(*grid)):
             first = [p * c for p, c in zip(position, inside, strict=True)]
-            extent = [min(c, n - f) for c, n, f in zip(inside, whole, first, strict=True)]
-            for line in np.ndindex(*extent[:-1]):
+            n_here = [min(c, n - f) for c, n, f in zip(inside, whole, first, strict=True)]
+            for line in np.ndindex(*n_here[:-1]):
                 at = (*line, 0)
                 source = sum(i * stride for i, stride in zip(at, inside_strides, strict=True))
                 target = sum((f + i) * stride for f, i, stride in zip(first, at, whole_strides, strict=True))
-                spans.append((cell, source, target, extent[-1]))
+                spans.append((cell, source, target, n_here[-1]))
         return np.array(spans, SPAN)
 
     def read(self, start: int, stop: int) -> np.ndarray:

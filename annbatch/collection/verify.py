@@ -14,10 +14,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from annbatch._shared.collection_format import H5AD_SUFFIX, is_marked, sorted_datasets
-from annbatch.storage import CorruptDataError, available_cpus, is_store, open_matrix
+from annbatch.storage import CorruptDataError, available_cpus, open_matrix
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
 from annbatch.storage.manifest import MANIFEST, dataset_damage, has_manifest
+from annbatch.storage.opening import check_is_store
 from annbatch.storage.reading.proving import prove
 
 from .manifest import write_manifest
@@ -252,9 +253,7 @@ def _opened(path: Path) -> h5py.File | zarr.Group:
     """Open without a look at the manifest, which was compared before."""
     import zarr
 
-    if not is_store(path):
-        msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
-        raise CorruptDataError(msg)
+    check_is_store(path)
     with damage_named(str(path)):
         return zarr.open_group(path, mode="r", use_consolidated=False) if path.is_dir() else h5py.File(path, "r")
 

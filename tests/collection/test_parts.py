@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from annbatch._shared.args import as_bytes, as_rows_or_bytes
+from annbatch._shared.running_sum import starts_of
 from annbatch.collection.building._pack import place_rows, whole_range
 from annbatch.collection.building.columns import sort_keys
-from annbatch.collection.building.fields import Ragged, WholeRange, decode_text, encode_text, place_ragged, starts_of
+from annbatch.collection.building.fields import Ragged, WholeRange, decode_text, encode_text, place_ragged
 from annbatch.collection.building.plan import block_edges, cut_by_bytes, dataset_edges, destinations, plan_bytes
 from tests.reference import pack as twins
 

@@ -9,12 +9,6 @@ option                    where                                  why it does not
 ``shuffle_chunk_size``    ``DatasetCollection.add_adatas``       every row is shuffled by itself
 ========================  =====================================  =========================================================
 
-``to_torch`` (Loader), ``rng`` as an integer seed (samplers) and ``obs_filter`` as a pair (MappedCollection) do have a meaning;
-they warn and name what to write instead.
+``to_torch`` (Loader), ``rng`` as an integer seed (samplers), ``n_iters`` (samplers; use ``n_batches``) and ``obs_filter`` as a
+pair (MappedCollection) do have a meaning; they warn and name what to write instead.
 """
-
-from __future__ import annotations
-
-__all__ = ["ACCEPTED_WITHOUT_EFFECT"]
-
-ACCEPTED_WITHOUT_EFFECT = ("cache_categories", "parallel", "torch_worker_init_fn", "shuffle_chunk_size")

@@ -1,4 +1,4 @@
-"""Sealing a dataset: every array gets its checksums, and the dataset a manifest of its files (see storage/manifest.py)."""
+"""What makes a dataset one that notices damage: every array gets its checksums, and the dataset a manifest (storage/manifest.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def seal(folder: Path, *, add_checksums: bool = True) -> None:
+def write_manifest(folder: Path, *, add_checksums: bool = True) -> None:
     """Give a finished dataset its manifest.
 
     Arrays that have no checksums, as those that anndata writes, get them here: their files, one for each chunk, grow by

@@ -13,13 +13,15 @@ import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
-from annbatch.storage import CorruptDataError, available_cpus, is_store, open_matrix
+from annbatch._shared.collection_format import H5AD_SUFFIX, is_marked, sorted_datasets
+from annbatch.storage import CorruptDataError, available_cpus, open_matrix
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
 from annbatch.storage.manifest import MANIFEST, dataset_damage, has_manifest
+from annbatch.storage.opening import check_is_store
 from annbatch.storage.reading.proving import prove
 
-from .manifest import seal
+from .manifest import write_manifest
 
 if TYPE_CHECKING:
     import os
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Damage", "Report", "accept", "show", "verify"]
 
 _MOST_SHOWN = 50
-# HDF5's numbers of filters that notice damage: fletcher32, and deflate, which ends with a checksum of its own.
-_CHECKING_FILTERS = ("fletcher32", "gzip")
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
         _restore(before)
         return report
     for folder in before:
-        seal(folder, add_checksums=False)
+        write_manifest(folder, add_checksums=False)
     return report
 
 
@@ -208,20 +208,21 @@ def _datasets(path: Path, report: Report) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    below = [p for p in path.iterdir() if re.fullmatch(r"dataset_\d+(\.h5ad)?", p.name)]
-    if not below:
+    found = {child.name for child in path.iterdir()}
+    folders, files = sorted_datasets(found), sorted_datasets(found, H5AD_SUFFIX)
+    if not folders and not files:
         yield path
         return
     document = path / "zarr.json"
-    if any(not p.suffix for p in below):
+    if folders:
         try:
             attributes = json.loads(document.read_bytes())["attributes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             report.damage.append(Damage(str(document), "", None, None, f"cannot be read: {error!r}"))
         else:
-            if attributes.get("encoding-type") != "annbatch-preshuffled":
+            if not is_marked(attributes):
                 report.damage.append(Damage(str(document), "", None, None, "does not say that this is a collection"))
-    yield from sorted(below, key=lambda p: int(p.stem.removeprefix("dataset_")))
+    yield from (path / name for name in (*folders, *files))
 
 
 def _verify_dataset(path: Path, report: Report, read: Callable[[int], object], num_threads: int) -> None:
@@ -252,9 +253,7 @@ def _opened(path: Path) -> h5py.File | zarr.Group:
     """Open without a look at the manifest, which was compared before."""
     import zarr
 
-    if not is_store(path):
-        msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
-        raise CorruptDataError(msg)
+    check_is_store(path)
     with damage_named(str(path)):
         return zarr.open_group(path, mode="r", use_consolidated=False) if path.is_dir() else h5py.File(path, "r")
 
@@ -360,7 +359,8 @@ def _verify_frames(path: Path, group: Any, report: Report) -> None:
 def _has_checksums(elem: Any) -> bool:
     """Whether a change to the bytes of any chunk is found by the format itself."""
     if isinstance(elem, h5py.Dataset):
-        return bool(elem.fletcher32) or elem.compression in _CHECKING_FILTERS
+        # Deflate ends with a checksum of its own.
+        return bool(elem.fletcher32) or elem.compression == "gzip"
     codecs = elem.metadata.to_dict().get("codecs")
     if codecs is None:
         return any(step.get("id") in ("gzip", "zlib", "crc32c") for step in _version_2_steps(elem))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.args import as_numeric, levels_to_user
-from annbatch._shared.collection_format import SOURCE_DTYPE, is_marked, sorted_datasets
+from annbatch._shared.collection_format import MARKER, SOURCE_DTYPE, is_marked, sorted_datasets
 from annbatch._shared.labels import encode_together
 from annbatch._shared.row_filter import passing
 from annbatch.storage.frames import FrameReader
@@ -572,7 +572,7 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
         if not is_marked(collection.attrs):
             msg = (
                 "collection must be a DatasetCollection, or a zarr group or path that holds one, got a group without "
-                "the attribute 'encoding-type': 'annbatch-preshuffled'; use add_paths for a single AnnData"
+                f"the attribute 'encoding-type': {MARKER['encoding-type']!r}; use add_paths for a single AnnData"
             )
             raise ValueError(msg)
         return [collection[name] for name in sorted_datasets(storage.find_datasets(collection))]

@@ -27,6 +27,7 @@ from annbatch._shared.row_filter import as_conditions
 from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
+from annbatch.storage.cpus import threads_each
 
 from .annotations import Covariates, LabelTables, as_wanted_labels
 from .arguments import as_sampler
@@ -780,7 +781,7 @@ class Loader(IterableStyle):
     def _reader(self, table: Table) -> BatchReader:
         worker = current_worker()
         # Asked once a pass: the answer comes from files.
-        num_threads = self._num_threads or max(1, storage.available_cpus() // (worker.count if worker else 1))
+        num_threads = self._num_threads or threads_each(1 if worker is None else worker.count)
         if self._device is not None:
             if worker is not None and not self._device.startswith("cpu"):
                 msg = (

@@ -1,4 +1,4 @@
-"""Sides of a split (training, validation, test): what was asked for, what came out, and the way from one to the other."""
+"""Sides of a division of rows (training, validation, test): what was asked for, what came out, and the way from one to the other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TOLERANCE = Fraction(1, 10**6)
 
 @dataclass(frozen=True)
 class WantedSides:
-    """The sides of a split as they were asked for.
+    """The sides of a division as they were asked for.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class Sides(dict[str, Any]):
 
 
 class Division(NamedTuple):
-    """What became of a split.
+    """What became of a division.
 
     Attributes
     ----------

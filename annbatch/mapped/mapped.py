@@ -13,7 +13,8 @@ import pandas as pd
 from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
 from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
-from annbatch.storage import BufferPool, FarOptions, available_cpus
+from annbatch.storage import BufferPool, FarOptions
+from annbatch.storage.cpus import threads_each
 from annbatch.storage.frames import Labels
 from annbatch.storage.reading.median import check_scaled_dtype
 
@@ -572,7 +573,7 @@ class MappedCollection(MapStyle):
         pid = os.getpid()
         if self._threads_of[0] != pid:
             worker = current_worker()
-            self._threads_of = (pid, max(1, available_cpus() // (1 if worker is None else worker.count)))
+            self._threads_of = (pid, threads_each(1 if worker is None else worker.count))
         return self._threads_of[1]
 
     def _merged(self, key: str) -> LabelColumn | NumberColumn:

@@ -15,10 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Deal", "Stretch", "without"]
+__all__ = ["Deal", "Interval", "without"]
 
 # Places, half open.
-Stretch = tuple[int, int]
+Interval = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -32,10 +32,10 @@ class Deal:
 
     Attributes
     ----------
-    stretches
+    intervals
         The places that are dealt out, ascending: int64, (n, 2), half open.
     passed
-        Places in all stretches before each one, and in all: int64, n + 1.
+        Places in all intervals before each one, and in all: int64, n + 1.
     request_rows
         Rows of a load request, a multiple of the batch size.
     world_size
@@ -45,21 +45,21 @@ class Deal:
     tails
         Rows of each rank's tail.
     gap
-        The rows that are left out, counted over all stretches.
+        The rows that are left out, counted over all intervals.
     """
 
-    stretches: np.ndarray
+    intervals: np.ndarray
     passed: np.ndarray
     request_rows: int
     world_size: int
     n_rounds: int
     tails: tuple[int, ...]
-    gap: Stretch
+    gap: Interval
 
     @classmethod
     def of(
         cls,
-        stretches: Sequence[Stretch] | np.ndarray,
+        intervals: Sequence[Interval] | np.ndarray,
         *,
         request_rows: int,
         batch_size: int,
@@ -69,7 +69,7 @@ class Deal:
         n_rows_each: int | None = None,
         left_out_at: Callable[[int], int],
     ) -> Deal:
-        """Deal the places in `stretches` out.
+        """Deal the places in `intervals` out.
 
         Parameters
         ----------
@@ -82,8 +82,8 @@ class Deal:
         left_out_at
             Called with a number `n`, returns where in [0, n) the rows that are left out begin.
         """
-        stretches = np.array(stretches, dtype=np.int64).reshape(-1, 2)
-        passed = np.append(0, np.cumsum(stretches[:, 1] - stretches[:, 0]))
+        intervals = np.array(intervals, dtype=np.int64).reshape(-1, 2)
+        passed = np.append(0, np.cumsum(intervals[:, 1] - intervals[:, 0]))
         n_rows = int(passed[-1])
         n_rounds = max(n_rows // (world_size * request_rows) - 1, 0)
         head = n_rounds * world_size * request_rows
@@ -98,15 +98,15 @@ class Deal:
         tails = tuple(unit * (each + (rank < left_over)) for rank in range(world_size))
         n_left_out = n_rows - head - sum(tails)
         first = head + (left_out_at(n_rows - head - n_left_out + 1) if n_left_out else sum(tails))
-        return cls(stretches, passed, request_rows, world_size, n_rounds, tails, (first, first + n_left_out))
+        return cls(intervals, passed, request_rows, world_size, n_rounds, tails, (first, first + n_left_out))
 
     def n_rows(self, rank: int) -> int:
         """Rows that `rank` does."""
         return self.n_rounds * self.request_rows + self.tails[rank]
 
-    def places(self, rank: int, first: int, last: int) -> list[Stretch]:
+    def places(self, rank: int, first: int, last: int) -> list[Interval]:
         """Places of the rank's own rows [first, last), in order."""
-        found: list[Stretch] = []
+        found: list[Interval] = []
         in_requests = self.n_rounds * self.request_rows
         while first < min(last, in_requests):
             number, offset = divmod(first, self.request_rows)
@@ -124,9 +124,9 @@ class Deal:
             self._add(found, start + n_before + n_skipped, stop + n_skipped)
         return found
 
-    def rest(self, n_done: int) -> list[Stretch]:
+    def rest(self, n_done: int) -> list[Interval]:
         """What remains of the pass, ascending, once every rank has done its first `n_done` rows."""
-        left: list[Stretch] = []
+        left: list[Interval] = []
         number, offset = divmod(n_done, self.request_rows)
         if number < self.n_rounds:
             for request in range(number * self.world_size, (number + 1) * self.world_size):
@@ -141,11 +141,11 @@ class Deal:
                 left.append((start, stop))
         return left
 
-    def _add(self, found: list[Stretch], first: int, last: int) -> None:
-        """Add rows [first, last), counted over all stretches, as places."""
+    def _add(self, found: list[Interval], first: int, last: int) -> None:
+        """Add rows [first, last), counted over all intervals, as places."""
         number = int(np.searchsorted(self.passed, first, side="right")) - 1
         while first < last:
-            start, passed = int(self.stretches[number, 0]), int(self.passed[number])
+            start, passed = int(self.intervals[number, 0]), int(self.passed[number])
             stop = min(last, int(self.passed[number + 1]))
             place = start + first - passed
             if found and found[-1][1] == place:
@@ -156,9 +156,9 @@ class Deal:
             number += 1
 
 
-def without(stretches: Sequence[Stretch], places: np.ndarray) -> np.ndarray:
-    """Take single places out of ascending stretches that hold them all."""
+def without(intervals: Sequence[Interval], places: np.ndarray) -> np.ndarray:
+    """Take single places out of ascending intervals that hold them all."""
     places = np.sort(places)
-    given = np.array(stretches, dtype=np.int64).reshape(-1, 2)
+    given = np.array(intervals, dtype=np.int64).reshape(-1, 2)
     starts, stops = np.sort(np.append(given[:, 0], places + 1)), np.sort(np.append(given[:, 1], places))
     return np.stack([starts, stops], axis=1)[starts < stops]

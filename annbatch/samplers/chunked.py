@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from annbatch.types import LoadRequest
 
-    from ._deal import Stretch
+    from ._deal import Interval
     from ._order import ChunkOrder
 
 __all__ = ["RandomSampler", "SequentialSampler"]
@@ -80,7 +80,7 @@ class _RangeSampler(SeekableSampler):
     def _deal(self, n_obs: int, part: PassPart, left_out_at: Callable[[int], int] | None = None) -> Deal:
         """Say what this rank does of a pass."""
         share = self._share
-        stretches: Sequence[Stretch] | np.ndarray = [(0, self._n_rows(n_obs))]
+        intervals: Sequence[Interval] | np.ndarray = [(0, self._n_rows(n_obs))]
         for number, (world_size, n_requests, n_batches) in enumerate([*part.legs, (share.world_size, 0, 0)]):
 
             def drawn(n: int, number: int = number) -> int:
@@ -91,7 +91,7 @@ class _RangeSampler(SeekableSampler):
                 return int(streams.integers(Draw.LEFT_OUT, 0, n, 1)[0])
 
             deal = Deal.of(
-                stretches,
+                intervals,
                 request_rows=self._request_rows,
                 batch_size=self._batch_size,
                 world_size=world_size,
@@ -101,9 +101,9 @@ class _RangeSampler(SeekableSampler):
                 left_out_at=left_out_at or drawn,
             )
             if number < len(part.legs):
-                stretches = deal.rest(n_requests * self._request_rows)
+                intervals = deal.rest(n_requests * self._request_rows)
                 if n_batches:
-                    stretches = without(stretches, self._places_done(deal, part, number))
+                    intervals = without(intervals, self._places_done(deal, part, number))
         return deal
 
     def _places_done(self, deal: Deal, part: PassPart, leg: int) -> np.ndarray:
@@ -116,7 +116,7 @@ class _RangeSampler(SeekableSampler):
             first = n_requests * self._request_rows
             last = min(first + self._request_rows, n_rows)
             if first < last:
-                places = np.concatenate([np.arange(*stretch) for stretch in deal.places(rank, first, last)])
+                places = np.concatenate([np.arange(*interval) for interval in deal.places(rank, first, last)])
                 positions = self._positions(streams, n_requests * deal.world_size + rank, len(places))
                 done.append(places[positions[: n_batches * self._batch_size]])
         return np.concatenate(done)
@@ -125,7 +125,7 @@ class _RangeSampler(SeekableSampler):
         """Rows of load request `number`, in the order in which its batches take them."""
         return streams.shuffled(Draw.POSITIONS, number, n_rows, n_rows) if self.shuffle else np.arange(n_rows)
 
-    def _rows_at(self, places: Sequence[Stretch], start: int, order: ChunkOrder) -> list[slice] | np.ndarray:
+    def _rows_at(self, places: Sequence[Interval], start: int, order: ChunkOrder) -> list[slice] | np.ndarray:
         """Turn places of a pass over the range that begins at row `start` into requests."""
         size = self._chunk_size
         parts = []
@@ -212,9 +212,9 @@ class SequentialSampler(_RangeSampler):
         per_request = self._request_rows // self._batch_size
         for first in range(part.first_request * per_request, len(batches), per_request):
             places = [
-                stretch
+                interval
                 for batch in batches[first : first + per_request]
-                for stretch in deal.places(rank, batch * self._batch_size, min((batch + 1) * self._batch_size, n_rows))
+                for interval in deal.places(rank, batch * self._batch_size, min((batch + 1) * self._batch_size, n_rows))
             ]
             n_requested = sum(stop - begin for begin, stop in places)
             yield {

@@ -285,7 +285,7 @@ class ClassBasedSampler(SeekableSampler):
 class ClassSampler(ClassBasedSampler):
     """Draws batches of one class each, with replacement.
 
-    A class is drawn by weight for every ``lcm(chunk_size, batch_size)`` rows, the shortest stretch over which chunk edges
+    A class is drawn by weight for every ``lcm(chunk_size, batch_size)`` rows, the fewest rows over which chunk edges
     and batch edges meet again, so no batch mixes classes. Within the class, every chunk of `chunk_size` neighbouring rows
     that lies inside a run of the class has the same chance. The rows of each batch are shuffled.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["available_cpus"]
+__all__ = ["available_cpus", "threads_each"]
 
 
 def available_cpus(*, root: Path = Path("/")) -> int:
@@ -28,6 +28,11 @@ def available_cpus(*, root: Path = Path("/")) -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(root)
     return max(1, allowed if quota is None else min(allowed, int(quota)))
+
+
+def threads_each(n_workers: int) -> int:
+    """Threads for each of so many workers that read at a time, at least 1."""
+    return max(1, available_cpus() // n_workers)
 
 
 def _cgroup_quota(root: Path) -> float | None:

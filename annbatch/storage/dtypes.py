@@ -49,7 +49,7 @@ def cast_exactly(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         out = np.empty(values.shape, dtype)
         whole = np.array([(0, out.ctypes.data, values.size, -1, -1)], PIECE)
         placing = Placing(source, target, values.itemsize, out.itemsize)
-        exact = _rows.place(as_bytes(values), 0, whole, placing) < 0
+        exact = _rows.place(flat_bytes(values), 0, whole, placing) < 0
     else:
         with np.errstate(all="ignore"):
             out = values.astype(dtype)
@@ -67,6 +67,6 @@ def lossy(source: np.dtype, target: np.dtype) -> str:
     return f"dtype={target.name} cannot hold all values, which are stored as {source.name}; choose a wider dtype"
 
 
-def as_bytes(array: np.ndarray) -> np.ndarray:
+def flat_bytes(array: np.ndarray) -> np.ndarray:
     """View a C-contiguous array as flat bytes, also when it is empty."""
     return array.reshape(-1).view(np.uint8)

@@ -54,7 +54,7 @@ class Labels(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Column:
+class _StoredColumn:
     """Where a column lies: ``values`` alone, numbered ``categories``, or ``values`` under a ``mask``."""
 
     values: Any
@@ -93,7 +93,7 @@ class FrameReader:
     def __init__(self, elem: Any, readable: Callable[[Any], Any] | None = None) -> None:
         self._elem = elem
         self._readable = readable
-        self._found: dict[str, _Column] = {}
+        self._found: dict[str, _StoredColumn] = {}
         if _is_group(elem):
             with damage_named(_location(elem)):
                 attributes = dict(elem.attrs)
@@ -204,7 +204,7 @@ class FrameReader:
             raise TypeError(msg)
         if _holds_numbers(column):
             return _factorize_numbers(
-                _read_raw(column), None if column.mask is None else _read_raw(_Column(column.mask))
+                _read_raw(column), None if column.mask is None else _read_raw(_StoredColumn(column.mask))
             )
         with self._naming(name):
             return _factorize_text(column)
@@ -236,7 +236,7 @@ class FrameReader:
         values = _read_raw(column)
         if column.mask is None:
             return values
-        mask = _read_raw(_Column(column.mask)).astype(bool)
+        mask = _read_raw(_StoredColumn(column.mask)).astype(bool)
         return np.where(mask, np.nan, values) if mask.any() else values
 
     def check(self, name: str) -> None:
@@ -261,7 +261,7 @@ class FrameReader:
             msg = f"no column {name!r} in {_location(self._elem)}; columns: {', '.join(self.columns) or 'none'}"
             raise KeyError(msg)
 
-    def _column(self, name: str) -> _Column:
+    def _column(self, name: str) -> _StoredColumn:
         """Find a column and see that it has one value per row: NumPy would stretch a single one over all rows."""
         if name in self._found:
             return self._found[name]
@@ -285,25 +285,25 @@ class FrameReader:
         self._found[name] = column
         return column
 
-    def _stored(self, name: str) -> _Column:
+    def _stored(self, name: str) -> _StoredColumn:
         if not _is_group(self._elem):
-            return _Column(self._elem, name, categories=self._uns_categories(name))
+            return _StoredColumn(self._elem, name, categories=self._uns_categories(name))
         if name not in self._elem:
             msg = f"column {name!r} of {_location(self._elem)} is listed but not stored: the file is damaged"
             raise CorruptDataError(msg)
         elem = self._elem[name]
         if not _is_group(elem):
             if "categories" not in elem.attrs:
-                return _Column(elem)
+                return _StoredColumn(elem)
             # An object reference in HDF5, a path from the table in Zarr; both are keys of the table's group.
             categories = self._elem[elem.attrs["categories"]]
-            return _Column(elem, categories=categories, ordered=bool(categories.attrs.get("ordered", False)))
+            return _StoredColumn(elem, categories=categories, ordered=bool(categories.attrs.get("ordered", False)))
         if "codes" in elem and "categories" in elem:
             ordered = bool(elem.attrs.get("ordered", False))
-            return _Column(elem["codes"], categories=_unmasked(elem["categories"]), ordered=ordered)
+            return _StoredColumn(elem["codes"], categories=_unmasked(elem["categories"]), ordered=ordered)
         if "values" in elem:
-            return _Column(elem["values"], mask=elem.get("mask"), na_is_nan=elem.attrs.get("na-value") == "NaN")
-        return _Column(elem)
+            return _StoredColumn(elem["values"], mask=elem.get("mask"), na_is_nan=elem.attrs.get("na-value") == "NaN")
+        return _StoredColumn(elem)
 
     def _uns_categories(self, name: str) -> Any:
         """Categories of a column of a compound array, if ``uns`` has some that its codes number.
@@ -315,7 +315,7 @@ class FrameReader:
         if "uns" not in parent or key not in parent["uns"]:
             return None
         found = parent["uns"][key]
-        return found if _all_number(_Column(self._elem, name), int(np.prod(found.shape))) else None
+        return found if _all_number(_StoredColumn(self._elem, name), int(np.prod(found.shape))) else None
 
     def _read(self, name: str, rows: slice) -> Any:
         column = self._column(name)
@@ -334,11 +334,11 @@ class FrameReader:
             values = _decoded(_read_raw(column, rows))
         if column.mask is None:
             return values
-        return _masked(values, _read_raw(_Column(column.mask), rows).astype(bool), na_is_nan=column.na_is_nan)
+        return _masked(values, _read_raw(_StoredColumn(column.mask), rows).astype(bool), na_is_nan=column.na_is_nan)
 
-    def _categories(self, column: _Column, name: str) -> np.ndarray:
+    def _categories(self, column: _StoredColumn, name: str) -> np.ndarray:
         with self._naming(name):
-            return _decoded(_read_raw(_Column(column.categories))).reshape(-1)
+            return _decoded(_read_raw(_StoredColumn(column.categories))).reshape(-1)
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -431,7 +431,7 @@ def _unmasked(elem: Any) -> Any:
     return elem["values"] if _is_group(elem) else elem
 
 
-def _holds_numbers(column: _Column) -> bool:
+def _holds_numbers(column: _StoredColumn) -> bool:
     if _is_group(column.values):
         return False
     dtype = column.values.dtype if column.field is None else column.values.dtype[column.field]
@@ -443,7 +443,7 @@ def _number(codes: np.ndarray, n_categories: int) -> bool:
     return codes.size == 0 or bool(codes.min() >= -1 and codes.max() < n_categories)
 
 
-def _all_number(column: _Column, n_categories: int) -> bool:
+def _all_number(column: _StoredColumn, n_categories: int) -> bool:
     """Whether a whole column holds codes of so many categories."""
     if column.values.dtype[column.field].kind not in "iu":
         return False
@@ -452,7 +452,7 @@ def _all_number(column: _Column, n_categories: int) -> bool:
     return all(_number(_read_raw(column, rows), n_categories) for rows in pieces)
 
 
-def _read_raw(column: _Column, rows: slice | tuple[()] = ()) -> np.ndarray:
+def _read_raw(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray:
     """Read values without turning bytes into text; ``rows=()`` reads all of an array of any shape."""
     where = _location(column.values)
     try:
@@ -465,7 +465,7 @@ def _read_raw(column: _Column, rows: slice | tuple[()] = ()) -> np.ndarray:
         raise CorruptDataError(str(error).replace(where, f"{where}, chunk {chunk}", 1)) from error
 
 
-def _read_unchecked(column: _Column, rows: slice | tuple[()]) -> np.ndarray:
+def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarray:
     values = column.values
     if column.field is None:
         return np.asarray(values[rows])
@@ -474,7 +474,7 @@ def _read_unchecked(column: _Column, rows: slice | tuple[()]) -> np.ndarray:
     return np.asarray(values[rows][column.field])
 
 
-def _damaged_chunk(column: _Column, rows: slice | tuple[()]) -> int | None:
+def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None:
     """Number of the first chunk that cannot be read, where the array has chunks; looked for after a failure only."""
     chunks, shape = getattr(column.values, "chunks", None), column.values.shape
     if not chunks or len(shape) != 1:
@@ -546,7 +546,7 @@ def _factorize_numbers(values: np.ndarray, mask: np.ndarray | None) -> Labels:
     return Labels(codes.astype(code_dtype(len(categories))), np.asarray(categories))
 
 
-def _factorize_text(column: _Column) -> Labels:
+def _factorize_text(column: _StoredColumn) -> Labels:
     n_rows = column.values.shape[0]
     found: dict[str, int] = {}
     numbered: list[np.ndarray] = []

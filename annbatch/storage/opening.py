@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .far.hdf5 import FarFile
     from .far.options import FarOptions
 
-__all__ = ["home_of", "is_store", "open_group", "open_groups"]
+__all__ = ["check_is_store", "home_of", "is_store", "open_group", "open_groups"]
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
 _DOCUMENTS = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
@@ -35,6 +35,13 @@ def is_store(path: str | os.PathLike[str]) -> bool:
     if path.is_dir():
         return any((path / mark).is_file() for mark in _ZARR_MARKS)
     return path.is_file() and bool(h5py.is_hdf5(path))
+
+
+def check_is_store(path: Path) -> None:
+    """Raise CorruptDataError when a path is no store."""
+    if not is_store(path):
+        msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
+        raise CorruptDataError(msg)
 
 
 def open_groups(
@@ -96,9 +103,7 @@ def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = 
     if not path.exists():
         msg = f"no such file or folder: {path}"
         raise FileNotFoundError(msg)
-    if not is_store(path):
-        msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
-        raise CorruptDataError(msg)
+    check_is_store(path)
     with damage_named(str(path)):
         if not path.is_dir():
             return h5py.File(path, "r")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from annbatch._shared.running_sum import starts_of
+
 from .engine._ragged import BLOCK_ROWS, check_pointers, find_extents, keep_lengths
 from .errors import CorruptDataError
 
@@ -103,9 +105,7 @@ class RowPointers:
 
     def indptr(self) -> np.ndarray:
         """Return the row pointer in full: int64, n_obs + 1 entries."""
-        indptr = np.zeros(len(self.lengths) + 1, np.int64)
-        np.cumsum(self.lengths, out=indptr[1:])
-        return indptr
+        return starts_of(self.lengths)
 
     @property
     def nbytes(self) -> int:

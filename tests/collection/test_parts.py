@@ -13,22 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from annbatch._shared.args import as_bytes, as_rows_or_bytes
+from annbatch._shared.running_sum import starts_of
 from annbatch.collection.building._pack import place_rows, whole_range
 from annbatch.collection.building.columns import sort_keys
-from annbatch.collection.building.fields import Ragged, WholeRange, decode_text, encode_text, place_ragged, starts_of
+from annbatch.collection.building.fields import Ragged, WholeRange, decode_text, encode_text, place_ragged
 from annbatch.collection.building.plan import block_edges, cut_by_bytes, dataset_edges, destinations, plan_bytes
-
-
-def plain_whole_range(values):
-    """Twin of whole_range."""
-    values = values.astype(np.float64)
-    whole = bool(
-        np.all(np.isfinite(values))
-        and np.all(np.abs(values) < 2.0**63)
-        and np.all(np.trunc(values) == values)
-        and not np.any((values == 0) & np.signbit(values))
-    )
-    return (whole, int(values.min()), int(values.max())) if whole and values.size else (whole, 0, 0)
+from tests.reference import pack as twins
 
 
 @given(
@@ -42,7 +32,7 @@ def plain_whole_range(values):
 )
 def test_whole_range_equals_its_twin(values):
     whole, low, high = whole_range(values)
-    expected = plain_whole_range(values)
+    expected = twins.whole_range(values)
     assert whole == expected[0]
     if whole:
         assert (low, high) == expected[1:]

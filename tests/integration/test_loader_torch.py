@@ -107,9 +107,9 @@ def test_workers_share_the_pass_of_a_class_sampler(paths):
 
 
 def test_cpus_are_shared_out_among_workers(paths, monkeypatch):
-    from annbatch import storage
+    from annbatch.storage import cpus
 
-    monkeypatch.setattr(storage, "available_cpus", lambda: 7)
+    monkeypatch.setattr(cpus, "available_cpus", lambda: 7)
 
     def reported(n_workers, num_threads=None):
         def report(batch):

@@ -10,7 +10,9 @@ import pytest
 import scipy.sparse as sp
 
 from annbatch import DatasetCollection, Loader
+from annbatch.storage import Scale
 from tests.cells import as_array, full_cells, write
+from tests.reference.rows import scaled_rows
 
 from .loaders import small_loader
 
@@ -19,12 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 
 def scaled(counts, target_sum=None, *, log1p=False):
-    """The NumPy twin."""
-    values = np.asarray(counts, dtype=np.float64)
-    totals = values.sum(axis=1, keepdims=True)
-    if target_sum is not None:
-        values = values * np.where(totals > 0, target_sum / np.where(totals > 0, totals, 1), 1)
-    return np.log1p(values) if log1p else values
+    return scaled_rows(np.asarray(counts), Scale(target_sum, log1p=log1p))[0]
 
 
 def in_order(loader, part=lambda batch: as_array(batch["X"])):

@@ -401,8 +401,7 @@ def test_weights_of_several_keys_and_of_files_without_the_column(two):
 
 def test_joined_labels_of_one_name_are_told_apart(tmp_path):
     obs = pd.DataFrame({"p": ["a__b", "a", "a"], "q": ["c", "b__c", "c"]}, index=list("xyz"))
-    path = tmp_path / "a.h5ad"
-    ad.AnnData(np.ones((3, 1), "float32"), obs=obs).write_h5ad(path)
+    path = write(ad.AnnData(np.ones((3, 1), "float32"), obs=obs), tmp_path / "a.h5ad")
     with MappedCollection([path]) as m:
         assert m.get_label_weights(["p", "q"]).tolist() == [1, 1, 1]
         weights = m.get_label_weights(["p", "q"], return_categories=True)

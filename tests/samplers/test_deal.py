@@ -9,21 +9,21 @@ from hypothesis import strategies as st
 from annbatch.samplers._deal import Deal, without
 
 
-def listed(stretches):
-    return [place for first, last in stretches for place in range(first, last)]
+def listed(intervals):
+    return [place for first, last in intervals for place in range(first, last)]
 
 
 @st.composite
 def deals(draw):
     batch_size = draw(st.integers(1, 5))
-    stretches, place = [], 0
+    intervals, place = [], 0
     for _ in range(draw(st.integers(1, 4))):
         place += draw(st.integers(0, 3))
-        stretches.append((place, place := place + draw(st.integers(1, 60))))
+        intervals.append((place, place := place + draw(st.integers(1, 60))))
         place += 1
     where = draw(st.floats(0, 1, exclude_max=True))
     return {
-        "stretches": stretches,
+        "intervals": intervals,
         "batch_size": batch_size,
         "request_rows": batch_size * draw(st.integers(1, 4)),
         "world_size": draw(st.integers(1, 5)),
@@ -37,7 +37,7 @@ def deals(draw):
 def test_every_place_is_dealt_out_once_or_left_out(arguments):
     deal = Deal.of(**arguments)
     n_ranks, batch_size = arguments["world_size"], arguments["batch_size"]
-    everything = listed(arguments["stretches"])
+    everything = listed(arguments["intervals"])
     own = [listed(deal.places(rank, 0, deal.n_rows(rank))) for rank in range(n_ranks)]
     assert [len(places) for places in own] == [deal.n_rows(rank) for rank in range(n_ranks)]
     dealt = sorted(place for places in own for place in places)
@@ -82,9 +82,9 @@ def test_the_rest_is_what_no_rank_has_done(arguments, n_done):
 
 @given(deals(), st.data())
 def test_places_that_are_taken_out(arguments, data):
-    everything = listed(arguments["stretches"])
+    everything = listed(arguments["intervals"])
     taken = data.draw(st.lists(st.sampled_from(everything), unique=True))
-    left = without(arguments["stretches"], np.array(taken, dtype=np.int64))
+    left = without(arguments["intervals"], np.array(taken, dtype=np.int64))
     assert listed(left.tolist()) == sorted(set(everything) - set(taken))
 
 

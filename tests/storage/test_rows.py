@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annbatch.storage.dtypes import as_bytes, type_code
+from annbatch.storage.dtypes import flat_bytes, type_code
 from annbatch.storage.engine import _plan, _rows
 from annbatch.storage.engine._plan import PIECE, ArrayCut, Placing
 from tests.reference import ragged as twins
@@ -94,9 +94,9 @@ def test_indices_are_renumbered_and_checked(index_type, wide, renumber):
     pieces = np.array([(1, out.ctypes.data, 2, -1, -1), (3, out[2:].ctypes.data, 2, -1, -1)], PIECE)
     types = type_code(items.dtype), type_code(out.dtype)
     placing = Placing(*types, items.itemsize, out.itemsize, n_columns=6, columns=new)
-    assert _rows.place(as_bytes(items), 0, pieces, placing) == -1
+    assert _rows.place(flat_bytes(items), 0, pieces, placing) == -1
     np.testing.assert_array_equal(out, new[items[1:]] if renumber else items[1:])
-    assert _rows.place(as_bytes(items), 0, pieces, placing._replace(n_columns=5)) == 1
+    assert _rows.place(flat_bytes(items), 0, pieces, placing._replace(n_columns=5)) == 1
 
 
 @pytest.mark.parametrize("source_type", ["uint8", "int64", "float64"])
@@ -110,7 +110,7 @@ def test_columns_of_dense_rows_are_scattered_and_converted(source_type):
     expected[new[2:][new[2:] >= 0]] = items[2:][new[2:] >= 0]
     pieces = np.array([(2, out.ctypes.data, 4998, 2, -1)], PIECE)
     types = type_code(items.dtype), type_code(out.dtype)
-    assert _rows.place(as_bytes(items), 0, pieces, Placing(*types, items.itemsize, 4, columns=new)) == -1
+    assert _rows.place(flat_bytes(items), 0, pieces, Placing(*types, items.itemsize, 4, columns=new)) == -1
     np.testing.assert_array_equal(out, expected)
 
 

@@ -16,7 +16,7 @@ import zarr
 
 from annbatch import DatasetCollection, Loader, storage, write_sharded
 from annbatch.cli import main
-from annbatch.collection.manifest import seal
+from annbatch.collection.manifest import write_manifest
 from annbatch.collection.verify import verify
 from annbatch.storage import manifest
 from tests.cells import cells
@@ -160,7 +160,7 @@ def test_a_file_that_was_not_there_is_noticed(tmp_path):
     """All chunks of a column of fill values may be missing; one that appears later would be read."""
     array = zarr.create_array(tmp_path / "one.zarr/x", shape=(10,), chunks=(10,), dtype="i4", fill_value=0)
     zarr.open_group(tmp_path / "one.zarr", mode="a")
-    seal(tmp_path / "one.zarr")
+    write_manifest(tmp_path / "one.zarr")
     assert manifest.check_dataset(tmp_path / "one.zarr")
     array[:] = 1
     with pytest.raises(storage.CorruptDataError, match="was not there when the dataset was written"):
@@ -176,7 +176,7 @@ def test_thousands_of_files_are_cheap(tmp_path):
         path.write_bytes(b"\x01")
     del array
     zarr.open_group(tmp_path / "one.zarr", mode="a")
-    seal(tmp_path / "one.zarr", add_checksums=False)
+    write_manifest(tmp_path / "one.zarr", add_checksums=False)
     assert (tmp_path / "one.zarr/x/zarr.json").stat().st_size < 100_000
     start = time.process_time()
     assert manifest.check_dataset(tmp_path / "one.zarr")

@@ -84,7 +84,7 @@ def test_damage_in_an_h5ad(tmp_path):
 
 
 def test_codes_without_categories_and_columns_without_genes(tmp_path):
-    cells(50, 12).write_h5ad(tmp_path / "a.h5ad")
+    write(cells(50, 12), tmp_path / "a.h5ad")
     with h5py.File(tmp_path / "a.h5ad", "r+") as file:
         file["obs/cell_type/codes"][3] = 7
         file["X/indices"][5] = 12

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from annbatch._shared.collection_format import H5AD_SUFFIX
-from annbatch.collection.manifest import seal
+from annbatch.collection.manifest import write_manifest
 
 from .fields import WholeRange
 from .inputs.held import close_inputs
@@ -106,7 +106,7 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
             if task.sources:
                 write_sources(sink, task.sources)
         if sink_type is ZarrSink:
-            seal(part / task.name)
+            write_manifest(part / task.name)
         generation.keep_dataset(part, task.name, rows.n_obs)
     except BaseException:
         generation.drop(part)  # a disk that is full should not stay so because of half a dataset

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from annbatch._shared.running_sum import starts_of
 from annbatch.storage.dtypes import cast_exactly
 
 from ._pack import place_rows, whole_range
@@ -44,13 +45,6 @@ def size_of(field: Field) -> int:
     if isinstance(field, Ragged):
         return field.indptr.nbytes + sum(values.nbytes for values in field.values)
     return field.nbytes
-
-
-def starts_of(counts: Array) -> Array:
-    """Row pointers (int64, one longer) of rows with these counts."""
-    indptr = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=indptr[1:])
-    return indptr
 
 
 def place_ragged(section: Ragged, places: Array, out: Ragged) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch._shared.running_sum import starts_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -95,9 +97,7 @@ def block_edges(bytes_before: Array, most_bytes: int, row_step: int = 1) -> Arra
 
 def cut_by_bytes(row_bytes: Array, most_bytes: int) -> Array:
     """Edges of runs of rows that take at most ``most_bytes`` each; zero rows give no run."""
-    before = np.zeros(len(row_bytes) + 1, np.int64)
-    np.cumsum(row_bytes, out=before[1:])
-    return block_edges(before, most_bytes)
+    return block_edges(starts_of(row_bytes), most_bytes)
 
 
 def rng_of(seed: int, *key: int) -> np.random.Generator:

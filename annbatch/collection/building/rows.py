@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .fields import Array, Field, Ragged, place_ragged, starts_of
+from annbatch._shared.running_sum import starts_of
+
+from .fields import Array, Field, Ragged, place_ragged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.collection.manifest import seal
+from annbatch.collection.manifest import write_manifest
 
 from .assemble import AssembleTask, assemble
 from .deal import DealTask, deal
@@ -80,7 +80,7 @@ def write_adata(folder: Path, adata: ad.AnnData, layout: Layout, attributes: Map
         )
     )
     _write_rest(path, adata, opened, attributes)
-    seal(path)
+    write_manifest(path)
     return path
 
 

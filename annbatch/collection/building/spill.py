@@ -68,12 +68,12 @@ def is_intact(path: Path) -> bool:
     try:
         arrays = [entry for value in _catalogue(path)["fields"].values() for entry in _arrays_of(value)]
         with path.open("rb", buffering=0) as file:
-            return all(_has_checksums(file, entry) for entry in arrays)
+            return all(_matches_checksums(file, entry) for entry in arrays)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _has_checksums(file: FileIO, entry: dict[str, Any]) -> bool:
+def _matches_checksums(file: FileIO, entry: dict[str, Any]) -> bool:
     n_left = np.dtype(entry["dtype"]).itemsize * prod(entry["shape"])
     file.seek(entry["offset"])
     for checksum in entry["crc32c"]:
@@ -135,30 +135,30 @@ class Spill:
         self._n_rows = int(fields[_PLACES]["shape"][0])
         kinds = [(name, len(_arrays_of(value)), "indptr" in value) for name, value in fields.items()]
         types = [(entry["dtype"], tuple(entry["shape"][1:])) for entry in arrays]
-        self._layout = _layout(tuple(kinds), tuple(types))
+        self._arrays = _spill_arrays(tuple(kinds), tuple(types))
 
     def find(self, start: int, stop: int) -> tuple[int, int]:
         """Rows of the block, half open, whose places are in ``[start, stop)``."""
-        array = self._layout.first[_PLACES]
+        array = self._arrays.first[_PLACES]
         # Looked up where they lie: that reads a few pages instead of all places.
-        places = np.memmap(self._path, self._layout.types[array][0], "r", int(self._offsets[array]), (self._n_rows,))
+        places = np.memmap(self._path, self._arrays.types[array][0], "r", int(self._offsets[array]), (self._n_rows,))
         first, last = np.searchsorted(places, [start, stop])
         return int(first), int(last)
 
     def places(self, first: int, last: int) -> Array:
         """Places (int64, ascending) of rows ``[first, last)`` of the block."""
         with self._path.open("rb", buffering=0) as file:
-            return self._read(file, self._layout.first[_PLACES], first, last)
+            return self._read(file, self._arrays.first[_PLACES], first, last)
 
     def counts(self, name: str, first: int, last: int) -> Array:
         """Length of rows ``[first, last)`` of a ragged field."""
         with self._path.open("rb", buffering=0) as file:
-            return np.diff(self._read(file, self._layout.first[name], first, last + 1))
+            return np.diff(self._read(file, self._arrays.first[name], first, last + 1))
 
     def total(self, name: str, first: int, last: int) -> int:
         """Number of values in rows ``[first, last)`` of a ragged field."""
         with self._path.open("rb", buffering=0) as file:
-            begin, end = (self._read(file, self._layout.first[name], row, row + 1)[0] for row in (first, last))
+            begin, end = (self._read(file, self._arrays.first[name], row, row + 1)[0] for row in (first, last))
         return int(end - begin)
 
     def fields(self, names: Sequence[str], first: int, last: int) -> dict[str, Field]:
@@ -166,21 +166,21 @@ class Spill:
         found: dict[str, Field] = {}
         with self._path.open("rb", buffering=0) as file:
             for name in names:
-                array = self._layout.first[name]
-                if name in self._layout.n_values:
+                array = self._arrays.first[name]
+                if name in self._arrays.n_values:
                     indptr = self._read(file, array, first, last + 1)
                     begin, end = int(indptr[0]), int(indptr[-1])
-                    values = [self._read(file, array + 1 + k, begin, end) for k in range(self._layout.n_values[name])]
+                    values = [self._read(file, array + 1 + k, begin, end) for k in range(self._arrays.n_values[name])]
                     found[name] = Ragged(indptr - begin, tuple(values))
                 else:
                     found[name] = self._read(file, array, first, last)
         return found
 
     def _read(self, file: FileIO, array: int, start: int, stop: int) -> Array:
-        return _read(file, int(self._offsets[array]), *self._layout.types[array], start, stop)
+        return _read(file, int(self._offsets[array]), *self._arrays.types[array], start, stop)
 
 
-class _Layout:
+class _SpillArrays:
     """What is the same in most blocks of a build."""
 
     def __init__(
@@ -192,7 +192,7 @@ class _Layout:
         self.n_values = {name: n - 1 for name, n, is_ragged in kinds if is_ragged}
 
 
-_layout = lru_cache(maxsize=64)(_Layout)
+_spill_arrays = lru_cache(maxsize=64)(_SpillArrays)
 
 
 def _arrays_of(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from annbatch.storage.claims import check_claim, check_folder
-from annbatch.storage.dtypes import as_bytes, native
+from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
@@ -99,12 +99,12 @@ class StoredArray(ABC):
         spans = []
         for cell, position in enumerate(np.ndindex(*grid)):
             first = [p * c for p, c in zip(position, inside, strict=True)]
-            extent = [min(c, n - f) for c, n, f in zip(inside, whole, first, strict=True)]
-            for line in np.ndindex(*extent[:-1]):
+            n_here = [min(c, n - f) for c, n, f in zip(inside, whole, first, strict=True)]
+            for line in np.ndindex(*n_here[:-1]):
                 at = (*line, 0)
                 source = sum(i * stride for i, stride in zip(at, inside_strides, strict=True))
                 target = sum((f + i) * stride for f, i, stride in zip(first, at, whole_strides, strict=True))
-                spans.append((cell, source, target, extent[-1]))
+                spans.append((cell, source, target, n_here[-1]))
         return np.array(spans, SPAN)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -154,7 +154,7 @@ class MemoryArray(StoredArray):
     def _make_table(self) -> ChunkTable | None:
         shape = (self.read_rows, *self.shape[1:])
         grid = (-(-self.shape[0] // self.read_rows),) + (1,) * (len(shape) - 1)
-        return ChunkTable(shape, grid, self.dtype.itemsize, memory=as_bytes(self.array))
+        return ChunkTable(shape, grid, self.dtype.itemsize, memory=flat_bytes(self.array))
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         view: np.ndarray = self.array[start:stop]

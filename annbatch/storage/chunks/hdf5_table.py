@@ -13,7 +13,7 @@ from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.far.hdf5 import far_file_of
 
-from .tables import ChunkTable, Codec, codec
+from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["hdf5_table"]
 
-_MAX_CODECS = 8
-_MAX_DIMS = 8
 # Items of a contiguous dataset that one task reads at most: enough for one read, few enough to share the work.
 _CONTIGUOUS_CHUNK = 1 << 16
 
@@ -71,7 +69,7 @@ def _is_plain(dataset: h5py.Dataset) -> bool:
     dtype = dataset.dtype
     if dtype.kind not in "biufc" or not dtype.isnative or dtype.itemsize > 16 or not _engine.can_read_files:
         return False
-    if not dataset.shape or 0 in dataset.shape or len(dataset.shape) > _MAX_DIMS:
+    if not dataset.shape or 0 in dataset.shape or len(dataset.shape) > MAX_DIMS:
         return False
     file = dataset.file
     # An open file that may still be written can hold data that are not yet on disk.
@@ -125,7 +123,7 @@ def _codecs(dataset: h5py.Dataset) -> list[Codec] | None:
         if found is None:
             return None
         codecs.append(found)
-    return codecs if len(codecs) <= _MAX_CODECS else None
+    return codecs if len(codecs) <= MAX_CODECS else None
 
 
 def _by_numcodecs(name: str) -> Callable[[Any], Any]:

@@ -21,7 +21,11 @@ from annbatch.storage.engine import _engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ChunkTable", "Codec", "codec"]
+__all__ = ["MAX_CODECS", "MAX_DIMS", "ChunkTable", "Codec", "codec"]
+
+# What the engine has room for: as in _engine.pyx.
+MAX_CODECS = 8
+MAX_DIMS = 8
 
 # A name of _engine.CODECS and its parameter: the item size of a shuffle, the decode function of a Python codec, else 0.
 Codec = tuple[str, Any]

@@ -17,7 +17,7 @@ from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of
 
-from .tables import ChunkTable, Codec, codec
+from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_table"]
 
-_MAX_CODECS = 8
-_MAX_DIMS = 8
 # Of so many, tables are made unseen.
 _MANY_CHUNKS = 1 << 22
 
@@ -62,7 +60,7 @@ def described_table(array: zarr.Array[Any], document: Any, folder: str) -> Chunk
     """Return the table of an array whose metadata document and folder these are; None as :func:`zarr_table`."""
     dtype = np.dtype(array.dtype)
     plain = dtype.kind in "biufc" and dtype.isnative and dtype.itemsize <= 16
-    if not plain or not 1 <= array.ndim <= _MAX_DIMS or 0 in array.shape:
+    if not plain or not 1 <= array.ndim <= MAX_DIMS or 0 in array.shape:
         return None
     try:
         if tuple(document["shape"]) != array.shape:
@@ -303,7 +301,7 @@ def _codecs(steps: list[tuple[str, dict[str, Any]]], itemsize: int) -> list[Code
         if found is None:
             return None
         codecs.append(found)
-    return codecs if len(codecs) <= _MAX_CODECS else None
+    return codecs if len(codecs) <= MAX_CODECS else None
 
 
 def _numcodecs_decoder(name: str) -> Callable[[Any], Any]:

@@ -10,6 +10,8 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from annbatch._shared.collection_format import dataset_name
+
 from .fetch import fetcher
 from .hdf5 import open_far_files
 from .options import FarOptions
@@ -189,7 +191,7 @@ def find_datasets(group: zarr.Group) -> list[str]:
     if _is_far(group) and not _is_consolidated(group):
         store: FarStore = group.store  # type: ignore[assignment]
         for first in range(0, 10**6, _PROBED):
-            names = [f"dataset_{number}" for number in range(first, first + _PROBED)]
+            names = [dataset_name(number) for number in range(first, first + _PROBED)]
             if not store.can_list:
                 _fetch_together([(store, [f"{_path(group, name)}/zarr.json" for name in names])])
             if not store.has(f"{_path(group, names[-1])}/zarr.json"):

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.storage.dtypes import type_code
 from annbatch.storage.engine import _engine
-from annbatch.storage.engine._plan import FETCHED, EngineDenseJob, EngineJob, Plan
+from annbatch.storage.engine._plan import FETCHED, EngineJob, Plan
 
 from .cache import PAGE_BYTES
 from .fetch import Order, Want
@@ -292,18 +291,7 @@ class _Densify:
     num_threads: int
 
     def __call__(self, shares: list[_Share]) -> tuple[Failure | None, list[Job]]:
-        job = self.job
-        dense = EngineDenseJob(
-            0,
-            1,
-            self.stretches,
-            job.plan.extents,
-            job.address,
-            job.row_bytes,
-            type_code(job.values.target),
-            job.totals,
-            job.scaling,
-        )
+        dense = self.job.for_engine(0, self.stretches)
         failure = _engine.run_dense([share.described() for share in shares], [dense], self.num_threads)
         return failure, [share.job for share in shares]
 

@@ -62,6 +62,14 @@ class Objects(ABC):
         return (await self.read_start(key, 1))[1]
 
 
+def _fill(into: memoryview, data: Any) -> None:
+    """Copy what a store answered; a TransientError where it is of another length."""
+    if len(data) != len(into):
+        msg = f"the store answered with {len(data)} bytes instead of {len(into)}"
+        raise TransientError(msg)
+    into[:] = data
+
+
 def _same(found: Stamp, stamp: Stamp | None) -> None:
     """Raise ChangedError when an object is another one than before."""
     if stamp is None:
@@ -264,12 +272,9 @@ class FsspecObjects(Objects):
             _same(found, stamp)
         else:
             data = await self._call("cat_file", self._path(key), start=start, end=start + len(into))
-        if len(data) != len(into):
-            if stamp is not None:
-                _same(await self.stat(key), stamp)
-            msg = f"the store answered with {len(data)} bytes instead of {len(into)}"
-            raise TransientError(msg)
-        into[:] = data
+        if stamp is not None and len(data) != len(into):
+            _same(await self.stat(key), stamp)
+        _fill(into, data)
 
     async def _s3(self, key: str, **kwargs: Any) -> tuple[bytes, Stamp]:
         """Ask s3fs for an object and for what it is."""
@@ -357,10 +362,7 @@ class ObstoreObjects(Objects):
         """See the base class."""
         data, found = await self._get(key, (start, start + len(into)))
         _same(found, stamp)
-        if len(data) != len(into):
-            msg = f"the store answered with {len(data)} bytes instead of {len(into)}"
-            raise TransientError(msg)
-        into[:] = data
+        _fill(into, data)
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:
         """See the base class."""
@@ -410,12 +412,9 @@ class ZarrObjects(Objects):
         from zarr.abc.store import RangeByteRequest
 
         data = await self._get(key, RangeByteRequest(start, start + len(into)))
-        if len(data) != len(into):
-            if stamp is not None:
-                _same(await self.stat(key), stamp)
-            msg = f"the store answered with {len(data)} bytes instead of {len(into)}"
-            raise TransientError(msg)
-        into[:] = data
+        if stamp is not None and len(data) != len(into):
+            _same(await self.stat(key), stamp)
+        _fill(into, data)
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:
         """See the base class."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.storage.dtypes import as_bytes, cast_exactly, lossy, type_code
+from annbatch.storage.dtypes import cast_exactly, flat_bytes, lossy, type_code
 from annbatch.storage.engine import _rows
-from annbatch.storage.engine._plan import ROW, EngineJob, Placing
+from annbatch.storage.engine._plan import ROW, EngineDenseJob, EngineJob, Placing
 from annbatch.storage.errors import CorruptDataError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Job:
         pieces = self.plan.pieces[task["first_piece"] : task["stop_piece"]]
         if self.n_columns is None and min(type_code(items.dtype), type_code(self.target)) < 0:
             items = cast_exactly(items, self.target)
-        if _rows.place(as_bytes(items), offset, pieces, self._placing(items.dtype)) >= 0:
+        if _rows.place(flat_bytes(items), offset, pieces, self._placing(items.dtype)) >= 0:
             raise self.lossy_cast() if self.n_columns is None else self.bad_column(int(task["chunk"]))
 
     def for_engine(self) -> EngineJob | None:
@@ -156,6 +156,20 @@ class DenseJob:
     row_bytes: int
     totals: np.ndarray | None = None
     scaling: RowScaling | None = None
+
+    def for_engine(self, number: int, stretches: np.ndarray | None = None) -> EngineDenseJob:
+        """Describe it to the engine: job `number` brings values, the next one column numbers; None: all its stretches."""
+        return EngineDenseJob(
+            number,
+            number + 1,
+            self.plan.stretches if stretches is None else stretches,
+            self.plan.extents,
+            self.address,
+            self.row_bytes,
+            type_code(self.values.target),
+            self.totals,
+            self.scaling,
+        )
 
 
 def row_table(address: np.ndarray, lengths: np.ndarray) -> np.ndarray:

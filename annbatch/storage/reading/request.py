@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from annbatch._shared.running_sum import starts_of
 from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import common_dtype, native, type_code
 from annbatch.storage.engine import _rows
@@ -266,7 +267,7 @@ class _Request:
 
     def stage(self, lengths: np.ndarray) -> _Staged:
         """Read all rows one after the other into scratch memory."""
-        start = _running_sum(lengths)
+        start = starts_of(lengths)
         index_dtype = _index_dtype(self.n_var, 0)
         data, indices = self._empty(int(start[-1]), self.dtype), self._empty(int(start[-1]), index_dtype)
         self._read_rows(
@@ -321,7 +322,7 @@ class _Request:
     ) -> tuple[list[CSRBlock], np.ndarray, np.ndarray]:
         """Return empty blocks for rows of these lengths, and where each row's values and column numbers go."""
         value_address, index_address = np.empty(self.n_out, np.int64), np.empty(self.n_out, np.int64)
-        starts = [_running_sum(lengths[low:high]) for low, high in pairwise(self.edges)]
+        starts = [starts_of(lengths[low:high]) for low, high in pairwise(self.edges)]
         index_dtype = index_dtype or _index_dtype(self.n_var, max((int(start[-1]) for start in starts), default=0))
         blocks = []
         for start, (low, high) in zip(starts, pairwise(self.edges), strict=True):
@@ -407,7 +408,7 @@ class _Request:
         if not others:
             return readable
         # All in one call: stores that answer slowly are asked for many things at a time.
-        edges = _running_sum(np.array([len(part.rows) for part in others], np.int64))
+        edges = starts_of(np.array([len(part.rows) for part in others], np.int64))
         widths = [part.source.shape[1] for part in others]
         blocks = read_csr(
             [
@@ -642,12 +643,6 @@ def _ascending(part: Part) -> tuple[np.ndarray, np.ndarray]:
 
 def _increases(columns: np.ndarray) -> bool:
     return not len(columns) or (columns[0] >= 0 and bool((columns[1:] > columns[:-1]).all()))
-
-
-def _running_sum(lengths: np.ndarray) -> np.ndarray:
-    start = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=start[1:])
-    return start
 
 
 def _index_dtype(n_var: int, n_values: int) -> np.dtype:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from annbatch.storage.dtypes import type_code
 from annbatch.storage.engine import _engine
-from annbatch.storage.engine._plan import EngineDenseJob
 from annbatch.storage.far.reading import is_far, run_far, run_far_dense
 
 from .fallback import run_fallback
 
 if TYPE_CHECKING:
-    from annbatch.storage.engine._plan import EngineJob, Failure
+    from annbatch.storage.engine._plan import EngineDenseJob, EngineJob, Failure
     from annbatch.storage.far.fetch import Cancel
 
     from .jobs import DenseJob, Job
@@ -57,19 +55,7 @@ def run_dense(jobs: list[DenseJob], num_threads: int, cancel: Cancel | None = No
             assert description is not None
             arrays.append(array)
             described.append(description)
-        dense.append(
-            EngineDenseJob(
-                first,
-                first + 1,
-                job.plan.stretches,
-                job.plan.extents,
-                job.address,
-                job.row_bytes,
-                type_code(job.values.target),
-                job.totals,
-                job.scaling,
-            )
-        )
+        dense.append(job.for_engine(first))
     _check(_engine.run_dense(described, dense, num_threads), arrays)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from annbatch.collection.building.fields import Ragged, decode_text, starts_of
+from annbatch._shared.running_sum import starts_of
+from annbatch.collection.building.fields import Ragged, decode_text
 
 from .shards import ShardStream, default_compressors, with_checksums
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from annbatch._shared.collection_format import SOURCE_DTYPE
+from annbatch._shared.running_sum import starts_of
 from annbatch.collection.building.columns import Column, ColumnWriter
-from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged, starts_of
+from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged
 from annbatch.collection.building.plan import cut_by_bytes
 
 if TYPE_CHECKING:

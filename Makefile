@@ -20,7 +20,7 @@ SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 # A copy of the sources without what was compiled.
 define in_copy
 	rm -rf $(VENV)/$(1) && mkdir $(VENV)/$(1)
-	cp -r setup.py pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md licenses annbatch tests benchmarks docs $(VENV)/$(1)/
+	cp -r .ci setup.py pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md licenses annbatch tests benchmarks docs $(VENV)/$(1)/
 	find $(VENV)/$(1)/annbatch \( -name '*.so' -o -name '*.c' \) -delete
 endef
 

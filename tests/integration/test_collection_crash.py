@@ -179,8 +179,10 @@ def test_full_disk(small_disk):
 def test_disk_that_is_full_at_any_stage(folder, small_disk, tmp_path):
     """The collection is as it was; with more room the same call goes on."""
     inputs = [write(cells(2500, seed=i, prefix=f"big{i}"), tmp_path / f"big{i}.h5ad") for i in range(2)]
+    # What the collection takes of a file system of pages of 4 kB, and room for one file that is being written.
+    taken = sum(4 * -(-max(path.stat().st_size, 1) // 4096) for path in (folder / "start.zarr").rglob("*"))
     n_full = 0
-    for kilobytes in range(150, 1500, 75):
+    for kilobytes in range(taken + 20, taken + 1370, 75):
         place = small_disk(kilobytes) / "c.zarr"
         shutil.copytree(folder / "start.zarr", place)
         before = files_below(place)
@@ -189,7 +191,8 @@ def test_disk_that_is_full_at_any_stage(folder, small_disk, tmp_path):
             call(rng=np.random.default_rng(0))
         if len(DatasetCollection(place)) == 1:
             n_full += 1
-            assert {k: v for k, v in files_below(place).items() if ".annbatch" not in k} == before
+            # Finished datasets may be in place, hidden: the disk was full when the root was to be written, the last of all.
+            assert {k: v for k, v in files_below(place).items() if k in before} == before
             small_disk(20_000)
             call(rng=np.random.default_rng(0))
         obs = DatasetCollection(place).obs()

@@ -35,17 +35,16 @@ def shared(name, **arguments):
 
 
 def rows_of(batches):
-    rows = [np.asarray(batch["index"]).tolist() for batch in batches]
-    # CPython 3.11 may wait for ever in a process that was forked at the moment when a thread of its parent ended.
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread():
-            thread.join(timeout=5)
-    return rows
+    return [np.asarray(batch["index"]).tolist() for batch in batches]
 
 
 def in_workers(loader, n_workers):
     if n_workers == 0:
         return loader
+    # CPython 3.11 may wait for ever in a process that was forked at the moment when a thread of its parent ended.
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(timeout=5)
     return DataLoader(loader, batch_size=None, num_workers=n_workers, multiprocessing_context="fork")
 
 

@@ -3,11 +3,9 @@
 Pointers of 8 bytes a row are what a large matrix costs in memory. A length fits 1 or 2 bytes nearly always, and the
 lengths of the rows before it in a block of 64 are added up faster than another cache line is fetched.
 
-The faces, `annbatch.storage.row_pointers` and `annbatch.storage.text`, check; the twins are in
-`tests/reference/ragged.py`.
+The face, `annbatch.storage.row_pointers`, checks; the twins are in `tests/reference/ragged.py`.
 """
 
-from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
@@ -81,17 +79,3 @@ def keep_lengths(const pointer_t[::1] pointers not None, Py_ssize_t first_row, l
             lengths[row] = <length_t> (pointers[i + 1] - pointers[i])
             if row & ((1 << BLOCK_SHIFT) - 1) == 0:
                 block_start[row >> BLOCK_SHIFT] = <int64_t> pointers[i]
-
-
-def decode_texts(const uint8_t[::1] data not None, const int64_t[::1] start not None,
-                 const int64_t[::1] length not None):
-    """Return the texts (UTF-8) that begin at ``start`` and take ``length`` bytes, as a list of str."""
-    cdef Py_ssize_t i, n = start.shape[0]
-    cdef list texts = [None] * n
-    cdef const uint8_t *base = NULL
-    if data.shape[0]:
-        base = &data[0]
-    for i in range(n):
-        # Without a byte nothing is read, wherever the address leads.
-        texts[i] = PyUnicode_DecodeUTF8(<const char *> base + start[i], length[i], b"surrogatepass")
-    return texts

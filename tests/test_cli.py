@@ -101,7 +101,7 @@ def test_bench_recommends_a_setting(place, inputs, what, capsys):
 
 @pytest.mark.slow
 def test_demo(tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "4000", "--passes", "1", "--quiet", "--json"]) == 0
+    assert main(["demo", "--out", str(tmp_path / "out"), "--cells", "4000", "--passes", "3", "--quiet", "--json"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert [run["sampler"] for run in found["runs"]] == ["RandomSampler", "ClassSampler"]

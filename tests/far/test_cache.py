@@ -19,6 +19,9 @@ from benchmarks.far.server import RangeServer
 
 from .test_same_batches import check, loader_at
 
+pytest.importorskip("fsspec", reason="fsspec, which knows URLs, is not installed")
+pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers with, is not installed")
+
 NAMES = ["cells.zarr", "cells_0.h5ad", "gzip.h5ad"]
 
 

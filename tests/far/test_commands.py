@@ -8,6 +8,9 @@ import pytest
 
 from annbatch.cli import main
 
+pytest.importorskip("fsspec", reason="fsspec, which knows URLs, is not installed")
+pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers with, is not installed")
+
 
 @pytest.mark.parametrize("name", ["cells.zarr", "cells_0.h5ad"])
 def test_info(name, server, folder, capsys):

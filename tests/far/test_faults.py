@@ -20,6 +20,9 @@ from benchmarks.far.server import Fault, RangeServer
 
 from .test_same_batches import check, loader_at
 
+pytest.importorskip("fsspec", reason="fsspec, which knows URLs, is not installed")
+pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers with, is not installed")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRANSIENT = {
     "429": {"kind": "status", "status": 429},

@@ -11,6 +11,9 @@ from annbatch import DatasetCollection, Loader
 from benchmarks.far.server import RangeServer
 from tests.cells import cells, full_cells, write
 
+pytest.importorskip("fsspec", reason="fsspec, which knows URLs, is not installed")
+pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers with, is not installed")
+
 HOLD = 0.3
 
 

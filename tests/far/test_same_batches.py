@@ -14,6 +14,9 @@ from annbatch import Loader, MappedCollection, storage
 from annbatch.storage.far import fetch
 from tests.cells import as_array
 
+pytest.importorskip("fsspec", reason="fsspec, which knows URLs, is not installed")
+pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers with, is not installed")
+
 SETTINGS = {"chunk_size": 3, "preload_nchunks": 20, "batch_size": 20, "shuffle": True, "return_index": True}
 NAMES = ["cells.zarr", "cells_0.h5ad", "gzip.h5ad", "zarr2.zarr", "zarr3.zarr"]
 

@@ -120,4 +120,5 @@ $(VENV)/bench: $(VENV)/built
 	touch $@
 
 clean:  ## remove everything that was built here
-	rm -rf .venv* build dist docs/_build *.egg-info annbatch/*.c annbatch/*.so annbatch/*/*.c annbatch/*/*.so
+	rm -rf .venv* build dist docs/_build *.egg-info
+	find annbatch \( -name "*.so" -o -name "*.c" \) -delete

@@ -18,7 +18,9 @@ from .cells import cells, write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), REPOSITORY / "README.md", *REPOSITORY.glob("CONTRIBUTING.md")])
+# Not what a build of the site left there: copies of the pages, without the pictures beside them.
+SOURCES = [page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents]
+PAGES = sorted([*SOURCES, REPOSITORY / "README.md", *REPOSITORY.glob("CONTRIBUTING.md")])
 OPTIONAL = ("dask", "grain", "jax", "lightning", "moto", "obstore", "s3fs", "scanpy", "torch", "torchdata", "zarrs")
 
 

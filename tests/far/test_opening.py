@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,10 +13,27 @@ from annbatch import DatasetCollection, Loader
 from benchmarks.far.server import RangeServer
 from tests.cells import cells, full_cells, write
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
 pytest.importorskip("fsspec", reason="fsspec, which knows URLs, is not installed")
 pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers with, is not installed")
 
-HOLD = 0.3
+
+def rounds(folder: Path, act: Callable[[str], object], at_most: int) -> int:
+    """Return how often `act`, given a URL, waits for answers before it can ask on.
+
+    The server takes a silence for waiting. On a busy machine a client may be silent because it is busy, so what looks like
+    too many rounds is counted again with longer silences.
+    """
+    for hold in (0.3, 1.0, 3.0):
+        with RangeServer(folder, hold=hold) as server:
+            act(server.url)
+            found = server.n_rounds
+        if found <= at_most:
+            break
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -26,33 +45,32 @@ def twenty(tmp_path_factory):
 
 
 def test_twenty_datasets_take_three_round_trips(twenty):
-    with RangeServer(twenty, hold=HOLD) as server:
-        loader = Loader(layers=["twice"], obsm=["pca"], max_requests=1000).use_collection(f"{server.url}/cells.zarr")
+    def act(url):
+        loader = Loader(layers=["twice"], obsm=["pca"], max_requests=1000).use_collection(f"{url}/cells.zarr")
         assert len(loader._table.lengths) == 20
-        assert server.n_rounds <= 3
+
+    assert rounds(twenty, act, 3) <= 3
 
 
 def test_a_collection_without_consolidated_metadata_takes_few_too(twenty, tmp_path):
     """Those of earlier versions, and of other programs."""
-    import json
-
     shutil.copytree(twenty / "cells.zarr", tmp_path / "cells.zarr")
     root = tmp_path / "cells.zarr/zarr.json"
     metadata = json.loads(root.read_text())
     del metadata["consolidated_metadata"]
     root.write_text(json.dumps(metadata))
-    with RangeServer(tmp_path, hold=HOLD) as server:
-        loader = Loader(max_requests=2000).use_collection(f"{server.url}/cells.zarr")
+
+    def act(url):
+        loader = Loader(max_requests=2000).use_collection(f"{url}/cells.zarr")
         assert len(loader._table.lengths) == 20
-        assert server.n_rounds <= 5
+
+    assert rounds(tmp_path, act, 5) <= 5
 
 
 def test_several_files_are_opened_together(tmp_path):
     for number in range(5):
         write(cells(20, seed=number), tmp_path / f"{number}.h5ad")
-    with RangeServer(tmp_path, hold=HOLD) as server:
-        Loader().add_paths([f"{server.url}/{number}.h5ad" for number in range(5)])
-        assert server.n_rounds <= 2
+    assert rounds(tmp_path, lambda url: Loader().add_paths([f"{url}/{number}.h5ad" for number in range(5)]), 2) <= 2
 
 
 @pytest.mark.parametrize("columns", [[], ["label"]])

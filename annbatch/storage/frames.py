@@ -8,7 +8,7 @@ AnnData has written its tables in four ways, and files of all four are in use:
 - the same, with groups of ``values`` and ``mask`` for columns that may hold missing values
 
 A :class:`FrameReader` hides the differences. It hands out a column as pandas would hold it, or, without a Python object
-per row, as integer codes and the categories that they number.
+per row, as integer codes and the categories that they number; and a whole table as a :class:`annbatch.storage.columns.CompactFrame`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,20 @@ import pandas as pd
 from annbatch._shared.labels import code_dtype
 
 from .claims import check_claim, check_folder
+from .columns import (
+    CategoryColumn,
+    CodedText,
+    CompactFrame,
+    LongText,
+    MaskedColumn,
+    NumberBlocks,
+    are_few,
+    column_of,
+    names_of,
+    natural_text_dtype,
+)
 from .errors import CorruptDataError, damage_named
+from .text import TextWriter, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -169,6 +182,113 @@ class FrameReader:
         if not pd.api.types.is_string_dtype(index.dtype):
             index = index.astype(str)
         return pd.DataFrame({name: self.column(name, rows) for name in names}, index=index, columns=names or None)
+
+    def compact(self, columns: Iterable[str] | None = None, *, names: bool = True) -> CompactFrame:
+        """Read columns and row names without an object per row.
+
+        Parameters
+        ----------
+        columns
+            Which columns, in this order. None: all, in their stored order.
+        names
+            Whether row names are read.
+
+        Returns
+        -------
+        CompactFrame
+            Whose rows are those of :meth:`frame`.
+
+        Raises
+        ------
+        KeyError, CorruptDataError
+            As :meth:`column`.
+        """
+        wanted = list(self.columns if columns is None else columns)
+        row_names = self._compact_names() if names else None
+        for name in wanted:
+            self._check_name(name)
+        blocks = NumberBlocks({name: dtype for name in wanted if (dtype := self._plain_dtype(name))}, self.n_rows)
+        found = {}
+        for name in wanted:
+            if name in blocks.columns:
+                blocks.columns[name].values[:] = _read_raw(self._column(name))
+            else:
+                found[name] = self._compact_column(name)
+        found |= blocks.sealed()
+        axis = pd.DataFrame(columns=wanted or None).columns
+        return CompactFrame(
+            self.n_rows, axis, {name: found[name] for name in wanted}, row_names, self.index_name if names else None
+        )
+
+    def _plain_dtype(self, name: str) -> np.dtype[Any] | None:
+        """Dtype of a column of plain numbers; None for any other."""
+        column = self._column(name)
+        if column.categories is not None or column.mask is not None or not _holds_numbers(column):
+            return None
+        if len(column.values.shape) != 1:
+            msg = f"column {name!r} of {_location(self._elem)} must have one dimension, got shape {column.values.shape}"
+            raise CorruptDataError(msg)
+        dtype: np.dtype[Any] = column.values.dtype if column.field is None else column.values.dtype[column.field]
+        return dtype
+
+    def _compact_column(self, name: str) -> Any:
+        column = self._column(name)
+        if column.categories is not None:
+            categories = self._categories(column, name)
+            codes = _read_raw(column)
+            self._check_codes(codes, categories, name)
+            dtype = pd.CategoricalDtype(pd.Index(categories), ordered=column.ordered)
+            codes = codes.astype(code_dtype(len(categories)), copy=False)
+            codes.flags.writeable = False
+            return CategoryColumn(codes, dtype)
+        text = self._compact_text(column, name) if _may_be_text(column) else None
+        # The Series, because that is where pandas decides what an array of objects is.
+        return column_of(pd.Series(self._read(name, _ALL)).array) if text is None else text
+
+    def _compact_names(self) -> Any:
+        column = self._column(self._index_key)
+        if column.categories is None and column.mask is None and _may_be_text(column):
+            with self._naming(self._index_key):
+                writer = _write_text(column, TextWriter(self.n_rows), 0)
+            if writer is not None:
+                return LongText(writer.written(), None, np.nan, natural_text_dtype())
+        index = self.index()
+        return names_of(index if pd.api.types.is_string_dtype(index.dtype) else index.astype(str))
+
+    def _compact_text(self, column: _StoredColumn, name: str) -> CodedText | LongText | None:
+        """Read text, in pieces; None when there is something else among it."""
+        dtype, missing = natural_text_dtype(), np.nan
+        if column.mask is not None and not column.na_is_nan:
+            dtype, missing = pd.StringDtype(), pd.NA
+        is_missing = None
+        if column.mask is not None:
+            is_missing = _read_raw(_StoredColumn(column.mask)).astype(bool)
+            is_missing = is_missing if is_missing.any() else None
+        with self._naming(name):
+            found: dict[str, int] = {}
+            numbered: list[np.ndarray] = []
+            n_numbered = 0
+            for rows in _pieces(column):
+                codes, values = pd.factorize(_as_objects(_read_raw(column, rows)))
+                values = _decoded(np.asarray(values))
+                if (codes < 0).any() or not all(isinstance(value, str) for value in values):
+                    return None
+                numbers = [found.setdefault(value, len(found)) for value in values.tolist()]
+                numbered.append(np.array(numbers, dtype=code_dtype(len(found)))[codes])
+                n_numbered += len(codes)
+                if not are_few(len(found), n_numbered):
+                    break
+            texts = np.empty(len(found), dtype=object)
+            texts[:] = list(found)
+            codes = np.concatenate(numbered, dtype=code_dtype(len(found))) if numbered else np.empty(0, np.int8)
+            if n_numbered == self.n_rows and are_few(len(found), n_numbered):
+                if is_missing is not None:
+                    codes[is_missing] = -1
+                return CodedText(codes, texts, missing, dtype)
+            writer = CodedText(codes, texts, missing, dtype).write_to(TextWriter(self.n_rows))
+            del found, texts, numbered, codes
+            writer = _write_text(column, writer, n_numbered)
+        return None if writer is None else LongText(writer.written(), is_missing, missing, dtype)
 
     def labels(self, name: str) -> Labels:
         """Read one column as codes and categories, without a Python object per row.
@@ -432,10 +552,19 @@ def _unmasked(elem: Any) -> Any:
 
 
 def _holds_numbers(column: _StoredColumn) -> bool:
+    return _kind_of(column) in tuple("biuf")
+
+
+def _may_be_text(column: _StoredColumn) -> bool:
+    return _kind_of(column) in tuple("OSUT") and len(column.values.shape) == 1
+
+
+def _kind_of(column: _StoredColumn) -> str:
     if _is_group(column.values):
-        return False
+        return ""
     dtype = column.values.dtype if column.field is None else column.values.dtype[column.field]
-    return dtype.kind in "biuf"
+    kind: str = dtype.kind
+    return kind
 
 
 def _number(codes: np.ndarray, n_categories: int) -> bool:
@@ -472,6 +601,27 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
     if isinstance(values, h5py.Dataset):
         return np.asarray(values.fields(column.field)[rows])
     return np.asarray(values[rows][column.field])
+
+
+def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:
+    """Rows from `first` on, so many at a time; no chunk is cut, or it would be decoded for every piece of it."""
+    n_rows, chunks = column.values.shape[0], getattr(column.values, "chunks", None)
+    at_once = -(-_ROWS_AT_ONCE // chunks[0]) * chunks[0] if chunks else _ROWS_AT_ONCE
+    return (slice(start, min(start + at_once, n_rows)) for start in range(first, n_rows, at_once))
+
+
+def _write_text(column: _StoredColumn, writer: TextWriter, first: int) -> TextWriter | None:
+    """Write the text of all rows from `first` on; None when there is something else among it."""
+    for rows in _pieces(column, first):
+        pair = packed(_read_raw(column, rows))
+        if pair is None:
+            return None
+        writer.write(*pair)
+    return writer
+
+
+def _as_objects(values: np.ndarray) -> np.ndarray:
+    return values.astype(object) if values.dtype.kind == "T" else values
 
 
 def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None:

@@ -512,10 +512,7 @@ def stacked(frames: Sequence[CompactFrame], finish: _Finish = lambda dtype: dtyp
         columns[name] = found
         if isinstance(found, list):
             plain[name] = found
-    if len(frames) > 1 or any(column is not frames[0].columns[name] for name, column in columns.items()):
-        columns |= _stacked_numbers(plain, sum(lengths))
-    else:
-        columns |= {name: frames[0].columns[name] for name in plain}
+    columns |= _stacked_numbers(plain, sum(lengths)) if len(frames) > 1 else {name: plain[name][0] for name in plain}
     axis = frames[0].axis if len(frames) == 1 else _axis(list(columns))
     return CompactFrame(sum(lengths), axis, columns, *_stacked_names(frames))
 
@@ -565,7 +562,7 @@ def _stacked_column(parts: list[Any], lengths: Sequence[int]) -> Any:
     filled, rows = [part for part, _ in there], [n_rows for _, n_rows in there]
     first = next((part for part in filled if part is not None), None)
     kinds = {type(part) for part in filled}
-    if len(kinds) == 1 and all(part.dtype == first.dtype for part in filled):
+    if first is not None and len(kinds) == 1 and all(part.dtype == first.dtype for part in filled):
         if kinds == {PlainColumn}:
             return filled
         if len(filled) == 1:
@@ -583,7 +580,8 @@ def _stacked_column(parts: list[Any], lengths: Sequence[int]) -> Any:
         pd.Series(np.nan, index=range(n_rows)) if part is None else _series_of(part)
         for part, n_rows in zip(filled, rows, strict=True)
     ]
-    column = column_of(pd.concat(series, ignore_index=True).array)
+    # In a frame, because there pandas sees what objects may be all the same: dates.
+    column = column_of(pd.DataFrame({0: pd.concat(series, ignore_index=True).array})[0].array)
     return [column] if isinstance(column, PlainColumn) else column
 
 

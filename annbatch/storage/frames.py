@@ -24,6 +24,7 @@ import pandas as pd
 
 from annbatch._shared.labels import code_dtype
 
+from .chunks.zarr_text import TextChunks
 from .claims import check_claim, check_folder
 from .columns import (
     CategoryColumn,
@@ -38,7 +39,7 @@ from .columns import (
     natural_text_dtype,
 )
 from .errors import CorruptDataError, damage_named
-from .text import TextWriter, packed
+from .text import TextWriter, numbered, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -211,7 +212,10 @@ class FrameReader:
         found = {}
         for name in wanted:
             if name in blocks.columns:
-                blocks.columns[name].values[:] = _read_raw(self._column(name))
+                # In pieces, because freed memory of whole columns does not always go back to the system.
+                values, column = blocks.columns[name].values, self._column(name)
+                for rows in _pieces(column):
+                    values[rows] = _read_raw(column, rows)
             else:
                 found[name] = self._compact_column(name)
         found |= blocks.sealed()
@@ -266,27 +270,26 @@ class FrameReader:
             is_missing = is_missing if is_missing.any() else None
         with self._naming(name):
             found: dict[str, int] = {}
-            numbered: list[np.ndarray] = []
+            pieces: list[np.ndarray] = []
             n_numbered = 0
-            for rows in _pieces(column):
-                codes, values = pd.factorize(_as_objects(_read_raw(column, rows)))
-                values = _decoded(np.asarray(values))
-                if (codes < 0).any() or not all(isinstance(value, str) for value in values):
+            for pair in _packed_text(column):
+                if pair is None:
                     return None
-                numbers = [found.setdefault(value, len(found)) for value in values.tolist()]
-                numbered.append(np.array(numbers, dtype=code_dtype(len(found)))[codes])
+                codes, texts_here = numbered(*pair)
+                numbers = [found.setdefault(text, len(found)) for text in texts_here]
+                pieces.append(np.array(numbers, dtype=code_dtype(len(found)))[codes])
                 n_numbered += len(codes)
                 if not are_few(len(found), n_numbered):
                     break
             texts = np.empty(len(found), dtype=object)
             texts[:] = list(found)
-            codes = np.concatenate(numbered, dtype=code_dtype(len(found))) if numbered else np.empty(0, np.int8)
+            codes = np.concatenate(pieces, dtype=code_dtype(len(found))) if pieces else np.empty(0, np.int8)
             if n_numbered == self.n_rows and are_few(len(found), n_numbered):
                 if is_missing is not None:
                     codes[is_missing] = -1
                 return CodedText(codes, texts, missing, dtype)
             writer = CodedText(codes, texts, missing, dtype).write_to(TextWriter(self.n_rows))
-            del found, texts, numbered, codes
+            del found, texts, pieces, codes
             writer = _write_text(column, writer, n_numbered)
         return None if writer is None else LongText(writer.written(), is_missing, missing, dtype)
 
@@ -606,22 +609,25 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
 def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:
     """Rows from `first` on, so many at a time; no chunk is cut, or it would be decoded for every piece of it."""
     n_rows, chunks = column.values.shape[0], getattr(column.values, "chunks", None)
-    at_once = -(-_ROWS_AT_ONCE // chunks[0]) * chunks[0] if chunks else _ROWS_AT_ONCE
+    at_once = -(-_ROWS_AT_ONCE // chunks[0]) * chunks[0] if chunks and chunks[0] else _ROWS_AT_ONCE
     return (slice(start, min(start + at_once, n_rows)) for start in range(first, n_rows, at_once))
+
+
+def _packed_text(column: _StoredColumn, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+    """Yield what :func:`packed` makes of the rows from `first` on, so many at a time."""
+    chunks = TextChunks.of(column.values)
+    for rows in _pieces(column, first):
+        pair = None if chunks is None else chunks.read(rows)
+        yield packed(_read_raw(column, rows)) if pair is None else pair
 
 
 def _write_text(column: _StoredColumn, writer: TextWriter, first: int) -> TextWriter | None:
     """Write the text of all rows from `first` on; None when there is something else among it."""
-    for rows in _pieces(column, first):
-        pair = packed(_read_raw(column, rows))
+    for pair in _packed_text(column, first):
         if pair is None:
             return None
         writer.write(*pair)
     return writer
-
-
-def _as_objects(values: np.ndarray) -> np.ndarray:
-    return values.astype(object) if values.dtype.kind == "T" else values
 
 
 def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine._ragged import decode_texts
+from .engine._ragged import decode_texts, number_texts
 from .row_pointers import RowPointers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["CompactText", "TextWriter", "packed"]
+__all__ = ["ROWS_AT_ONCE", "CompactText", "TextWriter", "is_utf8", "numbered", "packed"]
+
+# Nobody can know it who makes a file.
+_SEED = int.from_bytes(os.urandom(8), "little")
 
 # Rows whose texts are Python strings at the same time.
 ROWS_AT_ONCE = 1 << 16
@@ -121,17 +125,15 @@ def packed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         Bytes are no UTF-8.
     """
     items = values.tolist()
-    encoded = b""
     try:
-        encoded = b"".join(items)
+        data, lengths = np.frombuffer(b"".join(items), np.uint8), _lengths_of(items)
     except TypeError:
         pass
     else:
-        lengths = _lengths_of(items)
-        if not is_utf8(encoded, lengths):
+        if not is_utf8(data, lengths):
             for item in items:
                 item.decode()
-        return np.frombuffer(encoded, np.uint8), lengths
+        return data, lengths
     try:
         text = "".join(items)
     except TypeError:
@@ -144,16 +146,39 @@ def packed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     return np.frombuffer(b"".join(each), np.uint8), _lengths_of(each)
 
 
-def is_utf8(encoded: bytes, lengths: np.ndarray) -> bool:
-    """Whether each of the texts whose bytes lie below each other is UTF-8."""
-    if encoded.isascii():
+def numbered(data: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Number the distinct ones of some texts.
+
+    Parameters
+    ----------
+    data, lengths
+        What :func:`packed` returns, of fewer than 2**30 texts.
+
+    Returns
+    -------
+    codes
+        int32, the number of each text.
+    texts
+        The distinct ones, in the order in which they come first.
+    """
+    n = len(lengths)
+    slots = np.full(1 << (2 * n).bit_length(), -1, np.int32)
+    codes, begin, size = np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.int64)
+    n_distinct = number_texts(data, lengths, _SEED, slots, codes, begin, size)
+    texts = np.empty(n_distinct, dtype=object)
+    decode_texts(data, begin[:n_distinct], size[:n_distinct], texts)
+    return codes, texts.tolist()
+
+
+def is_utf8(data: np.ndarray, lengths: np.ndarray) -> bool:
+    """Whether each of the texts whose bytes (uint8) lie below each other is UTF-8."""
+    if not len(data) or data.max() < 0x80:
         return True
     try:
-        encoded.decode()
+        data.tobytes().decode()
     except UnicodeDecodeError:
         return False
     # All together they are: each is, where none begins inside a character.
-    data = np.frombuffer(encoded, np.uint8)
     starts = np.cumsum(lengths) - lengths
     return not (data[starts[lengths > 0]] & 0xC0 == 0x80).any()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["decode_texts", "find_extents", "lengths_and_starts", "unpack_texts"]
+__all__ = ["decode_texts", "find_extents", "lengths_and_starts", "number_texts", "unpack_texts"]
 
 
 def lengths_and_starts(pointers: np.ndarray, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,3 +34,11 @@ def unpack_texts(chunk: np.ndarray, n_texts: int) -> tuple[np.ndarray, np.ndarra
         texts.append(raw[at + 4 : at + 4 + n_bytes])
         at += 4 + n_bytes
     return np.frombuffer(b"".join(texts), np.uint8), np.array([len(text) for text in texts], np.int64)
+
+
+def number_texts(data: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
+    """Number of each text among the distinct ones, and these in the order in which they come first."""
+    ends = np.cumsum(length)
+    texts = [data[end - n : end].tobytes() for end, n in zip(ends, length, strict=True)]
+    found: dict[bytes, int] = {}
+    return np.array([found.setdefault(text, len(found)) for text in texts], np.int32), list(found)

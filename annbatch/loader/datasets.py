@@ -509,8 +509,7 @@ class Table:
             there = list(dict.fromkeys(name for home in homes for name in home.columns))
             msg = f"columns must be columns of obs, got {unknown}, which no dataset has; there is {there}"
             raise KeyError(msg)
-        frame = frame.only(columns)
-        return frame.whole() if rows is None else frame.rows(rows)
+        return frame.frame(rows, columns)
 
     def obs_columns(self) -> list[str]:
         """Name the columns of obs that any dataset has, whether or not batches have them. Opens the files."""

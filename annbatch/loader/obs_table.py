@@ -65,18 +65,17 @@ class ObsTable:
         return {**self.__dict__, "pieces": [self._whole] if self.pieces else []}
 
     def take(self, rows: np.ndarray) -> pd.DataFrame:
-        """Copy out `rows` (int64, any order); the names of the columns are shared with other batches."""
+        """Copy out `rows` (int64, any order); categories and the names of the columns are shared with other batches."""
         return self._whole.take(rows)
 
     @property
     def columns(self) -> list[Any]:
         """Names of the columns."""
-        return list(self._whole.columns)
+        return self._whole.columns
 
     def frame(self, columns: Sequence[str] | None, rows: np.ndarray | None) -> pd.DataFrame:
         """Copy out columns (None: all) of many rows (None: all of them); the result is the caller's."""
-        table = self._whole if columns is None else self._whole.only(columns)
-        return table.whole() if rows is None else table.rows(rows)
+        return self._whole.frame(rows, columns)
 
     def labels(self, name: str) -> tuple[np.ndarray, pd.Index[Any]]:
         """Codes (-1: missing) of all rows of a column, and the labels that they number, sorted.
@@ -91,6 +90,6 @@ class ObsTable:
 
     def datasets(self) -> list[pd.DataFrame]:
         """Cut the table into one frame per dataset."""
-        table = self._whole.whole()
+        table = self._whole.frame()
         stops = np.cumsum(self.lengths)
         return [table.iloc[stop - length : stop] for stop, length in zip(stops, self.lengths, strict=True)]

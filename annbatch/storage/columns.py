@@ -1,21 +1,13 @@
-"""obs by columns: numbers, codes, and text without an object per row.
+"""obs without an object per row: text and the names of rows as bytes or codes, all else as pandas has it.
 
-A DataFrame of many rows is what annotations cost in memory: its names and texts are a Python object each. Here a table is
-a `CompactFrame`: few NumPy arrays, from which the rows of a batch are taken as the DataFrame that pandas would have made.
-
-- numbers, booleans, dates: one array for all columns of a dtype, row by row, so that those of a row lie together
-- nullable numbers: values and a mask
-- categories: codes
-- text with few distinct values: codes
-- other text, and the names of rows: :class:`annbatch.storage.text.CompactText`
-- whatever else pandas holds: as pandas holds it
-
-Every kind of column has a `dtype` (what pandas says that it is), a length, ``take(rows)``, which copies out rows (int64, in range,
-any order), and ``whole()``, which copies out all of them: as an array of which pandas makes a column.
+In a DataFrame of many rows the names of rows and text are a Python object each, which is most of what it costs. A
+`CompactFrame` is the same table, from which the rows of a batch are taken as the DataFrame that pandas would have made. Numbers,
+dates and categories cost no more in pandas than in NumPy, and are taken several times as fast as they could be put together.
 """
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,119 +15,26 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from annbatch._shared.labels import code_dtype, recode, unite_dtypes
+from annbatch._shared.labels import code_dtype, recode
+from annbatch._shared.obs_frames import Finish, as_it_is, stack_frames, unite_frames
 
 from .text import ROWS_AT_ONCE, CompactText, TextWriter, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = [
-    "CategoryColumn",
-    "CodedText",
-    "CompactFrame",
-    "LongText",
-    "MaskedColumn",
-    "NumberBlocks",
-    "OtherColumn",
-    "PlainColumn",
-    "are_few",
-    "column_of",
-    "names_of",
-    "natural_text_dtype",
-    "stacked",
-]
+__all__ = ["CodedText", "CompactFrame", "LongText", "are_few", "natural_text_dtype", "row_names", "stacked"]
 
 # Text of so many distinct values is always kept as codes; of more, where each comes this many times on average.
 _ALWAYS_FEW = 4096
 _ROWS_PER_VALUE = 16
-
-_ROWS_IN_CACHE = 1 << 12
-
-_Finish: TypeAlias = "Callable[[pd.CategoricalDtype], pd.CategoricalDtype]"
-
-
-@dataclass(frozen=True, eq=False)
-class PlainColumn:
-    """Values of a NumPy dtype.
-
-    Attributes
-    ----------
-    block
-        One row per row, one column per column that shares it.
-    place
-        Which of them.
-    """
-
-    block: np.ndarray
-    place: int
-
-    @property
-    def values(self) -> np.ndarray:
-        """The values: a view with a stride."""
-        values: np.ndarray = self.block[:, self.place]
-        return values
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """See above."""
-        return self.block.dtype
-
-    def __len__(self) -> int:
-        return len(self.block)
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """See above."""
-        taken: np.ndarray = self.block[rows, self.place]
-        return taken
-
-    def whole(self) -> np.ndarray:
-        """See above."""
-        return self.values.copy()
-
-
-@dataclass(frozen=True, eq=False)
-class MaskedColumn:
-    """Nullable numbers or booleans; a value counts where the mask is False."""
-
-    values: np.ndarray
-    mask: np.ndarray
-    dtype: Any
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def take(self, rows: np.ndarray) -> Any:
-        """See above."""
-        return self.dtype.construct_array_type()(self.values[rows], self.mask[rows])
-
-    def whole(self) -> Any:
-        """See above."""
-        return self.dtype.construct_array_type()(self.values.copy(), self.mask.copy())
-
-
-@dataclass(frozen=True, eq=False)
-class CategoryColumn:
-    """Codes of categories, -1 where the value is missing."""
-
-    codes: np.ndarray
-    dtype: pd.CategoricalDtype
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def take(self, rows: np.ndarray) -> pd.Categorical:
-        """See above."""
-        return pd.Categorical.from_codes(self.codes[rows], dtype=self.dtype, validate=False)
-
-    def whole(self) -> pd.Categorical:
-        """See above."""
-        return pd.Categorical.from_codes(self.codes.copy(), dtype=self.dtype, validate=False)
+# A frame of more separate columns than 100 is one that pandas warns of.
+_INSERTED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class CodedText:
-    """Text with few distinct values.
+    """A column of text with few distinct values.
 
     Attributes
     ----------
@@ -164,19 +63,23 @@ class CodedText:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def take(self, rows: np.ndarray) -> Any:
-        """See above."""
+    @property
+    def misses_any(self) -> bool:
+        """Whether a value is missing."""
+        return bool((self.codes < 0).any())
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Values of rows (int64, in range, any order): an object array."""
         return np.take(self._by_code, self.codes[rows], mode="wrap")
 
-    def whole(self) -> Any:
-        """See above."""
+    def whole(self) -> np.ndarray:
+        """Values of all rows."""
         return np.take(self._by_code, self.codes, mode="wrap")
 
     def as_long_text(self) -> LongText:
         """Return the same column, with every text on its own."""
         text = self.write_to(TextWriter(len(self))).written()
-        is_missing = self.codes < 0
-        return LongText(text, is_missing if is_missing.any() else None, self.missing, self.dtype)
+        return LongText(text, read_only(self.codes < 0) if self.misses_any else None, self.missing, self.dtype)
 
     def write_to(self, writer: TextWriter) -> TextWriter:
         """Write the text of all rows; nothing where it is missing."""
@@ -190,7 +93,7 @@ class CodedText:
 
 @dataclass(frozen=True, eq=False)
 class LongText:
-    """Text with many distinct values.
+    """A column of text with many distinct values, or the names of rows.
 
     Attributes
     ----------
@@ -210,192 +113,147 @@ class LongText:
     def __len__(self) -> int:
         return len(self.text)
 
+    @property
+    def misses_any(self) -> bool:
+        """Whether a value is missing."""
+        return self.is_missing is not None
+
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """See above."""
+        """Values of rows (int64, in range, any order): an object array."""
         texts = self.text.take(rows)
         if self.is_missing is not None:
             texts[self.is_missing[rows]] = self.missing
         return texts
 
     def whole(self) -> np.ndarray:
-        """See above."""
+        """Values of all rows."""
         texts = np.empty(len(self), dtype=object)
         for start in range(0, len(self), ROWS_AT_ONCE):
             texts[start : start + ROWS_AT_ONCE] = self.take(np.arange(start, min(start + ROWS_AT_ONCE, len(self))))
         return texts
 
 
-@dataclass(frozen=True, eq=False)
-class OtherColumn:
-    """Anything else that pandas holds: a pandas array, or objects."""
-
-    array: Any
-
-    @property
-    def dtype(self) -> Any:
-        """See above."""
-        return self.array.dtype
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def take(self, rows: np.ndarray) -> Any:
-        """See above."""
-        return self.array.take(rows)
-
-    def whole(self) -> Any:
-        """See above."""
-        return self.take(np.arange(len(self)))
-
-
-class NumberBlocks:
-    """Room for the columns of plain numbers of one table: an array for those of each dtype.
-
-    Parameters
-    ----------
-    dtypes
-        Name and dtype of each column.
-    n_rows
-        Number of rows.
-    """
-
-    def __init__(self, dtypes: Mapping[Any, np.dtype[Any]], n_rows: int) -> None:
-        together: dict[np.dtype[Any], list[Any]] = {}
-        for name, dtype in dtypes.items():
-            together.setdefault(dtype, []).append(name)
-        self.columns: dict[Any, PlainColumn] = {}
-        for dtype, names in together.items():
-            block = np.empty((n_rows, len(names)), dtype)
-            self.columns |= {name: PlainColumn(block, place) for place, name in enumerate(names)}
-
-    def sealed(self) -> dict[Any, PlainColumn]:
-        """Return the columns, which are filled by now."""
-        for column in self.columns.values():
-            column.block.flags.writeable = False
-        return self.columns
+_Text: TypeAlias = CodedText | LongText
 
 
 @dataclass(frozen=True, eq=False)
 class CompactFrame:
-    """A table without an object per row.
+    """A table without an object per row, as far as there need not be one.
 
     Attributes
     ----------
-    n_rows
-        Number of rows.
     axis
         Names of the columns.
-    columns
-        The columns, in their order.
+    values
+        The columns that are no text, each named by its place among all columns, in their order.
+    texts
+        The columns of text, by their places.
     names
-        Names of the rows; None: they are not kept.
+        Names of the rows; None: they are not kept. An Index where they are not plain text.
     index_name
         What the names of the rows are called.
     """
 
-    n_rows: int
     axis: pd.Index[Any]
-    columns: Mapping[Any, Any]
-    names: LongText | OtherColumn | None = None
+    values: pd.DataFrame
+    texts: Mapping[int, _Text]
+    names: LongText | pd.Index[Any] | None = None
     index_name: Any = None
 
     @classmethod
     def of_frame(cls, frame: pd.DataFrame, *, names: bool = True) -> CompactFrame:
-        """Take in a DataFrame, whose columns have distinct names."""
-        plain, columns = {}, {}
-        for name in frame.columns:
-            array = frame[name].array
-            columns[name] = column_of(array)
-            if isinstance(columns[name], PlainColumn):
-                plain[name] = [columns[name]]
-        columns |= _stacked_numbers(plain, len(frame))
-        kept = names_of(frame.index) if names else None
-        return cls(len(frame), frame.columns, columns, kept, frame.index.name if names else None)
+        """Take in a DataFrame, whose columns have distinct names; memory may be shared."""
+        texts = {place: text for place in range(frame.shape[1]) if (text := _text_of(frame.iloc[:, place]))}
+        rest = [place for place in range(frame.shape[1]) if place not in texts]
+        values = frame.iloc[:, rest] if texts else frame.copy(deep=False)
+        values.columns = pd.Index(rest, dtype=np.int64)
+        values.index = pd.RangeIndex(len(frame))
+        return cls(
+            frame.columns, values, texts, row_names(frame.index) if names else None, frame.index.name if names else None
+        )
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.values)
+
+    @property
+    def columns(self) -> list[Any]:
+        """Names of the columns."""
+        return list(self.axis)
 
     def take(self, rows: np.ndarray) -> pd.DataFrame:
-        """Copy out rows (int64, in range, any order); the names of the columns are shared with this table."""
-        index = self.index(rows)
-        if not self.columns:
-            return pd.DataFrame(index=index, columns=self.axis)
-        blocks, rest, back = self._plan
-        parts = [pd.DataFrame(_rows_of(block, places, rows), index=index, copy=False) for block, places in blocks]
-        if rest:
-            parts.append(_frame_of([(column, column.take(rows)) for column in rest], index))
-        frame = parts[0] if len(parts) == 1 else pd.concat(parts, axis=1)
-        if back is not None:
-            frame = frame.take(back, axis=1)
-        frame.columns = self.axis
+        """Copy out rows (int64, in range, any order). Categories and the names of the columns are shared with this table."""
+        frame = self._with_texts(self.values.take(rows), rows)
+        frame.index, frame.columns = self._index(rows), self.axis
         return frame
 
-    @cached_property
-    def _plan(self) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], list[Any], np.ndarray | None]:
-        """Arrays of numbers with the places of columns in each (None: all); the other columns; where they all belong."""
-        columns = list(self.columns.values())
-        together: dict[int, list[int]] = {}
-        for number, column in enumerate(columns):
-            if isinstance(column, PlainColumn):
-                together.setdefault(id(column.block), []).append(number)
-        blocks, order = [], []
-        for numbers in together.values():
-            block = columns[numbers[0]].block
-            places = np.array([columns[number].place for number in numbers])
-            blocks.append((block, None if np.array_equal(places, np.arange(block.shape[1])) else places))
-            order += numbers
-        rest = [number for number, column in enumerate(columns) if not isinstance(column, PlainColumn)]
-        order += rest
-        back = None if order == sorted(order) else np.argsort(order)
-        return blocks, [columns[number] for number in rest], back
+    def frame(self, rows: np.ndarray | None = None, columns: Sequence[Any] | None = None) -> pd.DataFrame:
+        """Copy out many rows (None: all) of some columns (None: all), with little more memory than the result takes.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
-
-    def index(self, rows: np.ndarray) -> pd.Index[Any]:
-        """Names of rows; their numbers where names are not kept."""
-        if self.names is None:
-            return pd.Index(rows)
-        taken = self.names.take(rows)
-        return taken if isinstance(taken, pd.Index) else pd.Index(taken, dtype=self.names.dtype, name=self.index_name)
-
-    def whole(self) -> pd.DataFrame:
-        """Return all rows as a DataFrame that shares nothing with this table; a column at a time, to need little memory."""
-        return self._frame([column.whole() for column in self.columns.values()], self.whole_index())
-
-    def rows(self, rows: np.ndarray) -> pd.DataFrame:
-        """Copy out rows as :meth:`take` does, but as :meth:`whole` does it: for many rows."""
-        return self._frame([column.take(rows) for column in self.columns.values()], self.index(rows))
-
-    def whole_index(self) -> pd.Index[Any]:
-        """Names of all rows."""
-        if self.names is None:
-            return pd.RangeIndex(self.n_rows)
-        if isinstance(self.names, OtherColumn):
-            index: pd.Index[Any] = self.names.array
-            return index
-        return pd.Index(self.names.whole(), dtype=self.names.dtype, name=self.index_name)
+        It shares nothing with this table.
+        """
+        table = self if columns is None else self._only(columns)
+        values = table.values.copy() if rows is None else table.values.take(rows)
+        for number, dtype in enumerate(values.dtypes):
+            if isinstance(dtype, pd.CategoricalDtype):
+                own = pd.CategoricalDtype(dtype.categories.copy(deep=True), ordered=dtype.ordered)
+                codes = values.iloc[:, number].array.codes
+                values.isetitem(number, pd.Categorical.from_codes(codes, dtype=own, validate=False))
+        frame = table._with_texts(values, rows)  # noqa: SLF001
+        frame.index = self._index(rows)
+        frame.columns = table.axis.copy(deep=True)
+        return frame
 
     def labels(self, name: Any) -> tuple[np.ndarray, Any]:
         """Codes of a column (-1: missing), and the labels that they number."""
-        column = self.columns[name]
-        if isinstance(column, CategoryColumn):
-            return column.codes, column.dtype.categories
-        if isinstance(column, CodedText):
-            order = sorted(range(len(column.texts)), key=column.texts.__getitem__)
-            used = np.bincount(column.codes[column.codes >= 0], minlength=len(order)).astype(bool)
-            order = [code for code in order if used[code]]
-            return recode(column.codes, column.texts, pd.Index(column.texts[order], dtype=object)), column.texts[order]
-        values = pd.Categorical(_series_of(column))
+        place = self.axis.get_loc(name)
+        text = self.texts.get(place)
+        if isinstance(text, CodedText):
+            used = np.zeros(len(text.texts) + 1, dtype=bool)
+            used[text.codes] = True
+            labels = pd.Index(sorted(text.texts[used[:-1]]), dtype=object)
+            return recode(text.codes, text.texts, labels), labels
+        values: Any = self.values[place].array if text is None else text.whole()
+        if not isinstance(values, pd.Categorical):
+            values = pd.Categorical(values)
         return values.codes, values.categories
 
-    def _frame(self, values: Sequence[Any], index: pd.Index[Any]) -> pd.DataFrame:
-        if not values:
-            return pd.DataFrame(index=index, columns=self.axis)
-        frame = _frame_of(zip(self.columns.values(), values, strict=True), index)
-        frame.columns = self.axis.copy(deep=True)
+    def _only(self, columns: Sequence[Any]) -> CompactFrame:
+        """Return a table of some columns, whose values are shared."""
+        places = [self.axis.get_loc(name) for name in columns]
+        values = pd.DataFrame(
+            {number: self.values[place].array for number, place in enumerate(places) if place not in self.texts},
+            index=self.values.index,
+            copy=False,
+        )
+        texts = {number: self.texts[place] for number, place in enumerate(places) if place in self.texts}
+        return replace(self, axis=pd.DataFrame(columns=list(columns)).columns, values=values, texts=texts)
+
+    def _with_texts(self, frame: pd.DataFrame, rows: np.ndarray | None) -> pd.DataFrame:
+        for number, (place, text) in enumerate(self.texts.items()):
+            if number % _INSERTED_AT_ONCE == _INSERTED_AT_ONCE - 1:
+                frame = frame.copy()
+            frame.insert(place, place, _as_pandas(text.whole() if rows is None else text.take(rows), text.dtype))
         return frame
 
-    def only(self, names: Sequence[Any]) -> CompactFrame:
-        """Return a table of some columns, in this order."""
-        return replace(self, axis=_axis(names), columns={name: self.columns[name] for name in names})
+    def _index(self, rows: np.ndarray | None) -> pd.Index[Any]:
+        if self.names is None:
+            return pd.RangeIndex(self.n_rows) if rows is None else pd.Index(rows)
+        if not isinstance(self.names, LongText):
+            return self.names.copy(deep=True) if rows is None else self.names.take(rows)
+        names = self.names.whole() if rows is None else self.names.take(rows)
+        return pd.Index(names, dtype=self.names.dtype, name=self.index_name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As arrays of bytes: who sends them need not know how pandas keeps its columns.
+        buffers: list[pickle.PickleBuffer] = []
+        layout = pickle.dumps(self.values, protocol=5, buffer_callback=buffers.append)
+        return {**self.__dict__, "values": (layout, [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        layout, buffers = state["values"]
+        self.__dict__.update({**state, "values": pickle.loads(layout, buffers=buffers)})
 
 
 def natural_text_dtype() -> Any:
@@ -408,47 +266,39 @@ def are_few(n_distinct: int, n_rows: int) -> bool:
     return n_distinct <= _ALWAYS_FEW or n_distinct * _ROWS_PER_VALUE <= n_rows
 
 
-# -- from pandas
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view of an array through which it cannot be changed."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
-def column_of(array: Any) -> Any:
-    """Return the column of a pandas array; the memory may be that of the array."""
-    dtype = array.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        return CategoryColumn(_read_only(array.codes), dtype)
-    if isinstance(dtype, np.dtype) and dtype.kind in "biufcmM":
-        return PlainColumn(_read_only(np.asarray(array))[:, None], 0)
-    if isinstance(array, pd.arrays.IntegerArray | pd.arrays.FloatingArray | pd.arrays.BooleanArray):
-        values = array.to_numpy(dtype=dtype.numpy_dtype, na_value=dtype.numpy_dtype.type(0))
-        return MaskedColumn(_read_only(values), _read_only(np.asarray(array.isna())), dtype)
-    if dtype == object or isinstance(dtype, pd.StringDtype):
-        values = np.asarray(array, dtype=object)
-        return _text_of(values, dtype) or OtherColumn(values if dtype == object else array)
-    return OtherColumn(array)
+def row_names(index: pd.Index[Any]) -> LongText | pd.Index[Any]:
+    """Return the names of rows without an object each, where they are plain text."""
+    is_text = pd.api.types.infer_dtype(index, skipna=False) in ("string", "empty")
+    if type(index) is not pd.Index or not is_text:
+        return index
+    writer = TextWriter(len(index))
+    for start in range(0, len(index), ROWS_AT_ONCE):
+        _write(writer, np.asarray(index[start : start + ROWS_AT_ONCE], dtype=object))
+    return LongText(writer.written(), None, np.nan, index.dtype)
 
 
-def _text_of(values: np.ndarray, dtype: Any) -> CodedText | LongText | None:
-    """Return a column of texts; None where there is anything else, or more than one kind of missing values."""
-    if not len(values) or pd.api.types.infer_dtype(values, skipna=True) not in ("string", "empty"):
+def _text_of(column: pd.Series[Any]) -> _Text | None:
+    """Return a column of text; None where there is anything else in it, or more than one kind of missing values."""
+    dtype = column.dtype
+    if not len(column) or not (dtype == object or isinstance(dtype, pd.StringDtype)):
+        return None
+    values = np.asarray(column, dtype=object)
+    if pd.api.types.infer_dtype(values, skipna=True) not in ("string", "empty"):
         return None
     codes, texts = pd.factorize(values)
     missing = {type(value): value for value in values[codes < 0]}
     if len(missing) > 1:
         return None
-    column = CodedText(
-        _read_only(codes.astype(code_dtype(len(texts)))), texts, next(iter(missing.values()), np.nan), dtype
-    )
-    return column if are_few(len(texts), len(values)) else column.as_long_text()
-
-
-def names_of(index: pd.Index[Any]) -> LongText | OtherColumn:
-    is_text = pd.api.types.infer_dtype(index, skipna=False) in ("string", "empty")
-    if type(index) is not pd.Index or not is_text:
-        return OtherColumn(index)
-    writer = TextWriter(len(index))
-    for start in range(0, len(index), ROWS_AT_ONCE):
-        _write(writer, np.asarray(index[start : start + ROWS_AT_ONCE], dtype=object))
-    return LongText(writer.written(), None, np.nan, index.dtype)
+    codes = read_only(codes.astype(code_dtype(len(texts))))
+    text = CodedText(codes, texts, next(iter(missing.values()), np.nan), dtype)
+    return text if are_few(len(texts), len(values)) else text.as_long_text()
 
 
 def _write(writer: TextWriter, texts: np.ndarray) -> None:
@@ -457,44 +307,17 @@ def _write(writer: TextWriter, texts: np.ndarray) -> None:
     writer.write(*pair)
 
 
-def _read_only(array: np.ndarray) -> np.ndarray:
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-# -- to pandas
-
-
-def _rows_of(block: np.ndarray, places: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    taken: np.ndarray = np.take(block, rows, axis=0)
-    return taken if places is None else taken[:, places]
-
-
-def _frame_of(columns: Iterable[tuple[Any, Any]], index: pd.Index[Any]) -> pd.DataFrame:
-    """Make a frame of columns and their values; its own columns are numbered."""
-    series: dict[int, Any] = {}
-    for number, (column, values) in enumerate(columns):
-        if column.dtype == object:  # or pandas would see what else these objects may be
-            series[number] = pd.Series(values, index=index, dtype=object, copy=False)
-        else:
-            series[number] = pd.array(values, dtype=column.dtype) if values.dtype == object else values
-    return pd.DataFrame(series, index=index, copy=False)
-
-
-def _axis(names: Sequence[Any]) -> pd.Index[Any]:
-    return pd.DataFrame(columns=list(names)).columns
+def _as_pandas(texts: np.ndarray, dtype: Any) -> Any:
+    return pd.array(texts, dtype=dtype) if isinstance(dtype, pd.StringDtype) else texts
 
 
 # -- below each other
 
 
-def stacked(frames: Sequence[CompactFrame], finish: _Finish = lambda dtype: dtype) -> CompactFrame:
+def stacked(frames: Sequence[CompactFrame], finish: Finish = as_it_is) -> CompactFrame:
     """Put tables below each other; a column that a table lacks is missing there.
 
-    Categorical columns stay categorical, with the sorted categories of all tables (see :mod:`annbatch._shared.labels`). A
-    column that is categorical in one table and plain in another becomes categorical. One that holds text here and numbers
-    there holds Python objects. All else is as :func:`pandas.concat` has it.
+    As :func:`annbatch._shared.obs_frames.concat_frames` does it, of which this is the way without an object per row.
 
     Parameters
     ----------
@@ -503,174 +326,97 @@ def stacked(frames: Sequence[CompactFrame], finish: _Finish = lambda dtype: dtyp
     finish
         Has the last word about the dtype of a categorical column.
     """
-    lengths = [frame.n_rows for frame in frames]
-    columns: dict[Any, Any] = {}
-    plain: dict[Any, list[PlainColumn]] = {}
-    for name in dict.fromkeys(name for frame in frames for name in frame.columns):
-        parts = _united([frame.columns.get(name) for frame in frames], lengths, finish)
-        found = _stacked_column(parts, lengths)
-        columns[name] = found
-        if isinstance(found, list):
-            plain[name] = found
-    columns |= _stacked_numbers(plain, sum(lengths)) if len(frames) > 1 else {name: plain[name][0] for name in plain}
-    axis = frames[0].axis if len(frames) == 1 else _axis(list(columns))
-    return CompactFrame(sum(lengths), axis, columns, *_stacked_names(frames))
-
-
-def _united(parts: list[Any], lengths: Sequence[int], finish: _Finish) -> list[Any]:
-    """Give all parts of a column the same categories, if one of them has any and they can be united."""
-    if not any(isinstance(part, CategoryColumn) for part in parts):
-        return parts
-    dtype = unite_dtypes([_categories_of(part) for part in parts if part is not None])
-    if dtype is None:
-        return parts
-    dtype = finish(dtype)
-    return [_as_categories(part, n_rows, dtype) for part, n_rows in zip(parts, lengths, strict=True)]
-
-
-def _categories_of(part: Any) -> pd.CategoricalDtype:
-    if isinstance(part, CategoryColumn):
-        return part.dtype
-    return pd.CategoricalDtype(pd.Index(_series_of(part).dropna().unique()))
-
-
-def _as_categories(part: Any, n_rows: int, dtype: pd.CategoricalDtype) -> CategoryColumn:
-    if part is None:
-        return CategoryColumn(_read_only(np.full(n_rows, -1, code_dtype(len(dtype.categories)))), dtype)
-    if isinstance(part, CategoryColumn):
-        if part.dtype.ordered == dtype.ordered and part.dtype.categories is dtype.categories:
-            return part
-        codes, categories = part.codes, part.dtype.categories
-    elif isinstance(part, CodedText):
-        codes, categories = part.codes, part.texts
-    else:
-        values = pd.Categorical(_series_of(part))
-        codes, categories = values.codes, values.categories
-    return CategoryColumn(_read_only(recode(codes, categories, dtype.categories)), dtype)
-
-
-def _series_of(part: Any) -> pd.Series[Any]:
-    series: pd.Series[Any] = _frame_of([(part, part.whole())], pd.RangeIndex(len(part)))[0]
-    return series
-
-
-def _stacked_column(parts: list[Any], lengths: Sequence[int]) -> Any:
-    """Return a column; of plain numbers a list of their parts, because several columns share an array."""
-    there = [(part, n_rows) for part, n_rows in zip(parts, lengths, strict=True) if n_rows]
-    if not there:
-        there = [(part, 0) for part in parts if part is not None]
-    filled, rows = [part for part, _ in there], [n_rows for _, n_rows in there]
-    first = next((part for part in filled if part is not None), None)
-    kinds = {type(part) for part in filled}
-    if first is not None and len(kinds) == 1 and all(part.dtype == first.dtype for part in filled):
-        if kinds == {PlainColumn}:
-            return filled
-        if len(filled) == 1:
-            return first
-        if kinds == {CategoryColumn}:
-            return CategoryColumn(_joined([part.codes for part in filled]), first.dtype)
-        if kinds == {MaskedColumn}:
-            masks = _joined([part.mask for part in filled])
-            return MaskedColumn(_joined([part.values for part in filled]), masks, first.dtype)
-    if first is not None and kinds <= {CodedText, LongText, type(None)}:
-        text = _stacked_text(filled, rows, first.dtype)
-        if text is not None:
-            return text
-    series = [
-        pd.Series(np.nan, index=range(n_rows)) if part is None else _series_of(part)
-        for part, n_rows in zip(filled, rows, strict=True)
-    ]
-    # In a frame, because there pandas sees what objects may be all the same: dates.
-    column = column_of(pd.DataFrame({0: pd.concat(series, ignore_index=True).array})[0].array)
-    return [column] if isinstance(column, PlainColumn) else column
-
-
-def _stacked_text(parts: list[Any], lengths: Sequence[int], dtype: Any) -> CodedText | LongText | None:
-    """Return the column of parts that hold text; None when a column has no such dtype, or not one kind of missing value."""
-    if any(part is not None and part.dtype != dtype for part in parts) or (None in parts and dtype != object):
-        return None
-    empty = CodedText(np.empty(0, np.int8), np.empty(0, object), np.nan, dtype)
+    names = dict.fromkeys(name for frame in frames for name in frame.axis)
+    texts = {name: text for name in names if (text := _stacked_text(name, frames))}
+    rest = [name for name in names if name not in texts]
+    stops = np.cumsum([frame.n_rows for frame in frames]).tolist()
     parts = [
-        replace(empty, codes=np.full(n_rows, -1, np.int8)) if part is None else part
-        for part, n_rows in zip(parts, lengths, strict=True)
+        _values(frame, rest).set_axis(pd.RangeIndex(stop - frame.n_rows, stop))
+        for frame, stop in zip(frames, stops, strict=True)
     ]
-    missing = {type(part.missing): part.missing for part in parts if _misses_any(part)}
-    if len(missing) > 1:
+    parts = unite_frames(parts, finish)
+    # Where a table lacked a column of categories, it has it now, at its end.
+    names = dict.fromkeys(name for pair in zip(frames, parts, strict=True) for name in (*pair[0].axis, *pair[1].columns))
+    places = {name: place for place, name in enumerate(names)}
+    values = stack_frames(parts)
+    values = values.set_axis(pd.Index([places[name] for name in values.columns], dtype=np.int64), axis=1)
+    axis = frames[0].axis if len(frames) == 1 else pd.DataFrame(columns=list(names)).columns
+    by_place = {places[name]: texts[name] for name in names if name in texts}
+    return CompactFrame(axis, values, by_place, *_stacked_names(frames))
+
+
+def _values(frame: CompactFrame, wanted: Iterable[Any]) -> pd.DataFrame:
+    """Return those of some columns that a table has, by their names; text among them as pandas has it."""
+    wanted = set(wanted)
+    places = {name: place for place, name in enumerate(frame.axis) if name in wanted}
+    if len(places) == frame.values.shape[1] and not frame.texts.keys() & set(places.values()):
+        return frame.values.set_axis(list(places), axis=1)
+    columns = {
+        name: pd.Series(_as_pandas(frame.texts[place].whole(), frame.texts[place].dtype), dtype=frame.texts[place].dtype)
+        if place in frame.texts
+        else frame.values[place]
+        for name, place in places.items()
+    }
+    return pd.DataFrame(columns, index=frame.values.index, columns=list(places), copy=False)
+
+
+def _stacked_text(name: Any, frames: Sequence[CompactFrame]) -> _Text | None:
+    """Return a column of text; None where a table has something else for it, or not all have one kind of missing value."""
+    parts: list[_Text | None] = []
+    for frame in frames:
+        place = frame.axis.get_loc(name) if name in frame.axis else None
+        part = frame.texts.get(place) if place is not None else None
+        is_other = part is None and place is not None
+        # Without rows only categories have a say.
+        if is_other and (frame.n_rows or isinstance(frame.values[place].dtype, pd.CategoricalDtype)):
+            return None
+        if frame.n_rows:
+            parts.append(part if part is not None else _nothing(frame.n_rows))
+    dtypes = [part.dtype for part in parts if part is not None and part.dtype is not None]
+    if not dtypes or any(dtype != dtypes[0] for dtype in dtypes):
         return None
-    stands_for_missing = next(iter(missing.values()), np.nan)
-    if all(isinstance(part, CodedText) for part in parts):
+    if any(part.dtype is None for part in parts) and dtypes[0] != object:
+        return None
+    if len(frames) == 1:
+        return parts[0]
+    missing = {type(part.missing): part.missing for part in parts if part.misses_any}
+    return None if len(missing) > 1 else _joined_text(parts, next(iter(missing.values()), np.nan), dtypes[0])
+
+
+def _nothing(n_rows: int) -> CodedText:
+    """Rows of a table that lacks the column."""
+    return CodedText(np.full(n_rows, -1, np.int8), np.empty(0, dtype=object), np.nan, None)
+
+
+def _joined_text(parts: Sequence[_Text], missing: Any, dtype: Any) -> _Text:
+    coded = [part for part in parts if isinstance(part, CodedText)]
+    if len(coded) == len(parts):
         found: dict[str, int] = {}
-        tables = [np.array([found.setdefault(text, len(found)) for text in part.texts] + [-1]) for part in parts]
-        if are_few(len(found), sum(lengths)):
+        numbers = [[found.setdefault(text, len(found)) for text in part.texts] for part in coded]
+        if are_few(len(found), sum(map(len, parts))):
             code = code_dtype(len(found))
-            codes = [
-                np.take(table.astype(code), part.codes, mode="wrap") for table, part in zip(tables, parts, strict=True)
-            ]
-            return CodedText(_joined(codes), _objects(list(found)), stands_for_missing, dtype)
+            # The last is what code -1 picks.
+            tables = [np.array([*table, -1], dtype=code) for table in numbers]
+            codes = [np.take(table, part.codes, mode="wrap") for table, part in zip(tables, coded, strict=True)]
+            texts = np.empty(len(found), dtype=object)
+            texts[:] = list(found)
+            return CodedText(read_only(np.concatenate(codes)), texts, missing, dtype)
     long = [part.as_long_text() if isinstance(part, CodedText) else part for part in parts]
-    is_missing = None
-    if missing:
-        is_missing = _joined([np.zeros(len(part), bool) if part.is_missing is None else part.is_missing for part in long])
-    return LongText(CompactText.stacked([part.text for part in long]), is_missing, stands_for_missing, dtype)
+    masks = [np.zeros(len(part), dtype=bool) if part.is_missing is None else part.is_missing for part in long]
+    is_missing = np.concatenate(masks) if any(part.misses_any for part in long) else None
+    text = CompactText.stacked([part.text for part in long])
+    return LongText(text, None if is_missing is None else read_only(is_missing), missing, dtype)
 
 
-def _misses_any(part: CodedText | LongText) -> bool:
-    return bool((part.codes < 0).any()) if isinstance(part, CodedText) else part.is_missing is not None
-
-
-def _stacked_numbers(parts: Mapping[Any, list[PlainColumn]], n_rows: int) -> dict[Any, PlainColumn]:
-    blocks = NumberBlocks({name: of_column[0].dtype for name, of_column in parts.items()}, n_rows)
-    together: dict[int, list[Any]] = {}
-    for name, column in blocks.columns.items():
-        together.setdefault(id(column.block), []).append(name)
-    for names in together.values():
-        block = blocks.columns[names[0]].block
-        start = 0
-        # Columns that no table made anew have the same parts.
-        for of_columns in zip(*(parts[name] for name in names), strict=True) if _alike(parts, names) else ():
-            stop = start + len(of_columns[0])
-            _fill(block[start:stop], of_columns)
-            start = stop
-        for place, name in enumerate(names) if not _alike(parts, names) else ():
-            block[:, place] = np.concatenate([part.values for part in parts[name]])
-    return blocks.sealed()
-
-
-def _alike(parts: Mapping[Any, list[PlainColumn]], names: Sequence[Any]) -> bool:
-    return len({tuple(map(len, parts[name])) for name in names}) == 1
-
-
-def _fill(block: np.ndarray, columns: Sequence[PlainColumn]) -> None:
-    first = columns[0]
-    same = all(column.block is first.block and column.place == place for place, column in enumerate(columns))
-    if same and first.block.shape == block.shape:
-        block[:] = first.block
-        return
-    # A few rows at a time, so that they stay in the cache while column after column is put beside the others.
-    for start in range(0, len(block), _ROWS_IN_CACHE):
-        for place, column in enumerate(columns):
-            block[start : start + _ROWS_IN_CACHE, place] = column.values[start : start + _ROWS_IN_CACHE]
-
-
-def _stacked_names(frames: Sequence[CompactFrame]) -> tuple[LongText | OtherColumn | None, Any]:
+def _stacked_names(frames: Sequence[CompactFrame]) -> tuple[LongText | pd.Index[Any] | None, Any]:
     names = [frame.names for frame in frames]
-    same_name = all(frame.index_name == frames[0].index_name for frame in frames)
-    index_name = frames[0].index_name if same_name else None
     if len(frames) == 1 or any(name is None for name in names):
-        return names[0], index_name
+        return names[0], frames[0].index_name
     long = [name for name in names if isinstance(name, LongText)]
     if len(long) == len(names) and all(name.dtype == long[0].dtype for name in long):
-        return replace(long[0], text=CompactText.stacked([name.text for name in long])), index_name
-    first, *rest = [frame.whole_index() for frame in frames]
+        same = all(frame.index_name == frames[0].index_name for frame in frames)
+        text = CompactText.stacked([name.text for name in long])
+        return replace(long[0], text=text), frames[0].index_name if same else None
+    first, *rest = [frame._index(None) for frame in frames]  # noqa: SLF001
     index = first.append(rest)
-    return names_of(index), index.name
-
-
-def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return _read_only(np.concatenate(arrays))
-
-
-def _objects(values: list[Any]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+    return row_names(index), index.name

@@ -26,18 +26,7 @@ from annbatch._shared.labels import code_dtype
 
 from .chunks.zarr_text import TextChunks
 from .claims import check_claim, check_folder
-from .columns import (
-    CategoryColumn,
-    CodedText,
-    CompactFrame,
-    LongText,
-    MaskedColumn,
-    NumberBlocks,
-    are_few,
-    column_of,
-    names_of,
-    natural_text_dtype,
-)
+from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
 from .errors import CorruptDataError, damage_named
 from .text import TextWriter, numbered, packed
 
@@ -205,49 +194,21 @@ class FrameReader:
             As :meth:`column`.
         """
         wanted = list(self.columns if columns is None else columns)
-        row_names = self._compact_names() if names else None
-        for name in wanted:
+        # Looked at in any case: what claims more rows than it has names is refused before memory is taken for them.
+        self._column(self._index_key)
+        kept_names = self._compact_names() if names else None
+        texts, values = {}, {}
+        for place, name in enumerate(wanted):
             self._check_name(name)
-        blocks = NumberBlocks({name: dtype for name in wanted if (dtype := self._plain_dtype(name))}, self.n_rows)
-        found = {}
-        for name in wanted:
-            if name in blocks.columns:
-                # In pieces, because freed memory of whole columns does not always go back to the system.
-                values, column = blocks.columns[name].values, self._column(name)
-                for rows in _pieces(column):
-                    values[rows] = _read_raw(column, rows)
+            column = self._column(name)
+            text = self._compact_text(column, name) if column.categories is None and _may_be_text(column) else None
+            if text is None:
+                values[place] = self._read(name, _ALL)
             else:
-                found[name] = self._compact_column(name)
-        found |= blocks.sealed()
+                texts[place] = text
         axis = pd.DataFrame(columns=wanted or None).columns
-        return CompactFrame(
-            self.n_rows, axis, {name: found[name] for name in wanted}, row_names, self.index_name if names else None
-        )
-
-    def _plain_dtype(self, name: str) -> np.dtype[Any] | None:
-        """Dtype of a column of plain numbers; None for any other."""
-        column = self._column(name)
-        if column.categories is not None or column.mask is not None or not _holds_numbers(column):
-            return None
-        if len(column.values.shape) != 1:
-            msg = f"column {name!r} of {_location(self._elem)} must have one dimension, got shape {column.values.shape}"
-            raise CorruptDataError(msg)
-        dtype: np.dtype[Any] = column.values.dtype if column.field is None else column.values.dtype[column.field]
-        return dtype
-
-    def _compact_column(self, name: str) -> Any:
-        column = self._column(name)
-        if column.categories is not None:
-            categories = self._categories(column, name)
-            codes = _read_raw(column)
-            self._check_codes(codes, categories, name)
-            dtype = pd.CategoricalDtype(pd.Index(categories), ordered=column.ordered)
-            codes = codes.astype(code_dtype(len(categories)), copy=False)
-            codes.flags.writeable = False
-            return CategoryColumn(codes, dtype)
-        text = self._compact_text(column, name) if _may_be_text(column) else None
-        # The Series, because that is where pandas decides what an array of objects is.
-        return column_of(pd.Series(self._read(name, _ALL)).array) if text is None else text
+        frame = pd.DataFrame(values, index=pd.RangeIndex(self.n_rows))
+        return CompactFrame(axis, frame, texts, kept_names, self.index_name if names else None)
 
     def _compact_names(self) -> Any:
         column = self._column(self._index_key)
@@ -257,7 +218,7 @@ class FrameReader:
             if writer is not None:
                 return LongText(writer.written(), None, np.nan, natural_text_dtype())
         index = self.index()
-        return names_of(index if pd.api.types.is_string_dtype(index.dtype) else index.astype(str))
+        return row_names(index if pd.api.types.is_string_dtype(index.dtype) else index.astype(str))
 
     def _compact_text(self, column: _StoredColumn, name: str) -> CodedText | LongText | None:
         """Read text, in pieces; None when there is something else among it."""
@@ -287,7 +248,7 @@ class FrameReader:
             if n_numbered == self.n_rows and are_few(len(found), n_numbered):
                 if is_missing is not None:
                     codes[is_missing] = -1
-                return CodedText(codes, texts, missing, dtype)
+                return CodedText(read_only(codes), texts, missing, dtype)
             writer = CodedText(codes, texts, missing, dtype).write_to(TextWriter(self.n_rows))
             del found, texts, pieces, codes
             writer = _write_text(column, writer, n_numbered)

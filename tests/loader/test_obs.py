@@ -39,7 +39,7 @@ def test_categories_are_united_and_sorted(tmp_path):
 
 
 def concat_obs(frames):
-    return stacked_obs([CompactFrame.of_frame(frame) for frame in frames]).whole()
+    return stacked_obs([CompactFrame.of_frame(frame) for frame in frames]).frame()
 
 
 def categorical(values, categories=None, *, ordered=False):

@@ -10,6 +10,7 @@ import numpy as np
 
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._ragged import unpack_texts
+from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.text import is_utf8
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class TextChunks:
         ----------
         rows
             Whole chunks.
+
+        Raises
+        ------
+        CorruptDataError
+            A chunk is cut short, which zarr-python would not see.
         """
         pairs = []
         for chunk in range(rows.start // self.rows, -(-rows.stop // self.rows)):
@@ -83,6 +89,9 @@ class TextChunks:
             raw: Any = (self._folder / self._array.metadata.encode_chunk_key((chunk,))).read_bytes()
             for decode in self._decoders:
                 raw = decode(raw)
+        except CorruptDataError as error:
+            msg = f"{self._folder}, chunk {chunk}: {error}"
+            raise CorruptDataError(msg) from None
         except (OSError, ValueError, RuntimeError, TypeError):
             return None
         encoded = np.frombuffer(raw, np.uint8)
@@ -101,7 +110,16 @@ def _decoder(name: str) -> Callable[[Any], Any] | None:
 
     # Decoding depends on no setting of these codecs.
     decode: Callable[[Any], Any] = numcodecs.get_codec({"id": name}).decode
-    return decode
+    return (lambda raw: decode(_whole_blosc(raw))) if name == "blosc" else decode
+
+
+def _whole_blosc(raw: Any) -> Any:
+    """See that all bytes are there that a blosc frame says it has: the decoder reads beyond the end of what is cut short."""
+    found = np.frombuffer(raw, np.uint8)
+    if len(found) < 16 or int.from_bytes(found[12:16].tobytes(), "little") > len(found):
+        msg = f"cut short, {len(found)} bytes are left"
+        raise CorruptDataError(msg)
+    return raw
 
 
 def _without_checksum(raw: Any) -> Any:

@@ -95,7 +95,7 @@ class TestLateTasks:
             part.mkdir()
             (part / "dataset_0").write_bytes(values)
             generation.keep_dataset(part, "dataset_0", 5)
-        assert not any(generation.parts.iterdir())
+        assert not any(generation.drafts.iterdir())
         assert generation.problems("dataset_0", 5) == []
 
     def test_a_task_ends_with_its_caller(self, generation):

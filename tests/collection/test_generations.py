@@ -132,6 +132,22 @@ class TestLocks:
         threading.Timer(0.3, held.__exit__, (None, None, None)).start()
         assert len(build(tmp_path / "c.zarr", inputs).obs()) == 80
 
+    def test_a_caller_that_ends_removes_nothing_of_the_next(self, tmp_path, monkeypatch):
+        """The next caller has the lock between the removal of its file and that of the folder."""
+        rmdir, later = os.rmdir, []
+
+        def rmdir_late(path, **given):
+            if Path(path).name == ".annbatch" and not later:
+                later.append(WorkFolder(tmp_path / "c.zarr").__enter__())
+            rmdir(path, **given)
+
+        monkeypatch.setattr(os, "rmdir", rmdir_late)
+        with WorkFolder(tmp_path / "c.zarr"):
+            pass
+        assert later[0].generation.path.is_dir()
+        later[0].__exit__(None, None, None)
+        assert not (tmp_path / "c.zarr/.annbatch").exists()
+
     def test_a_second_writer_is_told_within_seconds(self, tmp_path, inputs):
         begun = time.monotonic()
         with WorkFolder(tmp_path / "c.zarr"), pytest.raises(BusyError):

@@ -619,8 +619,9 @@ class Loader(IterableStyle):
         batch_sampler
             Sampler over the rows of the view, numbered from 0. None: a copy of the sampler of this loader, with the same
             arguments, but over all rows of the view (a mask is not taken over), at its first pass, and with a generator of its
-            own, derived from that of this loader, which is not moved. A class-based sampler does not fit other rows: pass one
-            that was made of :meth:`obs` of the view (``loader.subset(rows).subset(slice(None), batch_sampler=...)``).
+            own, derived from that of this loader, which is not moved. A class-based sampler does not fit other rows, and a pass or
+            ``len`` of the view says so: pass one that was made of :meth:`obs` of the view
+            (``view.subset(slice(None), batch_sampler=...)``).
 
         Returns
         -------
@@ -651,7 +652,9 @@ class Loader(IterableStyle):
             as_sampler(batch_sampler)
         chosen = self._view_with_rows().subset(rows)
         if batch_sampler is None:
-            batch_sampler = self._batch_sampler._unstarted_copy(self._n_subsets)  # noqa: SLF001 (a hook for loaders)
+            batch_sampler = self._batch_sampler._unstarted_copy(  # noqa: SLF001 (a hook for loaders)
+                self._n_subsets, same_rows=chosen.has_rows_of(self._view)
+            )
             self._n_subsets += 1
         own = {"_chosen": chosen, "_batch_sampler": batch_sampler, "_pool": storage.BufferPool()}
         begun = {"_position": None, "_resume": None, "_n_passes": 0, "_n_subsets": 0}

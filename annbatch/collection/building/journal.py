@@ -272,8 +272,11 @@ class WorkFolder:
             Something is missing. The journal stays, so that readers see the collection as it was.
         """
         for name in n_obs:
-            if generation.dataset(name).exists():
-                generation.dataset(name).rename(self.root / name)
+            dataset, place = generation.dataset(name), self.root / name
+            # After a power cut a file system without a journal may show one dataset in both places.
+            is_there = place.exists() and not generation.problems(name, at=place)
+            if dataset.exists() and not is_there:
+                dataset.rename(place)
         sync(self.root)
         problems = [
             said for name, rows in n_obs.items() for said in generation.problems(name, rows, at=self.root / name)

@@ -14,6 +14,7 @@ from annbatch._shared.collection_format import dataset_name
 
 from .fetch import fetcher
 from .hdf5 import open_far_files
+from .hdf5_opening import fetch_needed
 from .options import FarOptions
 from .stores import fsspec_objects
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import zarr
 
     from .fetch import Fetcher
+    from .hdf5 import FarFile
     from .zarr_store import FarStore
 
 __all__ = ["Needs", "far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
@@ -176,7 +178,9 @@ class Needs:
 def fetched_ahead(groups: Sequence[Any], needs: Needs) -> Iterator[None]:
     """Fetch what opening groups will need, of all of them together; groups that are not far are left alone."""
     far = [(group, group.store) for group in groups if _is_far(group)]
+    files: list[FarFile] = []
     try:
+        files = fetch_needed(groups, needs)
         _fetch_together([(store, _metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _column_metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _data_keys(group, needs)) for group, store in far])
@@ -184,6 +188,8 @@ def fetched_ahead(groups: Sequence[Any], needs: Needs) -> Iterator[None]:
     finally:
         for _, store in far:
             store.forget()
+        for file in files:
+            file.forget()
 
 
 def find_datasets(group: zarr.Group) -> list[str]:

@@ -325,9 +325,10 @@ def _release(wave: _Wave, queue: Fetcher, cancel: Cancel | None) -> None:
         order.abandon()
         if cancel is not None:
             cancel.forget(order)
-    if is_done and wave.buffer is not None:
+    if wave.buffer is not None:
         # What was given up may still be written to by a request that is being stopped.
-        queue.buffers.give_back(wave.buffer)
+        (queue.give_back if is_done else queue.buffers.lose)(wave.buffer)
+        wave.buffer = None
     wave.keep.clear()
     wave.for_cache.clear()
     queue.budget.give_back(wave.n_bytes)

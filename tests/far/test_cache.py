@@ -120,8 +120,10 @@ def test_a_disk_that_is_full_is_no_error(server, folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     far = loader_at(f"{server.url}/cells.zarr", cache=tmp_path, prefetch=0)
-    with pytest.warns(RuntimeWarning, match="No space left on device; nothing more is kept there"):
+    with pytest.warns(RuntimeWarning, match="No space left on device; nothing more is kept there") as warned:
         check(far, loader_at(folder / "cells.zarr"))
+    (warning,) = warned
+    assert warning.filename.endswith("test_same_batches.py")  # where the loader is iterated over
 
 
 OBJECTS = HttpObjects("http://nowhere/")

@@ -31,10 +31,10 @@ N_ITEMS, N_PER_CHUNK = 16 * 5000 + 5, 16
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
+def small_slabs(monkeypatch):
     """So that small files are as far-flung as large ones are."""
     for module in (hdf5, hdf5_opening):
-        monkeypatch.setattr(module, "BLOCK_BYTES", 1 << 13)
+        monkeypatch.setattr(module, "SLAB_BYTES", 1 << 13)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_files_are_opened_in_as_many_round_trips_as_one(tmp_path, n_rounds):
             n_rounds()
             Loader().add_paths([f"{server.url}/{number}.h5ad" for number in range(n_files)])
             found.append(n_rounds())
-    # Blocks of 8 kB are small for text, and where its pieces lie only h5py knows.
+    # Slabs of 8 kB are small for text, and where its pieces lie only h5py knows.
     assert found[0] <= 24
     assert found[1] - found[0] <= 3 * 8
 

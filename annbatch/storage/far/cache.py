@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from annbatch._shared.args import levels_to_user
+
 from .fetch import counts
 
 if TYPE_CHECKING:
@@ -142,7 +144,8 @@ class RangeCache:
                     self.sync()
         except OSError as error:
             self._is_full = True
-            warnings.warn(f"cache {self.folder}: {error}; nothing more is kept there", RuntimeWarning, stacklevel=2)
+            msg = f"cache {self.folder}: {error}; nothing more is kept there"
+            warnings.warn(msg, RuntimeWarning, stacklevel=levels_to_user())
 
     def _write(self, name: str, number: int, begin: int, data: memoryview) -> None:
         segment = self._segment(name, number, make=True)

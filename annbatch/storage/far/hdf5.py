@@ -1,6 +1,6 @@
-"""HDF5 files in far stores: h5py reads their structure through a file of blocks; rows never go through it.
+"""HDF5 files in far stores: h5py reads their structure through a file of slabs; rows never go through it.
 
-h5py asks for a few hundred bytes at a time, here and there, and waits for each. So blocks are fetched whole and kept, and the
+h5py asks for a few hundred bytes at a time, here and there, and waits for each. So slabs are fetched whole and kept, and the
 first and the last ones of a file, where its structure mostly is, come together when it is opened. Nodes of chunk indexes, which
 lie all over the file, are fetched before h5py asks for them (:mod:`.hdf5_index`).
 """
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from .options import FarOptions
     from .stores import Objects, Stamp
 
-__all__ = ["BLOCK_BYTES", "FarFile", "far_file_of", "fetch_blocks", "open_far_files"]
+__all__ = ["SLAB_BYTES", "FarFile", "far_file_of", "fetch_slabs", "open_far_files"]
 
-BLOCK_BYTES = 1 << 20
-# Blocks at the start and at the end that are fetched at once, and blocks that are kept. anndata writes obs and var after X.
+SLAB_BYTES = 1 << 20
+# Slabs at the start and at the end that are fetched at once, and slabs that are kept. anndata writes obs and var after X.
 _N_AT_START, _N_AT_END = 1, 4
-_MOST_BLOCKS = 64
-# Of what is read from front to back, so many blocks are fetched ahead at most.
+_MOST_SLABS = 64
+# Of what is read from front to back, so many slabs are fetched ahead at most.
 _MOST_AHEAD = 16
 
 # Files that h5py has open, by the name that it shows: it keeps the text of the object that it was given.
@@ -45,7 +45,7 @@ _lock = threading.Lock()
 
 
 class FarFile(io.RawIOBase):
-    """An object as a file for h5py: reads blocks and keeps some.
+    """An object as a file for h5py: reads slabs and keeps some.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class FarFile(io.RawIOBase):
     def __init__(self, objects: Objects, key: str, stamp: Stamp, options: FarOptions) -> None:
         super().__init__()
         self.objects, self.key, self.stamp, self.options = objects, key, stamp, options
-        self._blocks: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._slabs: OrderedDict[int, np.ndarray] = OrderedDict()
         self._nodes: dict[int, bytes] = {}
         self.n_node_bytes = 0
         self._at = 0
@@ -125,15 +125,15 @@ class FarFile(io.RawIOBase):
         if node is not None and len(node) >= n_bytes:
             view[:n_bytes] = node[:n_bytes]
             return n_bytes
-        first, stop = start // BLOCK_BYTES, -(-(start + n_bytes) // BLOCK_BYTES)
+        first, stop = start // SLAB_BYTES, -(-(start + n_bytes) // SLAB_BYTES)
         # A few at a time: what is kept has a bound.
-        for low in range(first, stop, _MOST_BLOCKS // 2):
-            blocks = range(low, min(low + _MOST_BLOCKS // 2, stop))
-            self._fetch(blocks)
-            for number in blocks:
-                begin = max(start, number * BLOCK_BYTES)
-                end = min(start + n_bytes, (number + 1) * BLOCK_BYTES)
-                part = self._blocks[number][begin - number * BLOCK_BYTES : end - number * BLOCK_BYTES]
+        for low in range(first, stop, _MOST_SLABS // 2):
+            slabs = range(low, min(low + _MOST_SLABS // 2, stop))
+            self._fetch(slabs)
+            for number in slabs:
+                begin = max(start, number * SLAB_BYTES)
+                end = min(start + n_bytes, (number + 1) * SLAB_BYTES)
+                part = self._slabs[number][begin - number * SLAB_BYTES : end - number * SLAB_BYTES]
                 view[begin - start : end - start] = part.data
         return n_bytes
 
@@ -143,43 +143,43 @@ class FarFile(io.RawIOBase):
         """Whether bytes are there without a request."""
         stop = min(start + n_bytes, self.stamp.size)
         node = self._nodes.get(start, b"")
-        blocks = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
-        return len(node) >= stop - start or all(number in self._blocks for number in blocks)
+        slabs = range(start // SLAB_BYTES, -(-stop // SLAB_BYTES))
+        return len(node) >= stop - start or all(number in self._slabs for number in slabs)
 
     def keep_node(self, start: int, data: bytes) -> None:
         """Keep what was fetched of a chunk index, for who reads from `start` on."""
         self.n_node_bytes += len(data) - len(self._nodes.get(start, b""))
         self._nodes[start] = data
 
-    # -- blocks
+    # -- slabs
 
     def _fetch(self, numbers: Sequence[int]) -> None:
-        missing = [number for number in numbers if number not in self._blocks]
+        missing = [number for number in numbers if number not in self._slabs]
         for number in numbers:
-            if number in self._blocks:
-                self._blocks.move_to_end(number)
+            if number in self._slabs:
+                self._slabs.move_to_end(number)
         if not missing:
             return
         if self._lacking is not None:
             self._lacking.update(missing)
-            msg = f"{self._name}: blocks {missing} are not there"
+            msg = f"{self._name}: slabs {missing} are not there"
             raise OSError(msg)
         # Twice as many ahead each time that the next ones are asked for.
         self._n_ahead = min(2 * self._n_ahead, _MOST_AHEAD) if missing[0] == self._following else 1
         missing += self.lacking(range(missing[-1] + 1, missing[-1] + self._n_ahead))
         self._following = missing[-1] + 1
-        fetch_blocks([self], [missing])
-        while len(self._blocks) > _MOST_BLOCKS:
-            self._blocks.popitem(last=False)
+        fetch_slabs([self], [missing])
+        while len(self._slabs) > _MOST_SLABS:
+            self._slabs.popitem(last=False)
 
     def lacking(self, numbers: Iterable[int]) -> list[int]:
-        """Return those of some blocks that the file has and that are not there."""
-        n_blocks = -(-self.stamp.size // BLOCK_BYTES)
-        return [number for number in numbers if 0 <= number < n_blocks and number not in self._blocks]
+        """Return those of some slabs that the file has and that are not there."""
+        n_slabs = -(-self.stamp.size // SLAB_BYTES)
+        return [number for number in numbers if 0 <= number < n_slabs and number not in self._slabs]
 
     @contextmanager
     def only_what_is_there(self) -> Iterator[set[int]]:
-        """Ask for nothing meanwhile: reading what is not there is an OSError. Yields the numbers of blocks that were missed."""
+        """Ask for nothing meanwhile: reading what is not there is an OSError. Yields the numbers of slabs that were missed."""
         self._lacking = set()
         try:
             yield self._lacking
@@ -187,13 +187,13 @@ class FarFile(io.RawIOBase):
             self._lacking = None
 
     def ends(self) -> list[int]:
-        """Return the numbers of the blocks at both ends."""
-        n_blocks = -(-self.stamp.size // BLOCK_BYTES)
-        return sorted({*range(min(_N_AT_START, n_blocks)), *range(max(0, n_blocks - _N_AT_END), n_blocks)})
+        """Return the numbers of the slabs at both ends."""
+        n_slabs = -(-self.stamp.size // SLAB_BYTES)
+        return sorted({*range(min(_N_AT_START, n_slabs)), *range(max(0, n_slabs - _N_AT_END), n_slabs)})
 
     def forget(self) -> None:
         """Drop all that is kept."""
-        self._blocks.clear()
+        self._slabs.clear()
         self._nodes.clear()
         self.n_node_bytes = 0
 
@@ -224,7 +224,7 @@ def open_far_files(places: Sequence[tuple[Objects, str]], options: FarOptions) -
         return []
     queue = _queue(options)
     names = [objects.text(key) for objects, key in places]
-    calls = [lambda objects=objects, key=key: objects.read_start(key, BLOCK_BYTES) for objects, key in places]
+    calls = [lambda objects=objects, key=key: objects.read_start(key, SLAB_BYTES) for objects, key in places]
     files, wants = [], []
     for (objects, key), name, answer in zip(places, names, queue.gather(calls, names), strict=True):
         if isinstance(answer, FileNotFoundError):
@@ -235,28 +235,28 @@ def open_far_files(places: Sequence[tuple[Objects, str]], options: FarOptions) -
         data, stamp = answer
         file = FarFile(objects, key, stamp, options)
         if len(data):
-            file._blocks[0] = np.frombuffer(data, np.uint8)  # noqa: SLF001 (the two belong together)
+            file._slabs[0] = np.frombuffer(data, np.uint8)  # noqa: SLF001 (the two belong together)
         files.append(file)
         wants.append([number for number in file.ends() if number])
-    fetch_blocks(files, wants)
+    fetch_slabs(files, wants)
     return files
 
 
-def fetch_blocks(files: Sequence[FarFile], numbers: Sequence[Sequence[int]]) -> None:
-    """Fetch blocks of files, given by their numbers, all together."""
+def fetch_slabs(files: Sequence[FarFile], numbers: Sequence[Sequence[int]]) -> None:
+    """Fetch slabs of files, given by their numbers, all together."""
     by_queue: dict[Fetcher, list[Want]] = {}
-    blocks = []
+    slabs = []
     for file, wanted in zip(files, numbers, strict=True):
         for number in wanted:
-            start = number * BLOCK_BYTES
-            block = np.empty(min(BLOCK_BYTES, file.stamp.size - start), np.uint8)
-            blocks.append((file, number, block))
-            want = Want(file.objects, file.key, start, start + len(block), block.data, file.stamp)
+            start = number * SLAB_BYTES
+            slab = np.empty(min(SLAB_BYTES, file.stamp.size - start), np.uint8)
+            slabs.append((file, number, slab))
+            want = Want(file.objects, file.key, start, start + len(slab), slab.data, file.stamp)
             by_queue.setdefault(file.queue, []).append(want)
     for queue, wants in by_queue.items():
         queue.fetch(wants)
-    for file, number, block in blocks:  # not before they are there
-        file._blocks[number] = block  # noqa: SLF001
+    for file, number, slab in slabs:  # not before they are there
+        file._slabs[number] = slab  # noqa: SLF001
 
 
 def far_file_of(file: h5py.File) -> FarFile | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .fetch import Want
-from .ranges import Places, merged
+from .ranges import Located, merged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +36,10 @@ _CHUNKED = 2
 # Entries of a node at most: HDF5's default, which h5py does not change. Of larger nodes the rest is read by HDF5.
 _MOST_ENTRIES = 64
 _HEAD = struct.Struct("<4sBBHQQ")
-# Bytes of nodes kept of a file, of one object header, and blocks of one object header, at most. Real ones are far smaller.
+# Bytes of nodes kept of a file, of one object header, and areas of one object header, at most. Real ones are far smaller.
 _MOST_NODE_BYTES = 1 << 26
 _MOST_HEADER_BYTES = 1 << 16
-_MOST_HEADER_BLOCKS = 32
+_MOST_HEADER_AREAS = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -119,19 +119,19 @@ def _fetch_nodes(trees: Sequence[_Tree]) -> None:
         )
     for queue, nodes in by_queue.items():
         files = list(dict.fromkeys(file for file, _, _ in nodes))
-        places = Places(
+        located = Located(
             np.array([files.index(file) for file, _, _ in nodes], np.int64),
             np.array([start for _, start, _ in nodes], np.int64),
             np.array([stop for _, _, stop in nodes], np.int64),
         )
-        ranges = merged(places)
+        ranges = merged(located)
         wants = []
         for number, start, stop in zip(*(part.tolist() for part in ranges[:3]), strict=True):
             file = files[number]
             into = memoryview(bytearray(stop - start))
             wants.append(Want(file.objects, file.key, start, stop, into, file.stamp))
         queue.fetch(wants)
-        for (file, start, stop), number in zip(nodes, ranges.of_place.tolist(), strict=True):
+        for (file, start, stop), number in zip(nodes, ranges.of_item.tolist(), strict=True):
             begin, data = wants[number].start, wants[number].into
             assert begin is not None
             assert data is not None
@@ -178,17 +178,17 @@ def _layout_message(file: FarFile, address: int) -> bytes | None:
         flags = head[5]
         at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
         width = 1 << (flags & 3)
-        blocks = [(address + at + width, int.from_bytes(head[at : at + width], "little"))]
+        areas = [(address + at + width, int.from_bytes(head[at : at + width], "little"))]
         prefix, order, is_old = struct.Struct("<BHB"), 2 if flags & 0x04 else 0, False
     elif head[:1] == b"\x01":
-        blocks = [(address + 16, struct.unpack_from("<I", head, 8)[0])]
+        areas = [(address + 16, struct.unpack_from("<I", head, 8)[0])]
         prefix, order, is_old = struct.Struct("<HHB3x"), 0, True
     else:
         return None
     n_left = _MOST_HEADER_BYTES
-    for number, (start, n_bytes) in enumerate(blocks):  # grows while it is walked
+    for number, (start, n_bytes) in enumerate(areas):  # grows while it is walked
         n_left -= n_bytes
-        if number >= _MOST_HEADER_BLOCKS or n_left < 0:
+        if number >= _MOST_HEADER_AREAS or n_left < 0:
             return None
         data = bytes(file.peek(start, n_bytes))
         at = 0
@@ -201,6 +201,6 @@ def _layout_message(file: FarFile, address: int) -> bytes | None:
                 return message
             if kind == _CONTINUATION_MESSAGE:
                 more, length = struct.unpack_from("<QQ", message)
-                # Newer blocks have a signature before and a checksum behind their messages.
-                blocks.append((more, length) if is_old else (more + 4, length - 8))
+                # Newer areas have a signature before and a checksum behind their messages.
+                areas.append((more, length) if is_old else (more + 4, length - 8))
     return None

@@ -6,9 +6,10 @@ what it lacked of each file is then fetched in one round trip, and it goes again
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .hdf5 import BLOCK_BYTES, far_file_of, fetch_blocks
+from .hdf5 import SLAB_BYTES, far_file_of, fetch_slabs
 from .hdf5_index import fetch_chunk_indexes
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
     import h5py
 
     from .hdf5 import FarFile
-    from .opening import Needs
+    from .needs import Needs
 
 __all__ = ["fetch_needed"]
 
 # A file whose structure takes more rounds is read by h5py alone from there on.
 _MOST_ROUNDS = 32
-# Blocks of tables and row pointers that are fetched ahead of a file; behind them follow what h5py reads.
-_MOST_DATA_BLOCKS = 32
+# Slabs of tables and row pointers that are fetched ahead of a file; behind them follow what h5py reads.
+_MOST_DATA_SLABS = 32
 # Groups within groups: a column with text of its own that may be missing has three.
 _MOST_DEPTH = 4
 
@@ -40,18 +41,18 @@ def fetch_needed(groups: Sequence[Any], needs: Needs) -> list[FarFile]:
 
     far = [(group, file) for group in groups if isinstance(group, h5py.Group) and (file := far_file_of(group.file))]
     files = [file for _, file in far]
-    found = _in_rounds(files, [lambda group=group: _datasets(group, needs) for group, _ in far])
+    found = _in_rounds(files, [partial(_datasets, group, needs) for group, _ in far])
     fetch_chunk_indexes([dataset for pair in found if pair for dataset in (*pair[0], *pair[1])])
     wholes = [pair[1] if pair else [] for pair in found]
-    blocks = _in_rounds(files, [lambda whole=whole: _data_blocks(whole) for whole in wholes], at_most=1)
-    fetch_blocks(files, [file.lacking(numbers or []) for file, numbers in zip(files, blocks, strict=True)])
+    slabs = _in_rounds(files, [partial(_data_slabs, whole) for whole in wholes], at_most=1)
+    fetch_slabs(files, [file.lacking(numbers or []) for file, numbers in zip(files, slabs, strict=True)])
     return files
 
 
 def _in_rounds(files: Sequence[FarFile], calls: Sequence[Callable[[], Any]], at_most: int = _MOST_ROUNDS) -> list[Any]:
     """Return what calls, one for each file, return; None of one that fails, which will be met again when it is opened."""
     results: list[Any] = [None] * len(files)
-    unfinished = range(len(files))
+    unfinished = list(range(len(files)))
     for _ in range(at_most):
         lacked = []
         for number in unfinished:
@@ -61,7 +62,7 @@ def _in_rounds(files: Sequence[FarFile], calls: Sequence[Callable[[], Any]], at_
                 except Exception:  # noqa: BLE001 (h5py makes of a failed read whatever it was reading for)
                     results[number] = None
             lacked.append(sorted(lacking))
-        fetch_blocks([files[number] for number in unfinished], lacked)
+        fetch_slabs([files[number] for number in unfinished], lacked)
         unfinished = [number for number, lacking in zip(unfinished, lacked, strict=True) if lacking]
         if not unfinished:
             break
@@ -109,19 +110,19 @@ def _below(elem: Any, depth: int = _MOST_DEPTH) -> list[h5py.Dataset]:
     return [dataset for part in elem.values() for dataset in _below(part, depth - 1)] if depth else []
 
 
-def _data_blocks(datasets: Sequence[h5py.Dataset]) -> list[int]:
-    """Return the numbers of the blocks where datasets lie, as many as there is room for."""
-    places: list[tuple[int, int]] = []
+def _data_slabs(datasets: Sequence[h5py.Dataset]) -> list[int]:
+    """Return the numbers of the slabs where datasets lie, as many as there is room for."""
+    where: list[tuple[int, int]] = []
     for dataset in datasets:
         start = dataset.id.get_offset()
         if start is not None:
-            places.append((start, dataset.id.get_storage_size()))
+            where.append((start, dataset.id.get_storage_size()))
         elif dataset.chunks and hasattr(dataset.id, "chunk_iter"):
-            dataset.id.chunk_iter(lambda chunk: places.append((chunk.byte_offset, chunk.size)))
+            dataset.id.chunk_iter(lambda chunk: where.append((chunk.byte_offset, chunk.size)))
     numbers: dict[int, None] = {}
-    for start, n_bytes in places:
-        for number in range(start // BLOCK_BYTES, -(-(start + n_bytes) // BLOCK_BYTES)):
-            if len(numbers) == _MOST_DATA_BLOCKS:
+    for start, n_bytes in where:
+        for number in range(start // SLAB_BYTES, -(-(start + n_bytes) // SLAB_BYTES)):
+            if len(numbers) == _MOST_DATA_SLABS:
                 return list(numbers)
             numbers[number] = None
     return list(numbers)

@@ -19,16 +19,17 @@ from .options import FarOptions
 from .stores import fsspec_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     import h5py
     import zarr
 
     from .fetch import Fetcher
     from .hdf5 import FarFile
+    from .needs import Needs
     from .zarr_store import FarStore
 
-__all__ = ["Needs", "far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
+__all__ = ["far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(::|://)")
 _HDF5_NAMES = (".h5ad", ".h5", ".hdf5")
@@ -150,28 +151,6 @@ def far_group(group: zarr.Group, options: FarOptions | None = None) -> zarr.Grou
 
 
 # -- what opening will need
-
-
-class Needs:
-    """What will be read of an AnnData group when it is opened.
-
-    Attributes
-    ----------
-    frames
-        By name, ``obs`` or ``var``: the columns, or None for all.
-    matrices
-        Paths of matrices, such as ``"X"`` and ``"layers/counts"``.
-    without_index
-        Frames whose row names are not read.
-    """
-
-    def __init__(
-        self,
-        frames: Mapping[str, Sequence[str] | None],
-        matrices: Sequence[str],
-        without_index: Sequence[str] = (),
-    ) -> None:
-        self.frames, self.matrices, self.without_index = dict(frames), list(matrices), without_index
 
 
 @contextmanager

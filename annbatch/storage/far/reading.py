@@ -17,7 +17,7 @@ from annbatch.storage.engine._plan import FETCHED, EngineJob, Plan
 
 from .cache import PAGE_BYTES
 from .fetch import Order, Want
-from .ranges import MOST_BYTES, Places, merged
+from .ranges import MOST_BYTES, Located, merged
 from .tables import FarTable, check_document, read_shard_indexes
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _Share:
     job: Job
     description: EngineJob
     tasks: np.ndarray
-    places: Places | None = None
+    located: Located | None = None
     fetched: np.ndarray | None = None
 
     def described(self) -> EngineJob:
@@ -73,32 +73,32 @@ class _Wave:
             if not isinstance(table, FarTable):
                 self.ranges.append(None)
                 continue
-            places = table.places(share.tasks)
+            located = table.located(share.tasks)
             share.fetched = np.zeros(len(share.tasks), FETCHED)
-            share.fetched["n_bytes"] = np.where(places.start < 0, -1, places.stop - places.start)
+            share.fetched["n_bytes"] = np.where(located.start < 0, -1, located.stop - located.start)
             if table.is_whole:
                 self.ranges.append(None)
-                self.n_bytes += int((places.stop - places.start).sum())
+                self.n_bytes += int((located.stop - located.start).sum())
                 continue
-            cached = self._cached(table, places, share.fetched)
-            there = np.flatnonzero((places.start >= 0) & ~cached)
-            ranges = merged(Places(*(part[there] for part in _in_pages(table, places, there))))
-            self.ranges.append((places, there, ranges))
+            cached = self._cached(table, located, share.fetched)
+            there = np.flatnonzero((located.start >= 0) & ~cached)
+            ranges = merged(Located(*(part[there] for part in _in_pages(table, located, there))))
+            self.ranges.append((located, there, ranges))
             self.n_bytes += int((ranges.stop - ranges.start).sum())
 
-    def _cached(self, table: FarTable, places: Places, fetched: np.ndarray) -> np.ndarray:
-        """Point at what is on the local disk, and say which places that are."""
-        is_cached = np.zeros(len(places.file), bool)
+    def _cached(self, table: FarTable, located: Located, fetched: np.ndarray) -> np.ndarray:
+        """Point at what is on the local disk, and say which of it that is."""
+        is_cached = np.zeros(len(located.file), bool)
         cache = table.cache
         if cache is None:
             return is_cached
         assert table.objects is not None
         self.keep.append(cache)
-        for file in np.unique(places.file).tolist():
-            own = np.flatnonzero((places.file == file) & (places.start >= 0))
+        for file in np.unique(located.file).tolist():
+            own = np.flatnonzero((located.file == file) & (located.start >= 0))
             if len(own):
                 address, segments = cache.find(
-                    table.objects, table.key(file), table.stamps.get(file), places.start[own], places.stop[own]
+                    table.objects, table.key(file), table.stamps.get(file), located.start[own], located.stop[own]
                 )
                 self.keep.append(segments)  # mapped as long as they are decoded from
                 fetched["address"][own] = address
@@ -119,17 +119,17 @@ class _Wave:
             assert table.objects is not None
             assert share.fetched is not None
             if found is None:
-                files = table.places(share.tasks).file.tolist()
+                files = table.located(share.tasks).file.tolist()
                 whole = [Want(table.objects, table.key(file), may_lack=True) for file in files]
                 self.wholes.append((share, whole))
                 wants += whole
                 continue
-            places, there, ranges = found
+            located, there, ranges = found
             cache = table.cache
             length = ranges.stop - ranges.start
             begins = at + np.cumsum(length) - length
             share.fetched["address"][there] = (
-                address + begins[ranges.of_place] + (places.start[there] - ranges.start[ranges.of_place])
+                address + begins[ranges.of_item] + (located.start[there] - ranges.start[ranges.of_item])
             )
             keys: dict[int, str] = {}
             rows = zip(ranges.file.tolist(), ranges.start.tolist(), ranges.stop.tolist(), begins.tolist(), strict=True)
@@ -210,14 +210,14 @@ def run_far_dense(jobs: Sequence[DenseJob], num_threads: int, cancel: Cancel | N
         _run(waves, queue, cancel)
 
 
-def _in_pages(table: FarTable, places: Places, there: np.ndarray) -> Places:
-    """Widen places to whole pages of the cache, where there is one."""
+def _in_pages(table: FarTable, located: Located, there: np.ndarray) -> Located:
+    """Widen ranges to whole pages of the cache, where there is one."""
     if table.cache is None or not len(there):
-        return places
-    files, of_place = np.unique(places.file, return_inverse=True)
+        return located
+    files, number = np.unique(located.file, return_inverse=True)
     sizes = [stamp.size if (stamp := table.stamps.get(file)) else 0 for file in files.tolist()]
-    stop = np.minimum(-(-places.stop // PAGE_BYTES) * PAGE_BYTES, np.array(sizes)[of_place])
-    return Places(places.file, places.start // PAGE_BYTES * PAGE_BYTES, np.maximum(stop, places.stop))
+    stop = np.minimum(-(-located.stop // PAGE_BYTES) * PAGE_BYTES, np.array(sizes)[number])
+    return Located(located.file, located.start // PAGE_BYTES * PAGE_BYTES, np.maximum(stop, located.stop))
 
 
 def _described(jobs: Sequence[Job], cancel: Cancel | None) -> list[_Share]:
@@ -236,10 +236,10 @@ def _waves(whole: Sequence[_Share], wave_bytes: int) -> Iterator[list[_Share]]:
     shares: list[_Share] = []
     room = wave_bytes
     for share in whole:
-        places = share.description.table.places(share.tasks)
-        order = np.lexsort((places.start, places.file))
+        located = share.description.table.located(share.tasks)
+        order = np.lexsort((located.start, located.file))
         tasks = share.tasks[order]
-        sizes = np.cumsum((places.stop - places.start)[order])
+        sizes = np.cumsum((located.stop - located.start)[order])
         low = taken = 0
         while low < len(tasks):
             # At least one task, however large.
@@ -263,8 +263,8 @@ def _dense_waves(job: DenseJob, values: _Share, columns: _Share, num_threads: in
     for share, last in ((values, "stop_value_task"), (columns, "stop_column_task")):
         table = share.description.table
         if isinstance(table, FarTable):
-            places = table.places(share.tasks)
-            reached += np.append(0, np.cumsum(places.stop - places.start))[stretches[last]]
+            located = table.located(share.tasks)
+            reached += np.append(0, np.cumsum(located.stop - located.start))[stretches[last]]
     low, taken = 0, 0
     while low < len(stretches):
         high = max(low + 1, int(np.searchsorted(reached, taken + wave_bytes, side="right")))

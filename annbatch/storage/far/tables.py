@@ -15,7 +15,7 @@ from annbatch.storage.errors import CorruptDataError
 from .cache import range_cache
 from .fetch import fetcher
 from .options import FarOptions
-from .ranges import Places
+from .ranges import Located
 from .stores import objects_of
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class FarTable(ChunkTable):
         """Whether a chunk is a whole object, whose size is not known."""
         return self.offset is None
 
-    def places(self, tasks: np.ndarray) -> Places:
+    def located(self, tasks: np.ndarray) -> Located:
         """Return what the tasks (a table of TASK) need; an empty range from -1 for a chunk that is not stored.
 
         Where chunks are not encoded, that is only from the first to the last item that is wanted.
@@ -95,7 +95,7 @@ class FarTable(ChunkTable):
         if self.n_files > 1:
             file = chunk if self.file is None else self.file[chunk].astype(np.int64)
         if self.offset is None or self.length is None:
-            return Places(file, np.zeros(len(chunk), np.int64), np.full(len(chunk), self.chunk_bytes, np.int64))
+            return Located(file, np.zeros(len(chunk), np.int64), np.full(len(chunk), self.chunk_bytes, np.int64))
         start, length = self.offset[chunk], self.length[chunk]
         stop = start + length
         if not self.codecs:
@@ -104,7 +104,7 @@ class FarTable(ChunkTable):
         absent = length < 0
         if absent.any():
             start, stop = np.where(absent, -1, start), np.where(absent, -1, stop)
-        return Places(file, start, stop)
+        return Located(file, start, stop)
 
 
 def far_table(array: zarr.Array[Any]) -> FarTable | None:

@@ -66,31 +66,32 @@ def loader_at(paths: Sequence[str], chunk_size: int, **settings: Any) -> Loader:
 
 
 class Sample:
-    """One pass, or as much of it as takes so many load requests, without the first two."""
+    """A whole pass: what a request at its start costs is in it, and all that was read ahead is used."""
 
-    def __init__(self, loader: Loader, n_requests: int) -> None:
-        per_request = ROWS_PER_REQUEST
-        n_rows, start, before = 0, time.perf_counter(), dict(far_counts)
-        self.rows = 0
+    def __init__(self, loader: Loader) -> None:
+        rows, start, before = 0, time.perf_counter(), dict(far_counts)
         for batch in loader:
-            n_rows += batch["X"].shape[0]
-            self.rows += batch["X"].shape[0]
-            if n_rows == 2 * per_request and loader.n_obs > 3 * per_request:
-                self.rows, start, before = 0, time.perf_counter(), dict(far_counts)
-            if n_rows >= (2 + n_requests) * per_request:
-                break
-        self.rate = self.rows / (time.perf_counter() - start)
-        self.requests, self.bytes = ((far_counts[name] - before[name]) / self.rows for name in ("requests", "bytes"))
+            rows += batch["X"].shape[0]
+        self.rate = rows / (time.perf_counter() - start)
+        self.requests, self.bytes = ((far_counts[name] - before[name]) / rows for name in ("requests", "bytes"))
 
 
-def compared(loaders: dict[Any, Callable[[], Any]], n_rounds: int, n_requests: int) -> dict[Any, list[Sample]]:
+def compared(loaders: dict[Any, Callable[[], Any]], n_rounds: int) -> dict[Any, list[Sample]]:
     """Take samples in turn; each value gives a context in which its loader is read."""
     samples: dict[Any, list[Sample]] = {value: [] for value in loaders}
     for _ in range(n_rounds):
         for value, reading_with in loaders.items():
             with reading_with() as loader:
-                samples[value].append(Sample(loader, n_requests))
+                samples[value].append(Sample(loader))
     return samples
+
+
+def narrowed(loader: Loader, chunk_size: int, n_load_requests: int) -> Loader:
+    """Return a loader of random runs of rows: a pass of few load requests that are as scattered as those of all rows."""
+    n_runs = loader.n_obs // chunk_size
+    wanted = min(n_runs, n_load_requests * ROWS_PER_REQUEST // chunk_size)
+    runs = np.sort(np.random.default_rng(0).choice(n_runs, wanted, replace=False))
+    return loader.subset((runs[:, None] * chunk_size + np.arange(chunk_size)).reshape(-1))
 
 
 def with_gap(loader: Loader, gap: int) -> Any:
@@ -142,8 +143,9 @@ def rates(what: str, folder: Path, files: Sequence[Path], args: argparse.Namespa
                     given = {"max_requests": value} if what == "requests" else {}
                     given |= {"prefetch": 1} if latency is None else {}
                     loader = loader_at([path], chunk_size, preload_nchunks=preload_nchunks, **given)
+                    loader = narrowed(loader, chunk_size, args.requests)
                     loaders[value] = with_gap(loader, value) if what == "gap" else as_it_is(loader)
-                found = compared(loaders, args.rounds, args.requests)
+                found = compared(loaders, args.rounds)
                 cells = []
                 for value in values:
                     rate = statistics.median(sample.rate for sample in found[value])
@@ -192,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--latencies", type=float, nargs="+", default=[5.0, 15.0, 50.0], help="ms before each answer")
     parser.add_argument("--bandwidth", type=float, default=125.0, help="MB/s of all answers together; 0: without it")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=4, help="load requests per measurement")
+    parser.add_argument("--requests", type=int, default=8, help="load requests of a pass (default 8)")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="annbatch-settings-", dir=args.folder) as temporary:
         folder = Path(temporary) if args.folder is None else args.folder

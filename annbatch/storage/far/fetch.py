@@ -20,6 +20,7 @@ import numpy as np
 from annbatch.storage.errors import CorruptDataError
 
 from .errors import Abandoned, ChangedError, TransientError
+from .stores import check_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -103,8 +104,8 @@ class Want:
         Where a range goes.
     stamp
         What the object was when it was looked at; None: not known.
-    data
-        The whole object once it is there; None when there is no such object and `may_lack`.
+    data, found
+        The whole object once it is there, and what it was; None when there is no such object and `may_lack`.
     """
 
     objects: Objects
@@ -115,6 +116,7 @@ class Want:
     stamp: Stamp | None = None
     may_lack: bool = False
     data: Any = None
+    found: Stamp | None = None
     order: Any = None
 
     @property
@@ -388,7 +390,8 @@ class Fetcher:
         for n_tries in range(1, N_TRIES + 1):
             try:
                 if want.into is None:
-                    want.data, _ = await want.objects.read_all(want.key)
+                    want.data, want.found = await want.objects.read_all(want.key)
+                    check_same(want.found, want.stamp)
                     counts["bytes"] += len(want.data)
                 else:
                     assert want.start is not None
@@ -396,7 +399,7 @@ class Fetcher:
                     counts["bytes"] += len(want.into)
                 counts["requests"] += 1
             except FileNotFoundError as error:
-                if want.may_lack:
+                if want.stamp is None and want.may_lack:
                     return
                 if want.stamp is not None:
                     msg = f"{want.text}: the object was removed after it was opened"

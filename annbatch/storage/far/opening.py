@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from annbatch._shared.collection_format import dataset_name
+from annbatch.storage.manifest import MANIFEST, listed_documents
 
 from .fetch import fetcher
 from .hdf5 import open_far_files
@@ -160,6 +161,10 @@ def fetched_ahead(groups: Sequence[Any], needs: Needs) -> Iterator[None]:
     files: list[FarFile] = []
     try:
         files = fetch_needed(groups, needs)
+        for group, store in far:
+            listed = listed_documents(group.attrs.get(MANIFEST))
+            if listed:
+                store.listed[group.path] = listed
         _fetch_together([(store, _metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _column_metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _data_keys(group, needs)) for group, store in far])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from annbatch.storage.engine._plan import FETCHED, EngineJob, Plan
 from .cache import PAGE_BYTES
 from .fetch import Order, Want
 from .ranges import MOST_BYTES, Located, merged
-from .tables import FarTable, check_document, read_shard_indexes
+from .tables import FarTable, check_document, check_size, check_whole, read_shard_indexes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +52,14 @@ class _Share:
         return self.description._replace(plan=Plan(self.tasks, self.description.plan.pieces), fetched=self.fetched)
 
 
+class _Whole(NamedTuple):
+    """A chunk that is an object of its own."""
+
+    row: int  # of the tasks of its share
+    file: int
+    want: Want
+
+
 @dataclass(slots=True, eq=False)
 class _Wave:
     """Shares that are fetched and decoded together."""
@@ -62,7 +70,7 @@ class _Wave:
     order: Order | None = None
     buffer: np.ndarray | None = None
     keep: list[Any] = field(default_factory=list)
-    wholes: list[tuple[_Share, list[Want]]] = field(default_factory=list)
+    wholes: list[tuple[_Share, list[_Whole]]] = field(default_factory=list)
     for_cache: list[tuple[Want, RangeCache]] = field(default_factory=list)
     ranges: list[Any] = field(default_factory=list)
 
@@ -77,14 +85,33 @@ class _Wave:
             share.fetched = np.zeros(len(share.tasks), FETCHED)
             share.fetched["n_bytes"] = np.where(located.start < 0, -1, located.stop - located.start)
             if table.is_whole:
-                self.ranges.append(None)
-                self.n_bytes += int((located.stop - located.start).sum())
+                rows = self._not_cached_wholes(table, located, share.fetched)
+                self.ranges.append(rows)
+                self.n_bytes += int((located.stop - located.start)[rows].sum())
                 continue
             cached = self._cached(table, located, share.fetched)
             there = np.flatnonzero((located.start >= 0) & ~cached)
             ranges = merged(Located(*(part[there] for part in _in_pages(table, located, there))))
             self.ranges.append((located, there, ranges))
             self.n_bytes += int((ranges.stop - ranges.start).sum())
+
+    def _not_cached_wholes(self, table: FarTable, located: Located, fetched: np.ndarray) -> np.ndarray:
+        """Point at objects that are on the local disk, and return the numbers of the tasks whose objects are not."""
+        cache = table.cache
+        if cache is None:
+            return np.arange(len(located.file))
+        missing = []
+        for row, file in enumerate(located.file.tolist()):
+            stamp = table.stamps.get(file)
+            # What it was when this process read it first; before that, only the store knows what it is.
+            assert table.objects is not None
+            data = None if stamp is None else cache.find_whole(table.objects, table.key(file), stamp)
+            if data is None:
+                missing.append(row)
+            else:
+                self.keep.append(data)
+                fetched[row] = (data.__array_interface__["data"][0], len(data))
+        return np.array(missing, np.int64)
 
     def _cached(self, table: FarTable, located: Located, fetched: np.ndarray) -> np.ndarray:
         """Point at what is on the local disk, and say which of it that is."""
@@ -108,7 +135,7 @@ class _Wave:
     def start(self, queue: Fetcher, cancel: Cancel | None) -> None:
         """Ask for the bytes."""
         wants: list[Want] = []
-        size = sum(int((found[2].stop - found[2].start).sum()) for found in self.ranges if found is not None)
+        size = sum(int((found[2].stop - found[2].start).sum()) for found in self.ranges if isinstance(found, tuple))
         buffer = queue.buffers.take(size)
         self.buffer = buffer
         view, at, address = memoryview(buffer), 0, buffer.__array_interface__["data"][0]
@@ -118,11 +145,14 @@ class _Wave:
                 continue
             assert table.objects is not None
             assert share.fetched is not None
-            if found is None:
-                files = table.located(share.tasks).file.tolist()
-                whole = [Want(table.objects, table.key(file), may_lack=True) for file in files]
+            if isinstance(found, np.ndarray):
+                files = table.located(share.tasks).file[found].tolist()
+                whole = [
+                    _Whole(row, file, Want(table.objects, table.key(file), stamp=table.stamps.get(file), may_lack=True))
+                    for row, file in zip(found.tolist(), files, strict=True)
+                ]
                 self.wholes.append((share, whole))
-                wants += whole
+                wants += [one.want for one in whole]
                 continue
             located, there, ranges = found
             cache = table.cache
@@ -151,16 +181,21 @@ class _Wave:
         """Wait for the bytes and decode them."""
         assert self.order is not None
         self.order.wait()
-        for share, wants in self.wholes:
+        for share, wholes in self.wholes:
+            table = share.description.table
             assert share.fetched is not None
-            for row, want in enumerate(wants):
+            for row, file, want in wholes:
                 if want.data is None:
-                    check_document(share.description.table)
+                    check_size(table, file, -1)
+                    check_document(table)
                     share.fetched[row] = (0, -1)
-                else:
-                    data = np.frombuffer(want.data, np.uint8)
-                    self.keep.append(data)
-                    share.fetched[row] = (data.__array_interface__["data"][0], len(data))
+                    continue
+                if file not in table.stamps:
+                    check_whole(table, file, memoryview(want.data))
+                    table.stamps[file] = want.found
+                data = np.frombuffer(want.data, np.uint8)
+                self.keep.append(data)
+                share.fetched[row] = (data.__array_interface__["data"][0], len(data))
         failure, jobs = self.decode(self.shares)
         if failure is not None:
             raise jobs[failure.job].failure(failure.chunk, failure.kind, failure.detail)
@@ -168,6 +203,11 @@ class _Wave:
             assert want.start is not None
             assert want.into is not None
             cache.add(want.objects, want.key, want.stamp, want.start, want.into)
+        for share, wholes in self.wholes:
+            cache = share.description.table.cache
+            for one in wholes if cache is not None else ():
+                if one.want.found is not None:
+                    cache.add_whole(one.want.objects, one.want.key, one.want.found, one.want.data)
 
 
 def run_far(jobs: Sequence[Job], num_threads: int, cancel: Cancel | None = None) -> None:

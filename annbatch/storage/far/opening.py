@@ -11,22 +11,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from annbatch._shared.collection_format import dataset_name
+from annbatch.storage.manifest import MANIFEST, listed_documents
 
 from .fetch import fetcher
 from .hdf5 import open_far_files
+from .hdf5_opening import fetch_needed
 from .options import FarOptions
 from .stores import fsspec_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     import h5py
     import zarr
 
     from .fetch import Fetcher
+    from .hdf5 import FarFile
+    from .needs import Needs
     from .zarr_store import FarStore
 
-__all__ = ["Needs", "far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
+__all__ = ["far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(::|://)")
 _HDF5_NAMES = (".h5ad", ".h5", ".hdf5")
@@ -150,33 +154,17 @@ def far_group(group: zarr.Group, options: FarOptions | None = None) -> zarr.Grou
 # -- what opening will need
 
 
-class Needs:
-    """What will be read of an AnnData group when it is opened.
-
-    Attributes
-    ----------
-    frames
-        By name, ``obs`` or ``var``: the columns, or None for all.
-    matrices
-        Paths of matrices, such as ``"X"`` and ``"layers/counts"``.
-    without_index
-        Frames whose row names are not read.
-    """
-
-    def __init__(
-        self,
-        frames: Mapping[str, Sequence[str] | None],
-        matrices: Sequence[str],
-        without_index: Sequence[str] = (),
-    ) -> None:
-        self.frames, self.matrices, self.without_index = dict(frames), list(matrices), without_index
-
-
 @contextmanager
 def fetched_ahead(groups: Sequence[Any], needs: Needs) -> Iterator[None]:
     """Fetch what opening groups will need, of all of them together; groups that are not far are left alone."""
     far = [(group, group.store) for group in groups if _is_far(group)]
+    files: list[FarFile] = []
     try:
+        files = fetch_needed(groups, needs)
+        for group, store in far:
+            listed = listed_documents(group.attrs.get(MANIFEST))
+            if listed:
+                store.listed[group.path] = listed
         _fetch_together([(store, _metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _column_metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _part_metadata_keys(group, needs)) for group, store in far])
@@ -185,6 +173,8 @@ def fetched_ahead(groups: Sequence[Any], needs: Needs) -> Iterator[None]:
     finally:
         for _, store in far:
             store.forget()
+        for file in files:
+            file.forget()
 
 
 def find_datasets(group: zarr.Group) -> list[str]:

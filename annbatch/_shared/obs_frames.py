@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_object_dtype
 
 from .labels import recode, unite_dtypes
 
@@ -42,7 +43,7 @@ def stack_frames(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         return frames[0]
     # What makes pandas look closer: frames without rows, and objects.
     layouts = {(*frame.columns, *map(id, frame.dtypes)) for frame in frames}
-    if len(layouts) == 1 and all(map(len, frames)) and not (frames[0].dtypes == object).any():
+    if len(layouts) == 1 and all(map(len, frames)) and not any(map(is_object_dtype, frames[0].dtypes)):
         # All at once: columns of a dtype lie together, and are copied once.
         return pd.concat(frames)
     columns = list(dict.fromkeys(name for frame in frames for name in frame.columns))

@@ -14,6 +14,7 @@ import numpy as np
 from annbatch._shared.labels import encode_together
 from annbatch.storage.columns import CompactFrame, stacked
 
+from .annotations import labels_of
 from .sealing import sealed_dtype
 
 if TYPE_CHECKING:
@@ -77,8 +78,15 @@ class ObsTable:
         """Copy out columns (None: all) of many rows (None: all of them); the result is the caller's."""
         return self._whole.frame(rows, columns)
 
-    def labels(self, name: str) -> tuple[np.ndarray, pd.Index[Any]]:
+    def labels(self, name: str, where: Sequence[str]) -> tuple[np.ndarray, pd.Index[Any]]:
         """Codes (-1: missing) of all rows of a column, and the labels that they number, sorted.
+
+        Parameters
+        ----------
+        name
+            The column.
+        where
+            Name of each dataset, for error texts.
 
         Raises
         ------
@@ -86,10 +94,15 @@ class ObsTable:
             When the column holds text here and numbers there.
         """
         table = self._whole
-        return encode_together(name, [table.labels(name)], [table.n_rows], [f"rows 0 to {table.n_rows}"])
+        try:
+            return encode_together(name, [table.labels(name)], [table.n_rows], [""])
+        except TypeError:
+            # Once more, by datasets, so that the error can name them.
+            columns = [labels_of(frame, name) for frame in self.datasets([name])]
+            return encode_together(name, columns, self.lengths, where)
 
-    def datasets(self) -> list[pd.DataFrame]:
-        """Cut the table into one frame per dataset."""
-        table = self._whole.frame()
+    def datasets(self, columns: Sequence[str] | None = None) -> list[pd.DataFrame]:
+        """Cut columns (None: all) of the table into one frame per dataset."""
+        table = self._whole.frame(None, columns)
         stops = np.cumsum(self.lengths)
         return [table.iloc[stop - length : stop] for stop, length in zip(stops, self.lengths, strict=True)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype, is_object_dtype
 
 from annbatch._shared.labels import code_dtype, recode
 from annbatch._shared.obs_frames import Finish, as_it_is, stack_frames, unite_frames
@@ -70,11 +71,13 @@ class CodedText:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Values of rows (int64, in range, any order): an object array."""
-        return np.take(self._by_code, self.codes[rows], mode="wrap")
+        taken: np.ndarray = np.take(self._by_code, self.codes[rows], mode="wrap")
+        return taken
 
     def whole(self) -> np.ndarray:
         """Values of all rows."""
-        return np.take(self._by_code, self.codes, mode="wrap")
+        values: np.ndarray = np.take(self._by_code, self.codes, mode="wrap")
+        return values
 
     def as_long_text(self) -> LongText:
         """Return the same column, with every text on its own."""
@@ -185,7 +188,7 @@ class CompactFrame:
     def take(self, rows: np.ndarray) -> pd.DataFrame:
         """Copy out rows (int64, in range, any order). Categories and the names of the columns are shared with this table."""
         frame = self._with_texts(self.values.take(rows), rows)
-        frame.index, frame.columns = self._index(rows), self.axis
+        frame.index, frame.columns = self.index(rows), self.axis
         return frame
 
     def frame(self, rows: np.ndarray | None = None, columns: Sequence[Any] | None = None) -> pd.DataFrame:
@@ -201,13 +204,13 @@ class CompactFrame:
                 codes = values.iloc[:, number].array.codes
                 values.isetitem(number, pd.Categorical.from_codes(codes, dtype=own, validate=False))
         frame = table._with_texts(values, rows)  # noqa: SLF001
-        frame.index = self._index(rows)
+        frame.index = self.index(rows)
         frame.columns = table.axis.copy(deep=True)
         return frame
 
     def labels(self, name: Any) -> tuple[np.ndarray, Any]:
         """Codes of a column (-1: missing), and the labels that they number."""
-        place = self.axis.get_loc(name)
+        place = self.place(name)
         text = self.texts.get(place)
         if isinstance(text, CodedText):
             used = np.zeros(len(text.texts) + 1, dtype=bool)
@@ -219,9 +222,14 @@ class CompactFrame:
             values = pd.Categorical(values)
         return values.codes, values.categories
 
+    def place(self, name: Any) -> int:
+        """Place of a column among all."""
+        place: int = self.axis.get_loc(name)  # type: ignore[assignment]
+        return place
+
     def _only(self, columns: Sequence[Any]) -> CompactFrame:
         """Return a table of some columns, whose values are shared."""
-        places = [self.axis.get_loc(name) for name in columns]
+        places = [self.place(name) for name in columns]
         values = pd.DataFrame(
             {number: self.values[place].array for number, place in enumerate(places) if place not in self.texts},
             index=self.values.index,
@@ -237,13 +245,16 @@ class CompactFrame:
             frame.insert(place, place, _as_pandas(text.whole() if rows is None else text.take(rows), text.dtype))
         return frame
 
-    def _index(self, rows: np.ndarray | None) -> pd.Index[Any]:
+    def index(self, rows: np.ndarray | None) -> pd.Index[Any]:
+        """Names of rows (None: all); their numbers where names are not kept."""
         if self.names is None:
             return pd.RangeIndex(self.n_rows) if rows is None else pd.Index(rows)
         if not isinstance(self.names, LongText):
-            return self.names.copy(deep=True) if rows is None else self.names.take(rows)
+            index: pd.Index[Any] = self.names.copy(deep=True) if rows is None else self.names.take(rows)
+            return index
         names = self.names.whole() if rows is None else self.names.take(rows)
-        return pd.Index(names, dtype=self.names.dtype, name=self.index_name)
+        found: pd.Index[Any] = pd.Index(names, dtype=self.names.dtype, name=self.index_name)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # As arrays of bytes: who sends them need not know how pandas keeps its columns.
@@ -253,7 +264,7 @@ class CompactFrame:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         layout, buffers = state["values"]
-        self.__dict__.update({**state, "values": pickle.loads(layout, buffers=buffers)})
+        self.__dict__.update({**state, "values": pickle.loads(layout, buffers=buffers)})  # noqa: S301 (a part of a pickle)
 
 
 def natural_text_dtype() -> Any:
@@ -275,7 +286,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 def row_names(index: pd.Index[Any]) -> LongText | pd.Index[Any]:
     """Return the names of rows without an object each, where they are plain text."""
-    is_text = pd.api.types.infer_dtype(index, skipna=False) in ("string", "empty")
+    is_text = infer_dtype(index, skipna=False) in ("string", "empty")
     if type(index) is not pd.Index or not is_text:
         return index
     writer = TextWriter(len(index))
@@ -287,10 +298,10 @@ def row_names(index: pd.Index[Any]) -> LongText | pd.Index[Any]:
 def _text_of(column: pd.Series[Any]) -> _Text | None:
     """Return a column of text; None where there is anything else in it, or more than one kind of missing values."""
     dtype = column.dtype
-    if not len(column) or not (dtype == object or isinstance(dtype, pd.StringDtype)):
+    if not len(column) or not (is_object_dtype(dtype) or isinstance(dtype, pd.StringDtype)):
         return None
     values = np.asarray(column, dtype=object)
-    if pd.api.types.infer_dtype(values, skipna=True) not in ("string", "empty"):
+    if infer_dtype(values, skipna=True) not in ("string", "empty"):
         return None
     codes, texts = pd.factorize(values)
     missing = {type(value): value for value in values[codes < 0]}
@@ -336,7 +347,9 @@ def stacked(frames: Sequence[CompactFrame], finish: Finish = as_it_is) -> Compac
     ]
     parts = unite_frames(parts, finish)
     # Where a table lacked a column of categories, it has it now, at its end.
-    names = dict.fromkeys(name for pair in zip(frames, parts, strict=True) for name in (*pair[0].axis, *pair[1].columns))
+    names = dict.fromkeys(
+        name for pair in zip(frames, parts, strict=True) for name in (*pair[0].axis, *pair[1].columns)
+    )
     places = {name: place for place, name in enumerate(names)}
     values = stack_frames(parts)
     values = values.set_axis(pd.Index([places[name] for name in values.columns], dtype=np.int64), axis=1)
@@ -352,7 +365,9 @@ def _values(frame: CompactFrame, wanted: Iterable[Any]) -> pd.DataFrame:
     if len(places) == frame.values.shape[1] and not frame.texts.keys() & set(places.values()):
         return frame.values.set_axis(list(places), axis=1)
     columns = {
-        name: pd.Series(_as_pandas(frame.texts[place].whole(), frame.texts[place].dtype), dtype=frame.texts[place].dtype)
+        name: pd.Series(
+            _as_pandas(frame.texts[place].whole(), frame.texts[place].dtype), dtype=frame.texts[place].dtype
+        )
         if place in frame.texts
         else frame.values[place]
         for name, place in places.items()
@@ -362,20 +377,21 @@ def _values(frame: CompactFrame, wanted: Iterable[Any]) -> pd.DataFrame:
 
 def _stacked_text(name: Any, frames: Sequence[CompactFrame]) -> _Text | None:
     """Return a column of text; None where a table has something else for it, or not all have one kind of missing value."""
-    parts: list[_Text | None] = []
+    parts: list[_Text] = []
     for frame in frames:
-        place = frame.axis.get_loc(name) if name in frame.axis else None
-        part = frame.texts.get(place) if place is not None else None
-        is_other = part is None and place is not None
-        # Without rows only categories have a say.
-        if is_other and (frame.n_rows or isinstance(frame.values[place].dtype, pd.CategoricalDtype)):
-            return None
-        if frame.n_rows:
-            parts.append(part if part is not None else _nothing(frame.n_rows))
-    dtypes = [part.dtype for part in parts if part is not None and part.dtype is not None]
+        part: _Text | None = _nothing(frame.n_rows)
+        if name in frame.axis:
+            place = frame.place(name)
+            part = frame.texts.get(place)
+            # Without rows only categories have a say.
+            if part is None and (frame.n_rows or isinstance(frame.values[place].dtype, pd.CategoricalDtype)):
+                return None
+        if frame.n_rows and part is not None:
+            parts.append(part)
+    dtypes = [part.dtype for part in parts if part.dtype is not None]
     if not dtypes or any(dtype != dtypes[0] for dtype in dtypes):
         return None
-    if any(part.dtype is None for part in parts) and dtypes[0] != object:
+    if any(part.dtype is None for part in parts) and not is_object_dtype(dtypes[0]):
         return None
     if len(frames) == 1:
         return parts[0]
@@ -417,6 +433,6 @@ def _stacked_names(frames: Sequence[CompactFrame]) -> tuple[LongText | pd.Index[
         same = all(frame.index_name == frames[0].index_name for frame in frames)
         text = CompactText.stacked([name.text for name in long])
         return replace(long[0], text=text), frames[0].index_name if same else None
-    first, *rest = [frame._index(None) for frame in frames]  # noqa: SLF001
+    first, *rest = [frame.index(None) for frame in frames]
     index = first.append(rest)
     return row_names(index), index.name

@@ -222,6 +222,7 @@ class FrameReader:
 
     def _compact_text(self, column: _StoredColumn, name: str) -> CodedText | LongText | None:
         """Read text, in pieces; None when there is something else among it."""
+        missing: Any
         dtype, missing = natural_text_dtype(), np.nan
         if column.mask is not None and not column.na_is_nan:
             dtype, missing = pd.StringDtype(), pd.NA
@@ -249,9 +250,9 @@ class FrameReader:
                 if is_missing is not None:
                     codes[is_missing] = -1
                 return CodedText(read_only(codes), texts, missing, dtype)
-            writer = CodedText(codes, texts, missing, dtype).write_to(TextWriter(self.n_rows))
+            begun = CodedText(codes, texts, missing, dtype).write_to(TextWriter(self.n_rows))
             del found, texts, pieces, codes
-            writer = _write_text(column, writer, n_numbered)
+            writer = _write_text(column, begun, n_numbered)
         return None if writer is None else LongText(writer.written(), is_missing, missing, dtype)
 
     def labels(self, name: str) -> Labels:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pickle
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annbatch.storage import columns
-from annbatch.storage.columns import CodedText, CompactFrame, LongText, stacked
+from annbatch.storage.columns import CompactFrame, stacked
 from tests.reference.obs_frames import concat_frames
 
 KINDS = {
@@ -47,7 +45,9 @@ def frames_and_rows(draw):
         here = {name: kind for name, kind in usual.items() if draw(st.integers(0, 9))}
         here |= {name: draw(st.sampled_from(sorted(KINDS))) for name in here if not draw(st.integers(0, 9))}
         values = {name: draw(st.lists(KINDS[kind][0], min_size=n_rows, max_size=n_rows)) for name, kind in here.items()}
-        index = pd.Index([f"é{number}_{i}" for i in range(n_rows)], name=draw(st.sampled_from([None, "cell"])), dtype=object)
+        index = pd.Index(
+            [f"é{number}_{i}" for i in range(n_rows)], name=draw(st.sampled_from([None, "cell"])), dtype=object
+        )
         data = {name: pd.Series(values[name], index=index, dtype=KINDS[kind][1]) for name, kind in here.items()}
         frames.append(pd.DataFrame(data, index=index))
     n_rows = sum(map(len, frames))

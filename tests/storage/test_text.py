@@ -204,7 +204,7 @@ def test_few_texts_become_codes_and_many_become_bytes(tmp_path, kind, monkeypatc
 
 
 def test_text_that_is_no_utf8_names_file_and_array(tmp_path):
-    elem, _ = table(tmp_path, {"x": ["aaaa", "bbbb"]}, "zarr3")
+    table(tmp_path, {"x": ["aaaa", "bbbb"]}, "zarr3")
     document = json.loads((tmp_path / "a.zarr/obs/x/zarr.json").read_text())
     document["codecs"] = [{"name": "vlen-utf8", "configuration": {}}]
     (tmp_path / "a.zarr/obs/x/zarr.json").write_text(json.dumps(document))
@@ -215,7 +215,10 @@ def test_text_that_is_no_utf8_names_file_and_array(tmp_path):
         with pytest.raises(CorruptDataError, match=r"a\.zarr.*obs/x"):
             FrameReader(zarr.open_group(tmp_path / "a.zarr", mode="r")["obs"]).compact()
     chunk.write_bytes(good)
-    assert FrameReader(zarr.open_group(tmp_path / "a.zarr", mode="r")["obs"]).compact().frame()["x"].tolist() == ["aaaa", "bbbb"]
+    assert FrameReader(zarr.open_group(tmp_path / "a.zarr", mode="r")["obs"]).compact().frame()["x"].tolist() == [
+        "aaaa",
+        "bbbb",
+    ]
     with h5py.File(tmp_path / "b.h5", "w") as file:
         group = file.create_group("obs")
         group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})

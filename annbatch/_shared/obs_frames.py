@@ -11,7 +11,7 @@ from pandas.api.types import is_object_dtype
 
 from .labels import recode, unite_dtypes
 
-__all__ = ["Finish", "as_it_is", "concat_frames", "stack_frames", "unite_frames"]
+__all__ = ["Finish", "as_it_is", "stack_frames", "unite_frames"]
 
 Finish: TypeAlias = Callable[[pd.CategoricalDtype], pd.CategoricalDtype]
 
@@ -19,22 +19,6 @@ Finish: TypeAlias = Callable[[pd.CategoricalDtype], pd.CategoricalDtype]
 def as_it_is(dtype: pd.CategoricalDtype) -> pd.CategoricalDtype:
     """Return the dtype."""
     return dtype
-
-
-def concat_frames(frames: Sequence[pd.DataFrame], finish: Finish = as_it_is) -> pd.DataFrame:
-    """Put frames below each other; a column that a frame lacks is missing there.
-
-    Categorical columns stay categorical, with the sorted categories of all frames. A column that is categorical in one frame
-    and plain in another becomes categorical. One that holds text here and numbers there holds Python objects.
-
-    Parameters
-    ----------
-    frames
-        At least one.
-    finish
-        Has the last word about the dtype of a categorical column.
-    """
-    return stack_frames(unite_frames(frames, finish))
 
 
 def stack_frames(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

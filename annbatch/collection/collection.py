@@ -131,17 +131,17 @@ class DatasetCollection:
         import pandas as pd
 
         from annbatch._shared.args import as_names
-        from annbatch._shared.obs_frames import concat_frames
-        from annbatch.storage import read_frame
+        from annbatch.storage.columns import stacked
+        from annbatch.storage.frames import FrameReader
 
         if columns is not None:
             columns = list(as_names("columns", columns))
         frames = []
         for name in self._place.names():
             group = self._place.open(name, writable=False)
-            present = list(group["obs"].attrs.get("column-order", ()))
-            wanted = None if columns is None else [column for column in columns if column in present]
-            frames.append(read_frame(group["obs"], wanted))
+            reader = FrameReader(group["obs"])
+            wanted = None if columns is None else [column for column in columns if column in reader.columns]
+            frames.append(reader.compact(wanted))
             self._place.close(group)
         known = {name for frame in frames for name in frame.columns}
         unknown = [name for name in columns or () if name not in known]
@@ -150,8 +150,9 @@ class DatasetCollection:
             raise KeyError(msg)
         if not frames:
             return pd.DataFrame()
-        frame = concat_frames(frames)
-        return frame if columns is None else frame[columns]
+        table = stacked(frames)
+        frames.clear()
+        return table.frame(columns=columns, copy=False)
 
     def verify(self, *, progress: bool = True) -> Report:
         """Read everything once and say what is damaged, see docs/trust.md.

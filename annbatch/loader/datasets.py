@@ -511,7 +511,8 @@ class Table:
             there = list(dict.fromkeys(name for home in homes for name in home.columns))
             msg = f"columns must be columns of obs, got {unknown}, which no dataset has; there is {there}"
             raise KeyError(msg)
-        return frame.frame(rows, columns)
+        is_callers = any(isinstance(home.place, pd.DataFrame) for home in homes)
+        return frame.frame(rows, columns, copy=is_callers)
 
     def obs_columns(self) -> list[str]:
         """Name the columns of obs that any dataset has, whether or not batches have them. Opens the files."""

@@ -191,13 +191,18 @@ class CompactFrame:
         frame.index, frame.columns = self.index(rows), self.axis
         return frame
 
-    def frame(self, rows: np.ndarray | None = None, columns: Sequence[Any] | None = None) -> pd.DataFrame:
+    def frame(
+        self, rows: np.ndarray | None = None, columns: Sequence[Any] | None = None, *, copy: bool = True
+    ) -> pd.DataFrame:
         """Copy out many rows (None: all) of some columns (None: all), with little more memory than the result takes.
 
-        It shares nothing with this table.
+        It shares nothing with this table; with ``copy=False`` it may, for a table that is not used any more.
         """
         table = self if columns is None else self._only(columns)
-        values = table.values.copy() if rows is None else table.values.take(rows)
+        if rows is None:
+            values = table.values.copy(deep=copy)
+        else:
+            values = table.values.take(rows)
         for number, dtype in enumerate(values.dtypes):
             if isinstance(dtype, pd.CategoricalDtype):
                 own = pd.CategoricalDtype(dtype.categories.copy(deep=True), ordered=dtype.ordered)
@@ -328,7 +333,9 @@ def _as_pandas(texts: np.ndarray, dtype: Any) -> Any:
 def stacked(frames: Sequence[CompactFrame], finish: Finish = as_it_is) -> CompactFrame:
     """Put tables below each other; a column that a table lacks is missing there.
 
-    As :func:`annbatch._shared.obs_frames.concat_frames` does it, of which this is the way without an object per row.
+    Categorical columns stay categorical, with the sorted categories of all tables (see :mod:`annbatch._shared.labels`). A
+    column that is categorical in one table and plain in another becomes categorical. One that holds text here and numbers
+    there holds Python objects.
 
     Parameters
     ----------
@@ -341,10 +348,11 @@ def stacked(frames: Sequence[CompactFrame], finish: Finish = as_it_is) -> Compac
     texts = {name: text for name in names if (text := _stacked_text(name, frames))}
     rest = [name for name in names if name not in texts]
     stops = np.cumsum([frame.n_rows for frame in frames]).tolist()
-    parts = [
-        _values(frame, rest).set_axis(pd.RangeIndex(stop - frame.n_rows, stop))
-        for frame, stop in zip(frames, stops, strict=True)
-    ]
+    parts = []
+    for frame, stop in zip(frames, stops, strict=True):
+        part = _values(frame, rest)
+        part.index = pd.RangeIndex(stop - frame.n_rows, stop)
+        parts.append(part)
     parts = unite_frames(parts, finish)
     # Where a table lacked a column of categories, it has it now, at its end.
     names = dict.fromkeys(
@@ -352,18 +360,20 @@ def stacked(frames: Sequence[CompactFrame], finish: Finish = as_it_is) -> Compac
     )
     places = {name: place for place, name in enumerate(names)}
     values = stack_frames(parts)
-    values = values.set_axis(pd.Index([places[name] for name in values.columns], dtype=np.int64), axis=1)
+    values.columns = pd.Index([places[name] for name in values.columns], dtype=np.int64)
     axis = frames[0].axis if len(frames) == 1 else pd.DataFrame(columns=list(names)).columns
     by_place = {places[name]: texts[name] for name in names if name in texts}
     return CompactFrame(axis, values, by_place, *_stacked_names(frames))
 
 
 def _values(frame: CompactFrame, wanted: Iterable[Any]) -> pd.DataFrame:
-    """Return those of some columns that a table has, by their names; text among them as pandas has it."""
+    """Return those of some columns that a table has, by their names; text among them as pandas has it. Values are shared."""
     wanted = set(wanted)
     places = {name: place for place, name in enumerate(frame.axis) if name in wanted}
     if len(places) == frame.values.shape[1] and not frame.texts.keys() & set(places.values()):
-        return frame.values.set_axis(list(places), axis=1)
+        values = frame.values.copy(deep=False)
+        values.columns = pd.Index(list(places), dtype=object)
+        return values
     columns = {
         name: pd.Series(
             _as_pandas(frame.texts[place].whole(), frame.texts[place].dtype), dtype=frame.texts[place].dtype

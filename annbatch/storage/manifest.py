@@ -113,7 +113,8 @@ def read_document(path: str | os.PathLike[str]) -> bytes:
         msg = f"{path} has {found.st_size} bytes; a metadata document has at most {_MOST_DOCUMENT_BYTES}"
         raise CorruptDataError(msg)
     with open(path, "rb") as file:
-        return file.read(_MOST_DOCUMENT_BYTES)
+        # Not more: Python takes the memory for as many bytes as it is asked for.
+        return file.read(found.st_size)
 
 
 def digest(data: bytes) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from contextlib import suppress
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from annbatch import DatasetCollection, Loader
 from annbatch.loader.obs_table import ObsTable, stacked_obs
 from annbatch.storage.columns import CompactFrame
 from tests.cells import full_cells, write
@@ -204,3 +208,96 @@ def test_renaming_genes_in_place_changes_no_later_batch_where_names_have_dtype_s
     with suppress(ValueError):  # where pandas refuses it
         next(batches)["var"].index.values[0] = "z"
     assert all(batch["var"].index.tolist() == ["a", "b"] for batch in batches)
+
+
+@pytest.mark.parametrize("kind", ["memory", "h5ad", "zarr"])
+def test_without_the_names_of_cells_rows_are_named_by_their_numbers(tmp_path, kind, monkeypatch):
+    parts = [full_cells(20, seed=seed, prefix=f"{seed}_") for seed in range(2)]
+
+    def loader(**options):
+        made = small_loader(shuffle=True, rng=np.random.default_rng(1), **options)
+        if kind == "memory":
+            return made.add_adatas(parts)
+        paths = [tmp_path / f"{seed}.{kind}" for seed in range(2)]
+        return made.add_paths(
+            [path if path.exists() else write(part, path) for path, part in zip(paths, parts, strict=True)]
+        )
+
+    named = loader()
+    monkeypatch.setattr("annbatch.storage.frames.FrameReader._compact_names", None)  # would be an error
+    unnamed = loader(obs_index=False)
+    for batch, expected in zip(unnamed, named, strict=True):
+        assert batch["obs"].index.tolist() == batch["index"].tolist()
+        pd.testing.assert_frame_equal(batch["obs"].reset_index(drop=True), expected["obs"].reset_index(drop=True))
+    pd.testing.assert_frame_equal(unnamed.obs(), named.obs().reset_index(drop=True), check_names=False)
+    chosen = unnamed.subset([30, 2])
+    assert chosen.obs().index.tolist() == [30, 2]
+    assert chosen.obs(["label"]).index.tolist() == [30, 2]
+    bare = loader(obs_columns=[], obs_index=False)
+    assert bare.obs(["label"]).index.tolist() == list(range(40))
+    assert unnamed.state_dict()["data"] == named.state_dict()["data"]
+
+
+def test_obs_index_is_a_bool():
+    with pytest.raises(TypeError, match="obs_index must be"):
+        small_loader(obs_index="names")
+
+
+@pytest.fixture(scope="module")
+def many_rows(tmp_path_factory):
+    """15,000 rows, whose names take 23 bytes, with a number, two columns of few texts and one of many; a collection of them."""
+    folder, n = tmp_path_factory.mktemp("many"), 15_000
+    obs = pd.DataFrame(
+        {
+            "number": np.arange(n) / 2,
+            "label": pd.Categorical([f"type {i % 9}" for i in range(n)]),
+            "few": [f"donor {i % 99}" for i in range(n)],
+            "many": [f"read_{i:06d}" for i in range(n)],
+        },
+        index=[f"cell_{i:018d}" for i in range(n)],
+    )
+    adata = ad.AnnData(np.ones((n, 1), np.float32), obs=obs)
+    adata.write_h5ad(folder / "a.h5ad", convert_strings_to_categoricals=False)
+    collection = DatasetCollection(folder / "c.zarr")
+    collection.add_adatas([folder / "a.h5ad"], shuffle=False, dataset_size=n // 2, progress=False)
+    # What is imported, or kept for ever, shall not count.
+    Loader().use_collection(folder / "c.zarr").obs()
+    collection.obs()
+    return folder, obs
+
+
+def bytes_of(make):
+    """What a call leaves in memory, and the most that it took."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        made = make()
+        gc.collect()
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return made, held, most
+
+
+def test_what_a_loader_holds_of_obs_is_codes_numbers_and_the_bytes_of_text(many_rows):
+    folder, obs = many_rows
+    _, without, _ = bytes_of(lambda: Loader(obs_columns=[]).use_collection(folder / "c.zarr"))
+    _, names_not, _ = bytes_of(lambda: Loader(obs_index=False).use_collection(folder / "c.zarr"))
+    _, with_all, _ = bytes_of(lambda: Loader().use_collection(folder / "c.zarr"))
+    # number 8, label 1, few 1, many 11 bytes of text and 1.2 for where each begins
+    assert (names_not - without) / len(obs) < 8 + 1 + 1 + 11 * 1.2 + 2
+    assert (with_all - names_not) / len(obs) < 23 * 1.2
+
+
+def test_reading_all_of_obs_takes_less_than_twice_the_result(many_rows):
+    folder, obs = many_rows
+    loader = Loader().use_collection(folder / "c.zarr")
+    for make in (
+        loader.obs,
+        Loader(obs_columns=[]).use_collection(folder / "c.zarr").obs,
+        DatasetCollection(folder / "c.zarr").obs,
+    ):
+        found, held, most = bytes_of(make)
+        pd.testing.assert_frame_equal(found.drop(columns="src_path", errors="ignore"), obs, check_names=False)
+        assert most < 2 * held
+        assert found.memory_usage(deep=True).sum() > 0  # which pandas cannot say of categories that are sealed

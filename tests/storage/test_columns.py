@@ -56,7 +56,7 @@ def frames_and_rows(draw):
 
 @pytest.mark.parametrize("always_few", [4096, 1])
 @given(drawn=frames_and_rows())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @pytest.mark.filterwarnings("ignore:The behavior of array concatenation:FutureWarning")
 def test_rows_are_those_of_the_frames_below_each_other(always_few, drawn):
     frames, rows = drawn

@@ -57,8 +57,9 @@ class ObsTable:
 
     @property
     def _whole(self) -> CompactFrame:
-        if len(self.pieces) > 1:
-            self.pieces[:] = [stacked_obs(self.pieces)]  # holds what it held, only in one piece
+        pieces = tuple(self.pieces)  # another thread may be about the same
+        if len(pieces) > 1:
+            self.pieces[:] = [stacked_obs(pieces)]  # holds what it held, only in one piece
         return self.pieces[0]
 
     def __getstate__(self) -> dict[str, Any]:

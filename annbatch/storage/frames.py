@@ -234,7 +234,7 @@ class FrameReader:
             found: dict[str, int] = {}
             pieces: list[np.ndarray] = []
             n_numbered = 0
-            for pair in _packed_text(column):
+            for _, pair in _packed_text(column):
                 if pair is None:
                     return None
                 codes, texts_here = numbered(*pair)
@@ -575,17 +575,17 @@ def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:
     return (slice(start, min(start + at_once, n_rows)) for start in range(first, n_rows, at_once))
 
 
-def _packed_text(column: _StoredColumn, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
-    """Yield what :func:`packed` makes of the rows from `first` on, so many at a time."""
+def _packed_text(column: _StoredColumn, first: int = 0) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray] | None]]:
+    """Yield rows from `first` on, so many at a time, and what :func:`packed` makes of them."""
     chunks = TextChunks.of(column.values)
     for rows in _pieces(column, first):
         pair = None if chunks is None else chunks.read(rows)
-        yield packed(_read_raw(column, rows)) if pair is None else pair
+        yield rows, packed(_read_raw(column, rows)) if pair is None else pair
 
 
 def _write_text(column: _StoredColumn, writer: TextWriter, first: int) -> TextWriter | None:
     """Write the text of all rows from `first` on; None when there is something else among it."""
-    for pair in _packed_text(column, first):
+    for _, pair in _packed_text(column, first):
         if pair is None:
             return None
         writer.write(*pair)
@@ -665,23 +665,25 @@ def _factorize_numbers(values: np.ndarray, mask: np.ndarray | None) -> Labels:
 
 
 def _factorize_text(column: _StoredColumn) -> Labels:
-    n_rows = column.values.shape[0]
     found: dict[str, int] = {}
-    numbered: list[np.ndarray] = []
-    for start in range(0, n_rows, _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, n_rows))
-        codes, values = pd.factorize(_read_raw(column, rows))
-        numbers = [found.setdefault(value, len(found)) for value in _decoded(np.asarray(values)).tolist()]
+    pieces: list[np.ndarray] = []
+    for rows, pair in _packed_text(column):
+        if pair is None:  # not only text
+            codes, values = pd.factorize(_read_raw(column, rows))
+            values = _decoded(np.asarray(values)).tolist()
+        else:
+            codes, values = numbered(*pair)
+        numbers = [found.setdefault(value, len(found)) for value in values]
         piece = np.array(numbers, dtype=code_dtype(len(found)))[codes]
         if column.mask is not None:
             piece[np.asarray(column.mask[rows], dtype=bool)] = -1
-        numbered.append(piece)
+        pieces.append(piece)
     if column.mask is not None:
         # What stands under the mask is no value, so it may be no category either.
-        used = set(np.unique(np.concatenate(numbered)).tolist()) if numbered else set()
+        used = set(np.unique(np.concatenate(pieces)).tolist()) if pieces else set()
         found = {value: number for value, number in found.items() if number in used}
     categories = sorted(found)
     rank = np.full(max(found.values(), default=-1) + 2, -1, dtype=code_dtype(len(found)))
     rank[[found[value] for value in categories]] = np.arange(len(categories))
-    codes = np.concatenate([rank[piece] for piece in numbered]) if numbered else np.empty(0, np.int8)
+    codes = np.concatenate([rank[piece] for piece in pieces]) if pieces else np.empty(0, np.int8)
     return Labels(codes, np.array(categories, dtype=object))

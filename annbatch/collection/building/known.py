@@ -43,7 +43,7 @@ class Source:
     size
         Of its files, in bytes; -1: not known.
     digest
-        Of the number of its rows and the names of some (a signed 64-bit integer).
+        Of the number of its rows and their names (a signed 64-bit integer).
     """
 
     path: str

@@ -167,6 +167,7 @@ def fetched_ahead(groups: Sequence[Any], needs: Needs) -> Iterator[None]:
                 store.listed[group.path] = listed
         _fetch_together([(store, _metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _column_metadata_keys(group, needs)) for group, store in far])
+        _fetch_together([(store, _part_metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _data_keys(group, needs)) for group, store in far])
         yield
     finally:
@@ -217,8 +218,9 @@ def _fetch_together(wanted: Sequence[tuple[FarStore, Sequence[str]]]) -> None:
 
 
 _MATRIX_PARTS = ("", "/data", "/indices", "/indptr")
-# Of a categorical column, the usual group; the parts of others are few and asked for when they are met.
+# What columns of text and of labels consist of, as anndata writes them: row names are no labels.
 _COLUMN_PARTS = ("", "/codes", "/categories")
+_INDEX_PARTS = ("", "/codes", "/values", "/mask")
 
 
 def _documents(group: zarr.Group, path: str) -> list[str]:
@@ -254,9 +256,26 @@ def _column_metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
         for frame, columns in needs.frames.items()
         if frame in group
         for number, name in enumerate(_frame_columns(group[frame], columns))
-        for part in (_COLUMN_PARTS if number else ("",))
+        for part in (_COLUMN_PARTS if number else _INDEX_PARTS)
         for key in _documents(group, f"{frame}/{name}{part}")
     ]
+
+
+def _part_metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
+    """Return keys of parts that the usual columns do not have: of nullable ones, and of categories that may be missing."""
+    if _is_consolidated(group):
+        return []
+    paths = []
+    for frame, columns in needs.frames.items():
+        for name in _frame_columns(group[frame], columns)[1:] if frame in group else []:
+            path = f"{frame}/{name}"
+            elem = group.get(path)
+            if hasattr(elem, "group_keys"):
+                is_categorical = "codes" in elem
+                if not is_categorical or hasattr(elem.get("categories"), "group_keys"):
+                    whole = f"{path}/categories" if is_categorical else path
+                    paths += [f"{whole}/values", f"{whole}/mask"]
+    return [key for path in paths for key in _documents(group, path)]
 
 
 def _data_keys(group: zarr.Group, needs: Needs) -> list[str]:

@@ -100,7 +100,7 @@ class SparseSource(MatrixSource):
         """
         if self._row_pointers is None:
             self._stored_indptr.check_claim()
-            self._row_pointers = RowPointers.read(self._stored_indptr, self.data.shape[0])
+            self._row_pointers = RowPointers.shared(self._stored_indptr, self.data.shape[0])
         return self._row_pointers
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class SparseSource(MatrixSource):
             array.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process reads it again: that is quicker than sending it.
+        # Another process maps them from their file, or reads them again: that is quicker than sending them.
         memory = isinstance(self._stored_indptr, MemoryArray)
         return self.__dict__ if memory else {**self.__dict__, "_row_pointers": None}
 

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,15 @@ __all__ = ["Hdf5Array", "MemoryArray", "StoredArray", "ZarrArray", "stored_array
 # Items that one task of the fallback covers where the store itself has no chunks.
 _VIRTUAL_CHUNK = 1 << 16
 _UNKNOWN: Any = object()
+# Files of an array that are looked at to tell it from others.
+_MOST_FILES = 4096
+
+
+class Identity(NamedTuple):
+    """What tells stored data from other data, and from the same after a change: a text, and when the files changed last."""
+
+    text: str
+    newest_ns: int
 
 
 class StoredArray(ABC):
@@ -122,6 +131,10 @@ class StoredArray(ABC):
             msg = f"{self.location}, rows {start} to {stop}: expected shape {wanted}, got {values.shape}"
             raise CorruptDataError(msg)
         return np.ascontiguousarray(values, native(values.dtype))
+
+    def identity(self) -> Identity | None:
+        """Return what tells the data from others without reading them; None where nothing does."""
+        return None
 
     def check_claim(self) -> None:  # noqa: B027 - what is in memory is there
         """Refuse an array that claims to hold more than its files can; not all of it may be fill values.
@@ -224,6 +237,17 @@ class Hdf5Array(StoredArray):
             msg = f"{self.location}: the file was changed, replaced or removed after it was opened"
             raise CorruptDataError(msg)
 
+    def identity(self) -> Identity | None:
+        """See the base class."""
+        file = self.dataset.file
+        if self.is_far or self._may_change or file.driver != "sec2":
+            return None
+        try:
+            found = os.fstat(file.id.get_vfd_handle())  # of what is open, whatever the path now leads to
+        except (OSError, NotImplementedError):
+            return None
+        return Identity(f"{self.path} :: {self.name}\n{_all_of(found)}", max(found.st_mtime_ns, found.st_ctime_ns))
+
     def check_claim(self) -> None:
         """See the base class."""
         check_claim(self.dataset, self.location)
@@ -285,6 +309,25 @@ class ZarrArray(StoredArray):
         """See the base class."""
         # A remote store answers slowly but many at a time.
         return None if self.is_local else 16
+
+    def identity(self) -> Identity | None:
+        """See the base class."""
+        if not self.is_local:
+            return None
+        folder = os.path.join(os.fspath(self.array.store.root), self.array.path)
+        lines, newest = [folder], 0
+        try:
+            for at, folders, names in os.walk(folder):
+                folders.sort()
+                for name in sorted(names):
+                    found = os.stat(f"{at}/{name}")  # noqa: PTH116
+                    lines.append(f"{at}/{name} {_all_of(found)}")
+                    newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+                if len(lines) > _MOST_FILES:
+                    return None
+        except OSError:
+            return None
+        return Identity("\n".join(lines), newest)
 
     def check_claim(self) -> None:
         """See the base class."""
@@ -362,6 +405,10 @@ def _at_absolute_path(array: zarr.Array[Any]) -> zarr.Array[Any]:
 def _store_name(array: zarr.Array[Any]) -> str:
     root = getattr(array.store, "root", None)
     return str(array.store if root is None else root)
+
+
+def _all_of(found: os.stat_result) -> str:
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 def _file_stamp(path: str) -> tuple[int, int, int] | None:

@@ -392,5 +392,8 @@ def shared(value: T) -> T:
 
     Their memory is then that of the files: in the machine once, and given back when there is need of it.
     """
-    found: T = pickle.loads(_dumps(value))
+    try:
+        found: T = pickle.loads(_dumps(value))
+    except ArrayGoneError:
+        return value
     return found

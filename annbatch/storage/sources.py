@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .chunks.arrays import MemoryArray, StoredArray, stored_array
 from .errors import CorruptDataError, damage_named
+from .local_zarr import LocalGroup
 from .row_pointers import RowPointers
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _encoded_group(elem: Any) -> Any:
     module = type(elem).__module__.partition(".")[0]
     if module == "anndata" and hasattr(elem, "group"):
         return elem.group
-    return elem if module in ("h5py", "zarr") and hasattr(elem, "keys") else None
+    return elem if (module in ("h5py", "zarr") or isinstance(elem, LocalGroup)) and hasattr(elem, "keys") else None
 
 
 def _csr_shape(group: Any, location: str) -> tuple[int, ...]:

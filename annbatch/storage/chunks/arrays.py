@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -13,7 +16,7 @@ import numpy as np
 from annbatch.storage.claims import check_claim, check_folder
 from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
-from annbatch.storage.errors import CorruptDataError, damage_named
+from annbatch.storage.errors import CorruptDataError, damage_named, system_error
 from annbatch.storage.far.hdf5 import far_file_of
 
 from .tables import ChunkTable
@@ -27,6 +30,8 @@ __all__ = ["Hdf5Array", "MemoryArray", "StoredArray", "ZarrArray", "stored_array
 # Items that one task of the fallback covers where the store itself has no chunks.
 _VIRTUAL_CHUNK = 1 << 16
 _UNKNOWN: Any = object()
+# HDF5 arrays that keep a file open which they have opened themselves.
+_MOST_OPEN = 16
 # Files of an array that are looked at to tell it from others.
 _MOST_FILES = 4096
 
@@ -214,14 +219,18 @@ class Hdf5Array(StoredArray):
 
             self._check_unchanged()
             try:
-                self._own_file = h5py.File(self.path, "r") if self._far is None else self._far.open()
-                self._dataset = self._own_file[self.name]
+                own_file = h5py.File(self.path, "r") if self._far is None else self._far.open()
+                dataset = own_file[self.name]
             except (ConnectionError, PermissionError, TimeoutError):
                 raise
             except (OSError, KeyError) as error:
+                if isinstance(error, OSError) and system_error(error) in (errno.EMFILE, errno.ENFILE):
+                    raise
                 msg = f"{self.location} cannot be opened again: {error}"
                 raise CorruptDataError(msg) from error
-            self._pid = os.getpid()
+            self._own_file, self._dataset, self._pid = own_file, dataset, os.getpid()
+            _keep_few_open(self)
+            return dataset
         return self._dataset
 
     def _check_unchanged(self) -> None:
@@ -279,6 +288,19 @@ class Hdf5Array(StoredArray):
         self._check_unchanged()
         state = {key: value for key, value in self.__dict__.items() if key != "_table"}
         return {**state, "_dataset": None, "_own_file": None}
+
+
+# Arrays that have opened their file again, oldest first: of thousands of files only the last few stay open. Another thread that
+# still reads from one of the others keeps its dataset, and with it the file, until it is done.
+_opened_again: deque[weakref.ref[Hdf5Array]] = deque()
+
+
+def _keep_few_open(array: Hdf5Array) -> None:
+    _opened_again.append(weakref.ref(array))
+    while len(_opened_again) > _MOST_OPEN:
+        oldest = _opened_again.popleft()()
+        if oldest is not None and oldest is not array:
+            oldest._dataset = oldest._own_file = None  # noqa: SLF001 (one of this class)
 
 
 class ZarrArray(StoredArray):

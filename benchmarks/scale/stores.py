@@ -1,7 +1,8 @@
 """Stores of any number of rows, written a piece at a time: what opening reads is real, what it does not read is virtual.
 
 Row pointers, names of cells and obs columns are written as other tools write them. Values and column numbers of X are arrays of
-the right shape of which nothing is stored: every reader takes them for zeros, and a store of 10^8 rows fits a laptop.
+the right shape of which nothing is stored: every reader takes them for zeros, and a store of 10^8 rows fits a laptop. With
+``only_labels``, obs has one column, and names of cells are repeated: for sizes at which writing names takes longest.
 """
 
 from __future__ import annotations
@@ -32,15 +33,21 @@ def _names(column: str) -> list[str]:
     return [f"{column} {number:03}" for number in range({**_CATEGORIES, **_TEXTS}[column])]
 
 
-def _pieces(n_obs: int) -> Iterator[tuple[slice, dict[str, Any]]]:
+def _pieces(n_obs: int, *, only_labels: bool) -> Iterator[tuple[slice, dict[str, Any]]]:
     """Rows, a piece at a time: lengths of rows, names of cells, and the columns (codes where they have categories)."""
+    names = np.empty(0, dtype=object)
     for number, start in enumerate(range(0, n_obs, _ROWS)):
         rng = np.random.default_rng(number)
         n = min(_ROWS, n_obs - start)
         piece: dict[str, Any] = {"lengths": rng.integers(5, 16, n)}
-        piece["_index"] = np.array([f"cell_{row:09}-{row % 7}" for row in range(start, start + n)], dtype=object)
-        for column in _CATEGORIES:
+        if not only_labels or n > len(names):
+            names = np.array([f"cell_{row:09}-{row % 7}" for row in range(start, start + n)], dtype=object)
+        piece["_index"] = names[:n]
+        for column in [LABEL] if only_labels else _CATEGORIES:
             piece[column] = rng.integers(0, _CATEGORIES[column], n).astype(np.int8 if _CATEGORIES[column] < 128 else np.int16)
+        if only_labels:
+            yield slice(start, start + n), piece
+            continue
         for column in _TEXTS:
             piece[column] = np.array(_names(column), dtype=object)[rng.integers(0, _TEXTS[column], n)]
         for column, dtype in _NUMBERS.items():
@@ -103,12 +110,12 @@ class _Hdf5(_Writer):
         return array
 
 
-def _fill(writer: _Writer, n_obs: int, chunk: int) -> None:
+def _fill(writer: _Writer, n_obs: int, chunk: int, *, only_labels: bool) -> None:
     n_values = _n_values(n_obs)
     plain = {"encoding-type": "array", "encoding-version": "0.2.0"}
     text = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
     frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
-    columns = [*_CATEGORIES, *_TEXTS, *_NUMBERS]
+    columns = [LABEL] if only_labels else [*_CATEGORIES, *_TEXTS, *_NUMBERS]
     writer.group("", **_ENCODED)
     writer.group("X", **{"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_obs, N_VAR]})
     writer.array("X/data", n_values, np.float32, chunk)
@@ -116,21 +123,21 @@ def _fill(writer: _Writer, n_obs: int, chunk: int) -> None:
     arrays = {"lengths": writer.array("X/indptr", n_obs + 1, np.int64, 1 << 16)}
     writer.group("obs", **frame, **{"column-order": columns})
     arrays["_index"] = writer.array("obs/_index", n_obs, str, 1 << 15, **text)
-    for column in _CATEGORIES:
+    for column in [LABEL] if only_labels else _CATEGORIES:
         group = {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
         writer.group(f"obs/{column}", **group)
         categories = _names(column)
         writer.array(f"obs/{column}/categories", len(categories), str, 1 << 15, **text)[:] = np.array(categories, dtype=object)
         code = np.int8 if len(categories) < 128 else np.int16
         arrays[column] = writer.array(f"obs/{column}/codes", n_obs, code, 1 << 16, **plain)
-    for column in _TEXTS:
+    for column in () if only_labels else _TEXTS:
         arrays[column] = writer.array(f"obs/{column}", n_obs, str, 1 << 15, **text)
-    for column, dtype in _NUMBERS.items():
+    for column, dtype in () if only_labels else _NUMBERS.items():
         arrays[column] = writer.array(f"obs/{column}", n_obs, dtype, 1 << 16, **plain)
     writer.group("var", **frame, **{"column-order": []})
     writer.array("var/_index", N_VAR, str, N_VAR, **text)[:] = np.array([f"gene_{number}" for number in range(N_VAR)], dtype=object)
     total = 0
-    for rows, piece in _pieces(n_obs):
+    for rows, piece in _pieces(n_obs, only_labels=only_labels):
         pointers = total + np.cumsum(piece.pop("lengths"))
         arrays["lengths"][rows.start + 1 : rows.stop + 1] = pointers
         total = int(pointers[-1])
@@ -138,28 +145,28 @@ def _fill(writer: _Writer, n_obs: int, chunk: int) -> None:
             arrays[column][rows] = values
 
 
-def write_zarr(path: Path, n_obs: int, chunk: int = 1 << 16) -> Path:
+def write_zarr(path: Path, n_obs: int, chunk: int = 1 << 16, *, only_labels: bool = False) -> Path:
     """Write a Zarr store; ``chunk`` values to a stored chunk of X."""
     import zarr
 
-    _fill(_Zarr(zarr.open_group(path, mode="w", zarr_format=3)), n_obs, chunk)
+    _fill(_Zarr(zarr.open_group(path, mode="w", zarr_format=3)), n_obs, chunk, only_labels=only_labels)
     return path
 
 
-def write_h5ad(path: Path, n_obs: int, chunk: int = 1 << 16) -> Path:
+def write_h5ad(path: Path, n_obs: int, chunk: int = 1 << 16, *, only_labels: bool = False) -> Path:
     """Write an h5ad file."""
     import h5py
 
     with h5py.File(path, "w") as file:
-        _fill(_Hdf5(file), n_obs, chunk)
+        _fill(_Hdf5(file), n_obs, chunk, only_labels=only_labels)
     return path
 
 
-def write_collection(path: Path, n_obs: int) -> Path:
+def write_collection(path: Path, n_obs: int, *, only_labels: bool = False) -> Path:
     """Write a collection of one dataset."""
     import zarr
 
     root = zarr.open_group(path, mode="w", zarr_format=3)
     root.attrs.update({"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"})
-    _fill(_Zarr(root.create_group("dataset_0")), n_obs, 1 << 16)
+    _fill(_Zarr(root.create_group("dataset_0")), n_obs, 1 << 16, only_labels=only_labels)
     return path

@@ -284,7 +284,7 @@ class LocalZarr(_Folder):
 
     def _all_metadata(self) -> dict[str, Any]:
         """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root."""
-        nodes = {}
+        nodes: dict[str, Any] = {}
         # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
         for name in sorted_datasets(path.name for path in self.root.iterdir() if path.is_dir()):
             if (self.root / name / "zarr.json").exists():

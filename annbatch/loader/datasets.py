@@ -613,7 +613,9 @@ def _opened_again(empty: Table, homes: Sequence[ObsHome], fingerprint: Mapping[s
         datasets.append(dataset)
     table = empty.added(datasets)
     if table.fingerprint != fingerprint:
-        msg = f"the data were changed after the loader was made: it had {dict(fingerprint)}, and now {table.fingerprint}"
+        msg = (
+            f"the data were changed after the loader was made: it had {dict(fingerprint)}, and now {table.fingerprint}"
+        )
         raise storage.CorruptDataError(msg)
     return table
 

@@ -38,14 +38,14 @@ class LocalGroup(zarr.Group):
             folder = _folder(self.store_path / path)
             names = ("zarr.json",) if self.metadata.zarr_format == 3 else (".zarray", ".zgroup")
             return any(os.path.exists(f"{folder}/{name}") for name in names)  # noqa: PTH110 (quick)
-        return bool(super().__contains__(path))  # type: ignore[arg-type]
+        found: bool = super().__contains__(path)  # type: ignore[arg-type]
+        return found
 
 
 def open_local_group(folder: Path) -> zarr.Group:
     """Open the Zarr group in a folder."""
     store = LocalStore(folder, read_only=True)
-    names = os.listdir(folder)
-    found = _node(StorePath(store), 3 if "zarr.json" in names else 2)
+    found = _node(StorePath(store), 3 if (folder / "zarr.json").exists() else 2)
     if isinstance(found, LocalGroup):
         return found
     # Consolidated metadata is a copy, which saves nothing in a local folder, and may be an old one.
@@ -57,7 +57,8 @@ def _is_plain(path: str) -> bool:
 
 
 def _folder(at: StorePath) -> str:
-    return f"{os.fspath(at.store.root)}/{at.path}" if at.path else os.fspath(at.store.root)
+    store: Any = at.store
+    return f"{store.root}/{at.path}" if at.path else str(store.root)
 
 
 def _node(at: StorePath, zarr_format: int) -> Any:

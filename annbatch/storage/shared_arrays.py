@@ -109,13 +109,13 @@ def _make_room(folder: Path, needed: int, limit: int) -> bool:
             if entry.name.endswith(_SUFFIX):
                 found.append((there.st_mtime_ns, there.st_size, entry.path))
             elif entry.name.startswith(".") and now - there.st_mtime_ns > _ABANDONED_NS:
-                os.unlink(entry.path)
+                os.unlink(entry.path)  # noqa: PTH108
     left = limit - needed - sum(size for _, size, _ in found)
     for used_ns, size, path in sorted(found):
         if left >= 0 or now - used_ns < _IN_USE_NS:
             break
         with contextlib.suppress(OSError):
-            os.unlink(path)  # whoever has it mapped keeps it
+            os.unlink(path)  # noqa: PTH108 (whoever has it mapped keeps it)
         left += size
     return left >= 0
 
@@ -150,17 +150,19 @@ def _write(key: str, facts: Any, arrays: Sequence[np.ndarray]) -> bool:
             return False
         sums = [_engine.crc32c(_bytes_of(array)) for array in arrays]
         parts = [(a.dtype.str, a.shape, place, sum_) for a, place, sum_ in zip(arrays, places, sums, strict=True)]
-        head = json.dumps({"version": _VERSION, "key": _digest(key), "facts": facts, "arrays": parts, "size": at}).encode()
+        head = json.dumps(
+            {"version": _VERSION, "key": _digest(key), "facts": facts, "arrays": parts, "size": at}
+        ).encode()
         if len(head) > _HEAD_BYTES:
             return False
         handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(handle, "wb", buffering=0) as file:
+        with os.fdopen(handle, "wb", buffering=0) as file:
             _write_all(file, head.ljust(_HEAD_BYTES))
             for array, place in zip(arrays, places, strict=True):
                 file.seek(place)
                 _write_all(file, _bytes_of(array).data)
             file.truncate(at)
-        os.replace(new, path)
+        new.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             new.unlink()
@@ -313,7 +315,9 @@ class _Referring:
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, MemoryArray):
-            self._not_shared = id(value.array)  # a matrix that the user holds in memory, who may change it: sent as ever
+            self._not_shared = id(
+                value.array
+            )  # a matrix that the user holds in memory, who may change it: sent as ever
         if type(value) is not np.ndarray or value.nbytes < _SMALLEST_SENT or value.dtype.kind not in "biufcSU":
             return NotImplemented
         transposed = not value.flags.c_contiguous
@@ -350,7 +354,7 @@ class Packed:
 
     def value(self) -> Any:
         """Return the value."""
-        return pickle.loads(self._data)
+        return pickle.loads(self._data)  # noqa: S301 (part of a pickle that is being read)
 
 
 def packed(value: Any) -> Packed:
@@ -380,7 +384,7 @@ def reduced(
 
 def _rebuilt(build: Callable[[Any], T], data: bytes, remake: Callable[[], T] | None) -> T:
     try:
-        return build(pickle.loads(data))
+        return build(pickle.loads(data))  # noqa: S301 (part of a pickle that is being read)
     except ArrayGoneError:
         if remake is None:
             raise
@@ -393,7 +397,7 @@ def shared(value: T) -> T:
     Their memory is then that of the files: in the machine once, and given back when there is need of it.
     """
     try:
-        found: T = pickle.loads(_dumps(value))
+        found: T = pickle.loads(_dumps(value))  # noqa: S301 (our own)
     except ArrayGoneError:
         return value
     return found

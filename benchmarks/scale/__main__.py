@@ -6,7 +6,7 @@ Writes stores row by row into a folder, opens each in a process of its own, twic
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import os
 import subprocess
@@ -35,7 +35,11 @@ def run(what: str, small: Path | str, path: Path | str, n_obs: int, cache: Path)
 
 def machine() -> dict[str, Any]:
     """Describe the machine."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     load = " ".join(f"{each:.1f}" for each in os.getloadavg())
     return {"cpu": names[0] if names else "?", "cpus": os.cpu_count(), "memory_gb": round(memory / 1e9), "load": load}
@@ -69,20 +73,28 @@ def measure_all(folder: Path, rows: list[int], most_of_all: int) -> dict[str, An
         largest = max(rows)
         for method in ("fork", "spawn"):
             base, found = (
-                run(f"{method} labels", "-", stores["collection", n_obs], n_obs, Path(cache)) for n_obs in (BASE_ROWS, largest)
+                run(f"{method} labels", "-", stores["collection", n_obs], n_obs, Path(cache))
+                for n_obs in (BASE_ROWS, largest)
             )
             more = {key: max(0, found[key] - base[key]) for key in ("own", "pss")}
             workers.append({"method": method, "rows": largest, "start_seconds": found["start_seconds"], **more})
     return {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "machine": machine(), "cases": cases, "workers": workers, "workers_base_rows": BASE_ROWS,
     }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=lambda text: int(float(text)), nargs="+", default=[10**6, 10**7, 10**8])
-    parser.add_argument("--most-of-all", type=lambda text: int(float(text)), default=10**7, help="rows up to which stores have all columns, and names that differ")
+    parser.add_argument(
+        "--most-of-all",
+        type=lambda text: int(float(text)),
+        default=10**7,
+        help="rows up to which stores have all columns, and names that differ",
+    )
     parser.add_argument("--folder", type=Path, help="where stores are kept; a temporary folder by default")
     parser.add_argument("--results", type=Path, help="write what was measured to this file, or read it with --no-run")
     parser.add_argument("--no-run", action="store_true")

@@ -39,7 +39,7 @@ def make(face: str, path: str, n_obs: int) -> Any:
         if face.endswith("sorted"):
             codes.sort()
         classes = pd.Categorical.from_codes(codes, [f"type {number}" for number in range(30)])
-        return classes, dict(chunk_size=1, preload_nchunks=4096, batch_size=64, num_samples=n_obs)
+        return classes, {"chunk_size": 1, "preload_nchunks": 4096, "batch_size": 64, "num_samples": n_obs}
     options: dict[str, Any] = {"obs_columns": [], "labels": [LABEL]} if face == "labels" else {}
     loader = Loader(chunk_size=32, preload_nchunks=8, batch_size=64, shuffle=True, **options)
     return loader.add_paths([path]) if path.endswith(".h5ad") else loader.use_collection(path)

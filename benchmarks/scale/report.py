@@ -55,12 +55,19 @@ def _opening(results: dict[str, Any], faces: list[str]) -> str:
 
 
 def _workers(results: dict[str, Any]) -> str:
-    lines = [["started by", "rows", "seconds to start 8", "bytes a row, all 8: own", "with their part of what is shared"]]
-    for case in results["workers"]:
-        lines.append([
-            case["method"], f"{case['rows']:,}", _cell(case["start_seconds"]), _cell(case["own"] / case["rows"], 1),
+    lines = [
+        ["started by", "rows", "seconds to start 8", "bytes a row, all 8: own", "with their part of what is shared"]
+    ]
+    lines += [
+        [
+            case["method"],
+            f"{case['rows']:,}",
+            _cell(case["start_seconds"]),
+            _cell(case["own"] / case["rows"], 1),
             _cell(case["pss"] / case["rows"], 1),
-        ])  # fmt: skip
+        ]
+        for case in results["workers"]
+    ]
     return _table(lines)
 
 
@@ -149,12 +156,20 @@ def plot(results: dict[str, Any], path: Path) -> None:
             if not shown:
                 continue
             color = f"C{number}"
-            axis.plot(*zip(*shown, strict=True), "o-", color=color, markersize=4, label=", ".join(part for part in key if part))
+            axis.plot(
+                *zip(*shown, strict=True),
+                "o-",
+                color=color,
+                markersize=4,
+                label=", ".join(part for part in key if part),
+            )
             if len(shown) > 1:
                 slope = exponent([n for n, _ in shown], [value for _, value in shown])
                 assert slope is not None
                 last_rows, last = shown[-1]
-                axis.plot([last_rows, FAR_ROWS], [last, last * (FAR_ROWS / last_rows) ** max(slope, 0)], ":", color=color)
+                axis.plot(
+                    [last_rows, FAR_ROWS], [last, last * (FAR_ROWS / last_rows) ** max(slope, 0)], ":", color=color
+                )
     for axis, title in zip(axes, ("memory after opening, GB", "seconds to open"), strict=True):
         axis.set_xscale("log")
         axis.set_yscale("log")

@@ -44,7 +44,9 @@ def _pieces(n_obs: int, *, only_labels: bool) -> Iterator[tuple[slice, dict[str,
             names = np.array([f"cell_{row:09}-{row % 7}" for row in range(start, start + n)], dtype=object)
         piece["_index"] = names[:n]
         for column in [LABEL] if only_labels else _CATEGORIES:
-            piece[column] = rng.integers(0, _CATEGORIES[column], n).astype(np.int8 if _CATEGORIES[column] < 128 else np.int16)
+            piece[column] = rng.integers(0, _CATEGORIES[column], n).astype(
+                np.int8 if _CATEGORIES[column] < 128 else np.int16
+            )
         if only_labels:
             yield slice(start, start + n), piece
             continue
@@ -104,7 +106,9 @@ class _Hdf5(_Writer):
         import h5py
 
         kind = h5py.string_dtype() if dtype is str else dtype
-        array = self._file.create_dataset(path, shape=(n,), dtype=kind, chunks=(min(chunk, max(1, n)),), fillvalue=None if dtype is str else 0)
+        array = self._file.create_dataset(
+            path, shape=(n,), dtype=kind, chunks=(min(chunk, max(1, n)),), fillvalue=None if dtype is str else 0
+        )
         for name, value in attributes.items():
             array.attrs[name] = value
         return array
@@ -127,7 +131,9 @@ def _fill(writer: _Writer, n_obs: int, chunk: int, *, only_labels: bool) -> None
         group = {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
         writer.group(f"obs/{column}", **group)
         categories = _names(column)
-        writer.array(f"obs/{column}/categories", len(categories), str, 1 << 15, **text)[:] = np.array(categories, dtype=object)
+        writer.array(f"obs/{column}/categories", len(categories), str, 1 << 15, **text)[:] = np.array(
+            categories, dtype=object
+        )
         code = np.int8 if len(categories) < 128 else np.int16
         arrays[column] = writer.array(f"obs/{column}/codes", n_obs, code, 1 << 16, **plain)
     for column in () if only_labels else _TEXTS:
@@ -135,7 +141,9 @@ def _fill(writer: _Writer, n_obs: int, chunk: int, *, only_labels: bool) -> None
     for column, dtype in () if only_labels else _NUMBERS.items():
         arrays[column] = writer.array(f"obs/{column}", n_obs, dtype, 1 << 16, **plain)
     writer.group("var", **frame, **{"column-order": []})
-    writer.array("var/_index", N_VAR, str, N_VAR, **text)[:] = np.array([f"gene_{number}" for number in range(N_VAR)], dtype=object)
+    writer.array("var/_index", N_VAR, str, N_VAR, **text)[:] = np.array(
+        [f"gene_{number}" for number in range(N_VAR)], dtype=object
+    )
     total = 0
     for rows, piece in _pieces(n_obs, only_labels=only_labels):
         pointers = total + np.cumsum(piece.pop("lengths"))

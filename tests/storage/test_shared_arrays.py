@@ -45,7 +45,9 @@ def files(folder: Path) -> list[Path]:
 def write_rows(path: Path, lengths: np.ndarray) -> Path:
     """An AnnData store of rows of so many ones, with labels."""
     pointers = np.concatenate([[0], np.cumsum(lengths)])
-    x = sp.csr_matrix((np.ones(pointers[-1], "float32"), np.zeros(pointers[-1], "int32"), pointers), shape=(len(lengths), 3))
+    x = sp.csr_matrix(
+        (np.ones(pointers[-1], "float32"), np.zeros(pointers[-1], "int32"), pointers), shape=(len(lengths), 3)
+    )
     kinds = pd.Categorical(np.array(list("abc"))[np.arange(len(lengths)) % 3])
     obs = pd.DataFrame({"kind": kinds}, index=[f"c{row}" for row in range(len(lengths))])
     write(ad.AnnData(x, obs, pd.DataFrame(index=["x", "y", "z"])), path)
@@ -161,7 +163,7 @@ def test_a_folder_that_cannot_be_used_is_done_without(folder, stored, monkeypatc
     elif how == "too small":
         monkeypatch.setenv("ANNBATCH_CACHE_SIZE", "1KB")
     else:
-        monkeypatch.setattr(os, "replace", full_disk)
+        monkeypatch.setattr(Path, "replace", full_disk)
     np.testing.assert_array_equal(pointers_of(stored).lengths, np.arange(N_ROWS) % 5)
     assert not is_mapped(pointers_of(stored).lengths)
     assert list(folder.parent.rglob("*.arrays")) == list(folder.parent.rglob(".*")) == []
@@ -179,11 +181,12 @@ def test_a_map_outlives_its_file(folder, stored):
 
 
 def test_maps_keep_no_file_open(folder):
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    handles = Path("/proc/self/fd")
+    before = len(list(handles.iterdir())) if handles.exists() else 0
     held = [shared_arrays.shared(np.full(5000, number)) for number in range(50)]
     assert len(files(folder)) == 50
     if before:
-        assert len(os.listdir("/proc/self/fd")) <= before + 1
+        assert len(list(handles.iterdir())) <= before + 1
     assert [int(array[0]) for array in held] == list(range(50))
 
 

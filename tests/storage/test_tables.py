@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import zarr
 
 from annbatch import Loader, MappedCollection, storage
-from annbatch.storage.chunks import arrays, tables
+from annbatch.storage.chunks import arrays
 from annbatch.storage.chunks.arrays import stored_array
 from annbatch.storage.chunks.tables import ABSENT, ChunkTable, joined_places
 from tests.cells import cells, write
@@ -40,7 +41,8 @@ def test_the_file_of_a_chunk_is_that_of_the_grid(n_dims):
     file_grid = tuple(-(-n // m) for n, m in zip(grid, per_file, strict=True))
     table = ChunkTable((1,) * n_dims, grid, 1, per_file=per_file, file_grid=file_grid)
     expected = [
-        np.ravel_multi_index(tuple(i // m for i, m in zip(at, per_file, strict=True)), file_grid) for at in np.ndindex(*grid)
+        np.ravel_multi_index(tuple(i // m for i, m in zip(at, per_file, strict=True)), file_grid)
+        for at in np.ndindex(*grid)
     ]
     np.testing.assert_array_equal(table.files_of(np.arange(np.prod(grid))), expected)
 
@@ -69,7 +71,9 @@ def test_shards_of_any_shape_are_read_with_places_of_either_width(shape, wide, t
 
 def test_a_table_of_shards_that_were_not_touched_takes_no_memory(tmp_path):
     """Its pages come from the system untouched; 2**22 chunks would take 32 MB."""
-    array = zarr.create_array(tmp_path / "a.zarr", shape=(2**22 * 8,), dtype="uint8", chunks=(8,), shards=(2**20,), fill_value=0)
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(2**22 * 8,), dtype="uint8", chunks=(8,), shards=(2**20,), fill_value=0
+    )
     before = resident()
     table = stored_array(array).table
     assert table.chunk_places.nbytes == 2**22 * 8
@@ -81,8 +85,7 @@ def test_a_table_of_shards_that_were_not_touched_takes_no_memory(tmp_path):
 
 def resident() -> int:
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     except OSError:
         pytest.skip("this system does not say what is resident")
 

@@ -336,7 +336,8 @@ class ZarrArray(StoredArray):
         """See the base class."""
         if not self.is_local:
             return None
-        folder = os.path.join(os.fspath(self.array.store.root), self.array.path)
+        store: Any = self.array.store
+        folder = f"{store.root}/{self.array.path}"
         lines, newest = [folder], 0
         try:
             for at, folders, names in os.walk(folder):

@@ -115,6 +115,10 @@ class ChunkTable:
         of_axis = tuple(along // n for along, n in zip(position, self.per_file, strict=True))
         return np.ravel_multi_index(of_axis, self.file_grid)
 
+    def file_of(self, chunk: int) -> int:
+        """Return the number of the file that holds a chunk."""
+        return int(self.files_of(np.array([chunk]))[0])
+
     def places_of(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return offset and length of chunks (int64); a length of -1 for one that is not stored."""
         places = self.chunk_places
@@ -151,7 +155,7 @@ class ChunkTable:
 
     def name_of(self, chunk: int) -> str:
         """Name the file that holds a chunk, for error texts."""
-        return str(self.path(int(self.files_of(np.array([chunk]))[0])))
+        return str(self.path(self.file_of(chunk)))
 
 
 def joined_places(offset: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -12,8 +12,11 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# The requirements of an extra; installing the extra itself would compile everything again.
-EXTRA := $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])'
+# Install the requirements of an extra, from a file, as they have spaces; the extra itself would compile everything again.
+define install_extra
+	$(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' $(1) > $(VENV)/$(1).txt
+	$(PIP) install -r $(VENV)/$(1).txt $(2)
+endef
 
 SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
@@ -59,7 +62,8 @@ docs: $(VENV)/docs  ## the documentation site, in docs/_build/html
 
 # scvi-tools in an environment of its own; its current release needs Python 3.12: make test-integration PYTHON=python3.12
 test-integration: $(VENV)/built  ## scvi-tools, unmodified, over our files (PYTHON=python3.12 or later)
-	$(PIP) install $$($(EXTRA) test) $$($(EXTRA) scvi)
+	$(call install_extra,test)
+	$(call install_extra,scvi)
 	$(BIN)/python -m pytest tests/integration/test_scvi.py $(ARGS)
 
 format: $(VENV)/dev  ## let ruff mend what it can
@@ -104,19 +108,19 @@ $(VENV)/built: $(VENV)/python pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 $(VENV)/test: $(VENV)/built
-	$(PIP) install $$($(EXTRA) test) $(WITH)
+	$(call install_extra,test,$(WITH))
 	touch $@
 
 $(VENV)/dev: $(VENV)/built
-	$(PIP) install $$($(EXTRA) dev)
+	$(call install_extra,dev)
 	touch $@
 
 $(VENV)/docs: $(VENV)/built
-	$(PIP) install $$($(EXTRA) docs)
+	$(call install_extra,docs)
 	touch $@
 
 $(VENV)/bench: $(VENV)/built
-	$(PIP) install $$($(EXTRA) bench)
+	$(call install_extra,bench)
 	touch $@
 
 clean:  ## remove everything that was built here

@@ -65,9 +65,9 @@ def run_bench(
     for chunk_size, preload_nchunks in tqdm(settings, desc="Measuring", unit="setting", disable=not progress):
         loader = _open(paths, chunk_size, preload_nchunks, batch_size, far)
         rate, _ = _measure(loader, seconds)
-        given = {"chunk_size": chunk_size, "preload_nchunks": preload_nchunks}
-        sampler = RandomSampler(**given, batch_size=batch_size, rng=np.random.default_rng(0))
-        results.append({**given, "rows_per_second": rate, **_mixed(sampler, classes, n_obs)})
+        sampler = RandomSampler(chunk_size, preload_nchunks, batch_size, rng=np.random.default_rng(0))
+        mixed = _mixed(sampler, classes, n_obs)
+        results.append({"chunk_size": chunk_size, "preload_nchunks": preload_nchunks, "rows_per_second": rate, **mixed})
     best = _recommended(results)
     found: dict[str, Any] = {
         "path": " ".join(map(str, paths)),

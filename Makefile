@@ -28,7 +28,7 @@ define in_copy
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-debug sanitize lint format bench bench-quick versus docs test-integration clean help
+.PHONY: demo test test-slow test-debug sanitize lint format bench bench-quick versus compare docs test-integration clean help
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,10 @@ bench-quick: $(VENV)/bench  ## each benchmark once, on small data, to see that i
 # torch: make versus WITH="torch==2.13.0" ARGS="--python python3.12"
 versus: $(VENV)/bench $(VENV)/test  ## side by side with other loaders: data, runs, table and plot (half an hour)
 	$(BIN)/python -m benchmarks.versus --out docs/versus --write README.md --write docs/performance.md $(ARGS)
+
+# Needs Python 3.12 for the others, ten minutes when their environments are made, and torch for none of ours.
+compare: $(VENV)/bench  ## every loader that could be had on one task: speed, memory, shuffle quality (ten minutes)
+	$(BIN)/python -m benchmarks.versus.public --out docs/comparison --write docs/comparison.md $(ARGS)
 
 # The tests of kernels and storage under the address and undefined-behaviour sanitizers, in a copy, too.
 sanitize: $(VENV)/test  ## tests of kernels and storage under the address and undefined-behaviour sanitizers

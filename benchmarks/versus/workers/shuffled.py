@@ -101,22 +101,25 @@ def tiledbsoma(given: dict[str, Any], column: str) -> Iterator[tuple[int, Any]]:
     import tiledbsoma
     from tiledbsoma_ml import ExperimentDataset, experiment_dataloader
 
-    with tiledbsoma.Experiment.open(str(Path(given["folder"]) / "soma")) as experiment:
-        with experiment.axis_query(measurement_name="RNA") as query:
-            dataset = ExperimentDataset(
-                query,
-                layer_name="data",
-                obs_column_names=[column],
-                batch_size=given["batch_size"],
-                shuffle=True,
-                seed=SEED,
-                return_sparse_X=True,
-            )
-            for epoch in range(1_000_000):
-                dataset.set_epoch(epoch)
-                for X, obs in experiment_dataloader(dataset):
-                    yield X.shape[0], obs[column]
-                yield 0, ()
+    uri = str(Path(given["folder"]) / "soma")
+    with (
+        tiledbsoma.Experiment.open(uri) as experiment,
+        experiment.axis_query(measurement_name="RNA") as query,
+    ):
+        dataset = ExperimentDataset(
+            query,
+            layer_name="data",
+            obs_column_names=[column],
+            batch_size=given["batch_size"],
+            shuffle=True,
+            seed=SEED,
+            return_sparse_X=True,
+        )
+        for epoch in range(1_000_000):
+            dataset.set_epoch(epoch)
+            for X, obs in experiment_dataloader(dataset):
+                yield X.shape[0], obs[column]
+            yield 0, ()
 
 
 class _ScdlRows:

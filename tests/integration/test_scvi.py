@@ -9,6 +9,7 @@ import pytest
 
 from annbatch import Loader
 from tests.cells import cells, write
+from tests.test_docs import DOCS, blocks, write_samples
 
 scvi = pytest.importorskip("scvi", reason="needs scvi-tools (extra 'scvi')")
 from scvi.model import SCVI  # noqa: E402
@@ -152,3 +153,9 @@ def test_a_model_of_our_module_is_saved_and_loaded(paths, tmp_path):
     again = SCVI.load(str(tmp_path / "model"), adata=False)
     latent = [m.get_latent_representation(dataloader=module.inference_dataloader()) for m in (model, again)]
     np.testing.assert_array_equal(*latent)
+
+
+def test_the_how_to_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_samples(tmp_path)
+    exec(compile("\n".join(blocks(DOCS / "howto" / "scvi.md")), "scvi.md", "exec"), {"__name__": "page"})

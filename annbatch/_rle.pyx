@@ -121,16 +121,6 @@ cdef inline uint64_t draw_below(WordStream* stream, uint64_t n) noexcept nogil:
     return multiply_high(word, n)
 
 
-def random_words(const uint64_t[::1] key not None, uint64_t number, uint64_t kind, uint64_t[::1] out not None):
-    """Fill `out` with the words of a stream. For tests: the door to `next_word`."""
-    cdef WordStream stream
-    cdef Py_ssize_t i
-    with nogil:
-        begin(&stream, key, number, kind)
-        for i in range(out.shape[0]):
-            out[i] = next_word(&stream)
-
-
 def draw_integers(
     const uint64_t[::1] key not None, uint64_t number, uint64_t kind, uint64_t n, int64_t[::1] out not None,
 ):
@@ -577,8 +567,3 @@ def chunk_slices(const int64_t[::1] starts not None, int64_t chunk_size, int64_t
         n_rows -= stop - start
         slices.append(slice(start, stop))
     return slices
-
-
-def code_dtype_names():
-    """Names of the C types in `code_t` with their sizes in bytes. For tests: they must be what NumPy means by them."""
-    return {"int8": sizeof(int8_t), "int16": sizeof(int16_t), "int32": sizeof(int32_t), "int64": sizeof(int64_t)}

@@ -390,6 +390,7 @@ class Table:
     first_names: tuple[str, ...] = ()
     raw_names: pd.Index | None = None
     passing_parts: tuple[View, ...] = ()
+    names: tuple[str, ...] = ()
 
     def added(self, datasets: Sequence[Dataset]) -> Table:
         """Return the table with more datasets, after checking that all fit together."""
@@ -442,6 +443,7 @@ class Table:
             first_names=self.first_names + tuple(d.first_name for d in datasets if d.first_name is not None),
             raw_names=raw_names,
             passing_parts=self.passing_parts + tuple(dataset.passing for dataset in datasets),
+            names=self.names + tuple(names),
         )
 
     @cached_property
@@ -520,7 +522,7 @@ class Table:
             When it holds labels of one kind here and of another there.
         """
         if self.obs is not None and name in self.obs.columns:
-            return self.obs.labels(name)
+            return self.obs.labels(name, self.names)
         homes = [home for home in self.obs_homes if home is not None]
         if not homes:
             msg = f"{parameter} names a column of obs, but the data has no obs: bare matrices were added without"
@@ -530,7 +532,7 @@ class Table:
             there = list(dict.fromkeys(name for home in homes for name in home.columns))
             msg = f"{parameter} must be columns of obs, got {name!r}, which no dataset has; there is {there}"
             raise KeyError(msg)
-        return encode_together(name, columns, self.lengths, [f"dataset {number}" for number in range(len(homes))])
+        return encode_together(name, columns, self.lengths, self.names)
 
     @property
     def n_obs(self) -> int:

@@ -110,7 +110,9 @@ class Loader(IterableStyle):
     dense
         Whether sparse rows come out as dense arrays.
     dtype
-        Dtype of X and layers. None: the one in the store, or the one recorded there before values were stored compactly.
+        Dtype of X and layers. None: the one in the store, or the one recorded there before values were stored compactly. A value
+        that it cannot hold is an error; floats are rounded to the nearest of a narrower float type (float64 16777217 to float32
+        16777216), but never become infinite.
     prefetch
         Load requests to be read ahead of the caller, in a background thread. 0: read in the caller's thread.
     num_threads
@@ -135,7 +137,9 @@ class Loader(IterableStyle):
         stay zero. ``"median"``: the median of the totals of all rows that were added; it takes one pass over them, when they are
         added, and is kept in a file beside a collection (``<collection>.totals.json``), for as long as that does not change.
     log1p
-        Take ``log(1 + value)`` of X, after `normalize_total`.
+        Take ``log(1 + value)`` of X, after `normalize_total`. Each stored value is scaled for itself, as in scanpy: where a row
+        of a CSR matrix holds a column twice, the logarithms of both parts add up when it becomes dense. ``X.sum_duplicates()``
+        before writing makes them one value.
     library_size
         Whether batches carry the total of each row before scaling, ``batch["library_size"]`` (float32).
     normalize_layers
@@ -145,7 +149,9 @@ class Loader(IterableStyle):
         A torch device, such as ``"cuda"``: batches arrive there as tensors (``to="torch"`` is implied), ``obs`` and ``var`` excepted. Counts
         travel as they are stored and are widened, normalised and, with `dense`, made dense on the device, on a stream of its own
         in the background thread; nobody waits for them but the stream that uses them. Not in DataLoader workers. `transform`
-        gets tensors on the device.
+        gets tensors on the device. Values keep the dtype of the store: torch makes no dense rows of a sparse tensor of uint16,
+        uint32 or uint64 (``to_dense`` is a NotImplementedError), so pass `dtype`, or ``dense=True``, or call
+        ``X.to(torch.float32)`` first.
     nse
         With ``to="jax"``: sparse batches have this number of stored values, of which those after the last row's are zero and count
         nowhere, so that a jitted step compiles once (with ``drop_last=True``). A batch that has more is an error; the
@@ -624,8 +630,9 @@ class Loader(IterableStyle):
         batch_sampler
             Sampler over the rows of the view, numbered from 0. None: a copy of the sampler of this loader, with the same
             arguments, but over all rows of the view (a mask is not taken over), at its first pass, and with a generator of its
-            own, derived from that of this loader, which is not moved. A class-based sampler does not fit other rows: pass one
-            that was made of :meth:`obs` of the view (``loader.subset(rows).subset(slice(None), batch_sampler=...)``).
+            own, derived from that of this loader, which is not moved. A class-based sampler does not fit other rows, and a pass or
+            ``len`` of the view says so: pass one that was made of :meth:`obs` of the view
+            (``view.subset(slice(None), batch_sampler=...)``).
 
         Returns
         -------
@@ -656,7 +663,9 @@ class Loader(IterableStyle):
             as_sampler(batch_sampler)
         chosen = self._view_with_rows().subset(rows)
         if batch_sampler is None:
-            batch_sampler = self._batch_sampler._unstarted_copy(self._n_subsets)  # noqa: SLF001 (a hook for loaders)
+            batch_sampler = self._batch_sampler._unstarted_copy(  # noqa: SLF001 (a hook for loaders)
+                self._n_subsets, same_rows=chosen.has_rows_of(self._view)
+            )
             self._n_subsets += 1
         own = {"_chosen": chosen, "_batch_sampler": batch_sampler, "_pool": storage.BufferPool()}
         begun = {"_position": None, "_resume": None, "_n_passes": 0, "_n_subsets": 0}

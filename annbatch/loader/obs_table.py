@@ -82,18 +82,28 @@ class ObsTable:
         """Return a table of some columns, in this order."""
         return ObsTable(tuple(frame[list(columns)] for frame in self.frames), self.lengths)
 
-    def labels(self, name: str) -> tuple[np.ndarray, pd.Index[Any]]:
+    def labels(self, name: str, where: Sequence[str]) -> tuple[np.ndarray, pd.Index[Any]]:
         """Codes (-1: missing) of all rows of a column, and the labels that they number, sorted.
+
+        Parameters
+        ----------
+        name
+            The column.
+        where
+            Name of each dataset, for error texts.
 
         Raises
         ------
         TypeError
             When the column holds text here and numbers there.
         """
-        stops = np.cumsum([len(frame) for frame in self.frames]).tolist()
-        where = [f"rows {stop - len(frame)} to {stop}" for frame, stop in zip(self.frames, stops, strict=True)]
         columns = [labels_of(frame, name) for frame in self.frames]
-        return encode_together(name, columns, [len(frame) for frame in self.frames], where)
+        try:
+            return encode_together(name, columns, [len(frame) for frame in self.frames], [""] * len(columns))
+        except TypeError:
+            # Once more, by datasets, so that the error can name them.
+            columns = [labels_of(frame, name) for frame in self.only([name]).datasets()]
+            return encode_together(name, columns, self.lengths, where)
 
     def datasets(self) -> list[pd.DataFrame]:
         """Cut the table into one frame per dataset."""

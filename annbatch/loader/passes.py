@@ -197,6 +197,9 @@ def loads(
                     yield finish(future.result())
                     del future
             position = following
+        if position is start and start.n_done:
+            msg = f"state says that {start.n_done} batches of a load request are done, but the pass has none left; it was changed"
+            raise ValueError(msg)
         while begun:
             future, finish = begun.popleft()
             yield finish(future.result())

@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 __all__ = ["ReadAhead", "in_order"]
@@ -21,6 +21,12 @@ T = TypeVar("T")
 
 # How long a destructor and the interpreter's exit wait for a load that is being read. The thread ends by itself after it.
 _PATIENCE_S = 5.0
+
+# A thread says at once that it runs, on the busiest machine within seconds.
+_START_PATIENCE_S = 60.0
+
+# How often a consumer that waits looks whether the thread is still there.
+_LOOK_S = 5.0
 
 # Who asks for more wants all there is; memory ends before this many loads.
 _MOST_LOADS = 1 << 16
@@ -34,8 +40,46 @@ class _Failure:
         self.error = error
 
 
+class _Started(threading.Event):
+    """Says that a thread has started, and gives up waiting for it in the end.
+
+    Where memory is so tight that a new thread dies before its first instruction, ``Thread.start`` would wait for ever.
+    """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the start; MemoryError when it does not come."""
+        started = super().wait(_START_PATIENCE_S if timeout is None else timeout)
+        if timeout is None and not started:
+            msg = "the thread that reads ahead did not start: there is not even memory for it; pass prefetch=0"
+            raise MemoryError(msg)
+        return started
+
+
+class _Thread(threading.Thread):
+    """A thread whose start is not waited for for ever."""
+
+    def __init__(self, target: Callable[..., None], *args: Any) -> None:
+        # Not joined by the interpreter before its exit handlers run, which would wait for ever on a pass left open.
+        super().__init__(target=target, args=args, name="annbatch-read-ahead", daemon=True)
+        self._started = self.has_started = _Started()  # the name that it has in every Python 3
+
+    def start(self) -> None:
+        """Start; MemoryError when that cannot be."""
+        try:
+            super().start()
+        except RuntimeError as error:
+            msg = (
+                "the thread that reads ahead could not be started: there is no memory for its stack, or no more threads are "
+                "allowed (ulimit -v, ulimit -u); pass prefetch=0"
+            )
+            raise MemoryError(msg) from error
+
+
 class _Channel:
-    """What thread and consumer share. Knows neither, so that dropping the consumer is noticed."""
+    """What thread and consumer share. Does not know the consumer, so that dropping that is noticed."""
+
+    #: Who makes the items, once it does.
+    thread: threading.Thread | None = None
 
     def __init__(self, n_loads: int) -> None:
         self.items: SimpleQueue[Any] = SimpleQueue()
@@ -79,7 +123,7 @@ class ReadAhead(Iterator[T], Generic[T]):
         Called when nothing more is wanted: ends what the thread may be waiting for.
     """
 
-    _thread: threading.Thread | None = None
+    _thread: _Thread | None = None
     _closed = True  # until it is fully made, so that the destructor of a half-made one does nothing
 
     def __init__(
@@ -103,10 +147,10 @@ class ReadAhead(Iterator[T], Generic[T]):
             if self._thread is None:
                 self._start()
             channel = self._channel
-            item = channel.items.get()
+            item = self._next_of(channel)
             while item is _LOAD_DONE:
                 channel.room.put(None)
-                item = channel.items.get()
+                item = self._next_of(channel)
         except BaseException:
             self.close()
             raise
@@ -121,6 +165,25 @@ class ReadAhead(Iterator[T], Generic[T]):
             finally:
                 del item  # the traceback refers to this frame: without this the error would keep itself alive
         return item  # type: ignore[no-any-return]
+
+    def _next_of(self, channel: _Channel) -> Any:
+        """Wait for what the thread makes next."""
+        while True:
+            # Asked before the queue is, in which a thread that ends leaves something.
+            is_alive = self._is_alive(channel)
+            try:
+                return channel.items.get(timeout=_LOOK_S if is_alive else 0)
+            except Empty:
+                if not is_alive:
+                    msg = "the thread that reads ahead had no memory left to say what went wrong; pass prefetch=0"
+                    raise MemoryError(msg) from None
+
+    def _is_alive(self, channel: _Channel) -> bool:
+        """Whether items may still come."""
+        thread = self._thread
+        if self._loads and thread is not None:  # nobody has taken them yet
+            return thread.is_alive() or not thread.has_started.is_set()
+        return channel.thread is None or channel.thread.is_alive()
 
     def close(self, timeout_s: float | None = None) -> None:
         """Stop the thread, wait for it (at most `timeout_s`), and drop what it has read."""
@@ -142,10 +205,7 @@ class ReadAhead(Iterator[T], Generic[T]):
         self.close(_PATIENCE_S)
 
     def _start(self) -> None:
-        # Not joined by the interpreter before its exit handlers run, which would wait for ever on a pass left open.
-        self._thread = threading.Thread(
-            target=_make_items, args=(self._loads, self._channel), name="annbatch-read-ahead", daemon=True
-        )
+        self._thread = _Thread(_make_items, self._loads, self._channel)
         _open.add(self)
         self._thread.start()
 
@@ -162,6 +222,7 @@ def _make_items(place: list[Iterator[Iterable[Any]]], channel: _Channel) -> None
     loads = _taken(place)
     if loads is None:
         return
+    channel.thread = threading.current_thread()
     try:
         while channel.wait_for_room():
             load = next(loads, _ALL_DONE)

@@ -133,6 +133,15 @@ class View:
                 return _one_range(self._first + kept.start, len(kept), self.n_data)
         return _view_of(lambda: map(self.take, numbers()), self.n_data, name)
 
+    def has_rows_of(self, other: View) -> bool:
+        """Whether another view of the same data has the same rows in the same order."""
+        if self.n_obs != other.n_obs:
+            return False
+        held = ((self.rows, other.rows), (self.starts, other.starts), (self.edges, other.edges))
+        return all(
+            one is two or (one is not None and two is not None and np.array_equal(one, two)) for one, two in held
+        )
+
     def of(self, array: np.ndarray) -> np.ndarray:
         """Entries of an array with one entry per row of the data, for the rows of the view."""
         if self.is_all:

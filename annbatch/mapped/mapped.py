@@ -80,7 +80,7 @@ class MappedCollection(MapStyle):
         Accepted so that existing scripts run: a process never uses a handle that another one opened, with or without it.
     dtype
         Convert the matrices to this. None: the smallest dtype that holds the stored values of all files, so integers
-        stay integers.
+        stay integers. A value that it cannot hold is an error; floats are rounded to the nearest of a narrower float type.
     var_names
         Return just these joint genes, in this order.
     num_threads
@@ -90,7 +90,8 @@ class MappedCollection(MapStyle):
         total of a row is over all its stored genes, also where ``join`` or ``var_names`` keep only some. ``"median"``: the
         median of the totals of all rows of the files, which takes one pass over them.
     log1p
-        Take ``log(1 + value)`` of ``.X``, after ``normalize_total``.
+        Take ``log(1 + value)`` of ``.X``, after ``normalize_total``. Each stored value is scaled for itself, as in scanpy:
+        where a CSR row holds a column twice, the logarithms of both parts add up.
     library_size
         Whether samples carry the total of the row before scaling, ``"library_size"`` (float32).
     normalize_layers

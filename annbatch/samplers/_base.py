@@ -14,7 +14,7 @@ from annbatch._shared.args import as_count, as_generator, as_range, levels_to_us
 from annbatch._shared.requests import requested_rows
 from annbatch._shared.workers import current_worker
 
-from ._state import Inner, PassOpenError, SamplerPass, SamplerPosition, difference
+from ._state import Inner, PassOpenError, SamplerPass, SamplerPosition, check_not_beyond, difference
 from ._streams import (
     Draw,
     PassStreams,
@@ -28,7 +28,6 @@ from ._streams import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Self
 
     from annbatch._shared.workers import Worker
     from annbatch.types import LoadRequest
@@ -417,6 +416,7 @@ class Sampler(ABC):
     def _with_splits(
         self, requests: Iterator[LoadRequest], n_obs: int, first_request: int, streams: PassStreams
     ) -> Iterator[LoadRequest]:
+        number = -1
         try:
             for number, request in enumerate(requests):
                 if number < first_request:
@@ -424,6 +424,7 @@ class Sampler(ABC):
                 if request.get("splits") is None:
                     request = {**request, "splits": self._default_splits(request, n_obs, streams, number)}
                 yield request
+            check_not_beyond(first_request, number + 1)
         finally:
             # A generator would be closed by the garbage collector too, but not at once on every Python.
             if hasattr(requests, "close"):
@@ -459,13 +460,15 @@ class Sampler(ABC):
             inner.own_rng = np.random.default_rng(None if worker is None else worker.epoch_seed)
         return inner.own_rng
 
-    def _unstarted_copy(self, number: int) -> Self:
+    def _unstarted_copy(self, number: int, *, same_rows: bool) -> Sampler:
         """Return a sampler with the same arguments that has begun no pass, visits all rows, and draws from a stream of its own.
 
         Parameters
         ----------
         number
             Of the copy: copies with different numbers draw from different streams. The generator of this sampler is not moved.
+        same_rows
+            Whether it is for the rows that this sampler is for. A sampler that knows something of each row fits no others.
         """
         copied = copy.copy(self) if getattr(self, "can_seek", False) else copy.deepcopy(self)
         object.__setattr__(copied, "_annbatch_inner", Inner(rank_key=self._inner.rank_key))

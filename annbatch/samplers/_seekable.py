@@ -13,6 +13,7 @@ from annbatch._shared.args import as_bool, as_count
 from annbatch._shared.workers import Worker, current_worker
 
 from ._base import Sampler, move_by_seeds
+from ._state import check_not_beyond
 from ._streams import PassStreams, pass_entropy, take_pass_seed
 
 if TYPE_CHECKING:
@@ -71,9 +72,14 @@ class PassPart:
     legs: tuple[Leg, ...] = ()
 
     def numbers(self, n_requests: int) -> range:
-        """Numbers of these requests among all `n_requests` of this rank: workers take them in turn."""
+        """Numbers of these requests among all `n_requests` of this rank: workers take them in turn.
+
+        ValueError when more are done than there are.
+        """
         worker_id, n_workers = (0, 1) if self.worker is None else self.worker.place
-        return range(worker_id + self.first_request * n_workers, n_requests, n_workers)
+        own = range(worker_id, n_requests, n_workers)
+        check_not_beyond(self.first_request, len(own))
+        return own[self.first_request :]
 
 
 class SeekableSampler(Sampler):
@@ -149,7 +155,7 @@ class SeekableSampler(Sampler):
 
     @abstractmethod
     def _requests(self, n_obs: int, part: PassPart) -> Iterator[LoadRequest]:
-        """Make the requests of a part of a pass."""
+        """Make the requests of a part of a pass; what is wrong with the part is said at once, not at the first request."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
     from annbatch.types import LoadRequest
 
-__all__ = ["Inner", "Leg", "PassNumbers", "PassOpenError", "SamplerPass", "SamplerPosition", "difference"]
+__all__ = [
+    "Inner",
+    "Leg",
+    "PassNumbers",
+    "PassOpenError",
+    "SamplerPass",
+    "SamplerPosition",
+    "check_not_beyond",
+    "difference",
+]
 
 # A part of a pass that was done by another number of ranks: (ranks, load requests that each of them did, batches that each of
 # them did of the next one).
@@ -102,10 +111,14 @@ class SamplerPosition:
                 )
                 for ranks, requests, batches in state["legs"]
             )
-            ahead = as_count("ahead", state["ahead"], minimum=-(2**63))
+            # Numbers of epochs begin at 0, so those that belong to passes of before are behind by no more than that.
+            ahead = as_count("ahead", state["ahead"], minimum=-number)
         except (KeyError, TypeError, ValueError) as error:
             msg = f"state must be a dict made by state_dict, but {type(error).__name__}: {error}"
             raise ValueError(msg) from error
+        if n_obs is None and (request or legs):
+            msg = f"state must be a dict made by state_dict, got request={request} and legs={legs} of a pass without n_obs"
+            raise ValueError(msg)
         if state.get("rng") is not None and not isinstance(state["rng"], dict):
             msg = f"state must be a dict made by state_dict, got rng={state['rng']!r}"
             raise ValueError(msg)
@@ -293,6 +306,13 @@ def _pass_numbers(values: list[int]) -> PassNumbers:
     numbers = PassNumbers()
     numbers._numbers[:] = values
     return numbers
+
+
+def check_not_beyond(n_done: int, n_requests: int) -> None:
+    """Raise ValueError when a state says that more load requests are done than a pass has."""
+    if n_done > n_requests:
+        msg = f"state says that {n_done} load requests of a pass are done, but it has {n_requests}; it was damaged or changed"
+        raise ValueError(msg)
 
 
 def difference(ours: dict[str, Any], theirs: Any) -> str:

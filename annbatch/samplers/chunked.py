@@ -11,6 +11,7 @@ from annbatch._shared.args import as_bool, as_count, as_generator, as_range, res
 from ._deal import Deal, without
 from ._order import ChunksInOrder, ShuffledChunks
 from ._seekable import PassPart, SeekableSampler, chunk_requests, cut_batches, joined_requests
+from ._state import check_not_beyond
 from ._streams import Draw, PassStreams
 
 if TYPE_CHECKING:
@@ -101,10 +102,20 @@ class _RangeSampler(SeekableSampler):
                 left_out_at=left_out_at or drawn,
             )
             if number < len(part.legs):
+                self._check_leg(deal, n_requests, n_batches)
                 intervals = deal.rest(n_requests * self._request_rows)
                 if n_batches:
                     intervals = without(intervals, self._places_done(deal, part, number))
         return deal
+
+    def _check_leg(self, deal: Deal, n_requests: int, n_batches: int) -> None:
+        """Raise ValueError when ranks are said to have done more than they had to."""
+        n_all = -(-max(map(deal.n_rows, range(deal.world_size))) // self._request_rows)
+        check_not_beyond(n_requests, n_all)
+        most = self._request_rows // self._batch_size if n_requests < n_all else 0
+        if n_batches > most:
+            msg = f"state says that {n_batches} batches of a load request are done, but it has {most}; it was damaged or changed"
+            raise ValueError(msg)
 
     def _places_done(self, deal: Deal, part: PassPart, leg: int) -> np.ndarray:
         """Places that the first batches of the ranks' load requests took, in the middle of which a leg ended."""
@@ -188,29 +199,32 @@ class SequentialSampler(_RangeSampler):
     def _requests(self, n_obs: int, part: PassPart) -> Iterator[LoadRequest]:
         deal = self._deal(n_obs, part)
         if part.worker is None or part.worker.count == 1:
-            return self._chunks_in_order(n_obs, part, deal)
-        return self._every_nth_batch(n_obs, part, deal)
+            numbers = part.numbers(-(-deal.n_rows(self._share.rank) // self._request_rows))
+            return self._chunks_in_order(n_obs, numbers, deal)
+        n_batches = -(-deal.n_rows(self._share.rank) // self._batch_size)
+        batches = range(part.worker.id, n_batches, part.worker.count)
+        per_request = self._request_rows // self._batch_size
+        check_not_beyond(part.first_request, -(-len(batches) // per_request))
+        return self._batches_in_order(n_obs, batches[part.first_request * per_request :], deal)
 
-    def _chunks_in_order(self, n_obs: int, part: PassPart, deal: Deal) -> Iterator[LoadRequest]:
+    def _chunks_in_order(self, n_obs: int, numbers: range, deal: Deal) -> Iterator[LoadRequest]:
         start, _ = resolve_range(self._mask, n_obs)
         rank, rows = self._share.rank, self._request_rows
         n_rows = deal.n_rows(rank)
         order = ChunksInOrder()
-        for first in range(part.first_request * rows, n_rows, rows):
-            last = min(first + rows, n_rows)
+        for number in numbers:
+            first, last = number * rows, min((number + 1) * rows, n_rows)
             yield {
                 "requests": self._rows_at(deal.places(rank, first, last), start, order),
                 "splits": cut_batches(np.arange(last - first), self._batch_size, drop_last=False),
             }
 
-    def _every_nth_batch(self, n_obs: int, part: PassPart, deal: Deal) -> Iterator[LoadRequest]:
+    def _batches_in_order(self, n_obs: int, batches: range, deal: Deal) -> Iterator[LoadRequest]:
         start, _ = resolve_range(self._mask, n_obs)
         rank = self._share.rank
         n_rows = deal.n_rows(rank)
-        assert part.worker is not None
-        batches = range(part.worker.id, -(-n_rows // self._batch_size), part.worker.count)
         per_request = self._request_rows // self._batch_size
-        for first in range(part.first_request * per_request, len(batches), per_request):
+        for first in range(0, len(batches), per_request):
             places = [
                 interval
                 for batch in batches[first : first + per_request]
@@ -344,14 +358,16 @@ class RandomSampler(_RangeSampler):
         streams = self._streams(part)
         if not self._replacement:
             order = ShuffledChunks((stop - start) // self._chunk_size, streams)
-        return self._numbered_requests(range(start, stop), part, self._deal(n_obs, part), streams, order)
+        deal = self._deal(n_obs, part)
+        numbers = part.numbers(-(-deal.n_rows(self._share.rank) // self._request_rows))
+        return self._numbered_requests(range(start, stop), numbers, deal, streams, order)
 
     def _numbered_requests(
-        self, rows: range, part: PassPart, deal: Deal, streams: PassStreams, order: ShuffledChunks | None
+        self, rows: range, numbers: range, deal: Deal, streams: PassStreams, order: ShuffledChunks | None
     ) -> Iterator[LoadRequest]:
         rank, window = self._share.rank, self._request_rows
         n_rows = deal.n_rows(rank)
-        for own_number in part.numbers(-(-n_rows // window)):
+        for own_number in numbers:
             first, last = own_number * window, min((own_number + 1) * window, n_rows)
             number = own_number * deal.world_size + rank
             if order is None:

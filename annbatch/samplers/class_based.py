@@ -17,12 +17,15 @@ from annbatch._shared.args import as_count, as_generator, as_range, resolve_rang
 from ._runs import RowIndex, RowWindow, Runs, RunTable, rows_are_scattered
 from ._seekable import PassPart, SeekableSampler, chunk_requests, cut_batches
 from ._streams import Draw, PassStreams
+from ._unfit import UnfitSampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Self
 
     from annbatch.types import LoadRequest
+
+    from ._base import Sampler
 
 __all__ = ["ClassBasedSampler", "ClassSampler", "WeightedClassSampler", "as_categorical", "shown_labels"]
 
@@ -168,7 +171,10 @@ class ClassBasedSampler(SeekableSampler):
             When there is not one class per row.
         """
         if len(self._classes) != n_obs:
-            msg = f"classes must have one entry per row: got {len(self._classes)} classes for n_obs={n_obs}"
+            msg = (
+                f"classes must have one entry per row: got {len(self._classes)} classes for n_obs={n_obs}; take them of the very "
+                "rows that are read, such as loader.obs([column])[column].values"
+            )
             raise ValueError(msg)
 
     # -- what stands at a row; MatchedSampler has codes of its own
@@ -223,6 +229,9 @@ class ClassBasedSampler(SeekableSampler):
             self._runs = runs if runs.nbytes <= self._codes.nbytes // _KEPT_SHARE else None
         return RunTable.build(runs, n_classes=self._n_codes, chunk_size=self._chunk_size)
 
+    def _unstarted_copy(self, number: int, *, same_rows: bool) -> Sampler:
+        return super()._unstarted_copy(number, same_rows=True) if same_rows else UnfitSampler(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The classes may be gigabytes, and nothing here changes them, the weights or the window in place.
         twin = copy.copy(self)
@@ -250,8 +259,8 @@ class ClassBasedSampler(SeekableSampler):
         n_rows = self._n_rows(n_obs)
         # What `drop_last` leaves out is at the end, so it need not be read.
         n_rows -= n_rows % self._batch_size if self._drop_last else 0
-        for number in part.numbers(-(-n_rows // window)):
-            yield self._request(streams, number, min(window, n_rows - number * window))
+        numbers = part.numbers(-(-n_rows // window))
+        return (self._request(streams, number, min(window, n_rows - number * window)) for number in numbers)
 
     def _request(self, streams: PassStreams, number: int, n_requested: int) -> LoadRequest:
         _, starts = self._window.draw(streams, number, -(-n_requested // self._chunk_size), self._group_chunks)

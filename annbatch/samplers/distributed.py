@@ -14,8 +14,9 @@ from annbatch._shared.workers import current_worker
 
 from ._base import Sampler, move_by_seeds
 from ._seekable import PassPart, SeekableSampler, Share
-from ._state import PassNumbers
+from ._state import PassNumbers, check_not_beyond
 from ._streams import pass_entropy, rank_key, take_pass_seed
+from ._unfit import UnfitSampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -375,9 +376,13 @@ class DistributedSampler(Sampler):
     def _required_rng(self) -> np.random.Generator:
         return self._sampler._required_rng()
 
-    def _unstarted_copy(self, number: int) -> Self:
-        copied = super()._unstarted_copy(number)
-        copied._sampler = self._sampler._unstarted_copy(number)
+    def _unstarted_copy(self, number: int, *, same_rows: bool) -> Sampler:
+        inside = self._sampler._unstarted_copy(number, same_rows=same_rows)
+        if isinstance(inside, UnfitSampler):
+            return inside
+        copied = super()._unstarted_copy(number, same_rows=same_rows)
+        assert isinstance(copied, DistributedSampler)
+        copied._sampler = inside
         copied._numbers = PassNumbers()
         return copied
 
@@ -411,6 +416,7 @@ def _copy(sampler: Sampler) -> Sampler:
 
 def _skipped(requests: Iterator[LoadRequest], first_request: int, mask: slice, n_obs: int) -> Iterator[LoadRequest]:
     """Leave the first requests out, and check that the others keep to the mask."""
+    number = -1
     try:
         for number, request in enumerate(requests):
             rows = requested_rows(request["requests"], n_obs)
@@ -422,6 +428,7 @@ def _skipped(requests: Iterator[LoadRequest], first_request: int, mask: slice, n
                 raise ValueError(msg)
             if number >= first_request:
                 yield request
+        check_not_beyond(first_request, number + 1)
     finally:
         if hasattr(requests, "close"):
             requests.close()

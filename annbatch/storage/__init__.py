@@ -10,7 +10,8 @@ from .cpus import available_cpus
 from .errors import CorruptDataError, damage_named
 from .far.fetch import Cancel
 from .far.fetch import counts as far_counts
-from .far.opening import Needs, far_group, fetched_ahead, find_datasets, is_url
+from .far.needs import Needs
+from .far.opening import far_group, fetched_ahead, find_datasets, is_url
 from .far.options import FarOptions
 from .frames import read_frame
 from .opening import home_of, is_store, open_group, open_groups

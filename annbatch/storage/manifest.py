@@ -45,6 +45,7 @@ __all__ = [
     "files_of",
     "has_manifest",
     "is_sharded",
+    "listed_documents",
     "parsed_document",
     "read_document",
     "read_mark",
@@ -283,6 +284,14 @@ def files_of(folder: str) -> Files | None:
                 document = _checked_document(f"{above}/{name}/zarr.json", root["documents"][name])
             return described_files(document, f"{folder}/zarr.json")
     return None
+
+
+def listed_documents(manifest: Any) -> frozenset[str]:
+    """Names of the nodes below a dataset that its manifest, the value of its attribute, knows; none of what is not understood."""
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("documents"), dict):
+        return frozenset()
+    version = manifest.get("version")
+    return frozenset() if isinstance(version, int) and version > _VERSION else frozenset(manifest["documents"])
 
 
 def check_array(array: Any) -> Files | None:

@@ -95,7 +95,7 @@ class TestLateTasks:
             part.mkdir()
             (part / "dataset_0").write_bytes(values)
             generation.keep_dataset(part, "dataset_0", 5)
-        assert not any(generation.parts.iterdir())
+        assert not any(generation.drafts.iterdir())
         assert generation.problems("dataset_0", 5) == []
 
     def test_a_task_ends_with_its_caller(self, generation):
@@ -131,6 +131,22 @@ class TestLocks:
         held.__enter__()
         threading.Timer(0.3, held.__exit__, (None, None, None)).start()
         assert len(build(tmp_path / "c.zarr", inputs).obs()) == 80
+
+    def test_a_caller_that_ends_removes_nothing_of_the_next(self, tmp_path, monkeypatch):
+        """The next caller has the lock between the removal of its file and that of the folder."""
+        rmdir, later = os.rmdir, []
+
+        def rmdir_late(path, **given):
+            if Path(path).name == ".annbatch" and not later:
+                later.append(WorkFolder(tmp_path / "c.zarr").__enter__())
+            rmdir(path, **given)
+
+        monkeypatch.setattr(os, "rmdir", rmdir_late)
+        with WorkFolder(tmp_path / "c.zarr"):
+            pass
+        assert later[0].generation.path.is_dir()
+        later[0].__exit__(None, None, None)
+        assert not (tmp_path / "c.zarr/.annbatch").exists()
 
     def test_a_second_writer_is_told_within_seconds(self, tmp_path, inputs):
         begun = time.monotonic()

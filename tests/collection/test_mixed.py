@@ -272,5 +272,7 @@ def test_warnings_point_to_the_line_of_the_caller(tmp_path):
         place.add_adatas([one, other], **QUIET)
     with pytest.warns(UserWarning, match="left out") as said_later:
         place.add_adatas([cells(5, genes=["a", "c"])], extra_genes="ignore", **QUIET)
-    assert [str(w.message).split()[0] for w in [*said, *said_later]] == ["obs['src_path']", "left", "1"]
-    assert {w.filename for w in [*said, *said_later]} == {__file__}
+    # anndata 0.13 sets an option of pandas 3 that will go.
+    ours = [w for w in [*said, *said_later] if "option is deprecated" not in str(w.message)]
+    assert [str(w.message).split()[0] for w in ours] == ["obs['src_path']", "left", "1"]
+    assert {w.filename for w in ours} == {__file__}

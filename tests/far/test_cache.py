@@ -23,6 +23,8 @@ pytest.importorskip("fsspec", reason="fsspec, which knows URLs, is not installed
 pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers with, is not installed")
 
 NAMES = ["cells.zarr", "cells_0.h5ad", "gzip.h5ad"]
+# Of arrays without shards every chunk is an object.
+WHOLE = ["zarr2.zarr", "zarr3.zarr"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +39,7 @@ def data_requests(server):
     return [path for _, path, bounds in server.requests if bounds and bounds[0] >= 0 and bounds != (0, 1 << 20)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + WHOLE)
 def test_the_second_pass_asks_for_nothing(name, server, folder, tmp_path):
     far, local = loader_at(f"{server.url}/{name}", cache=tmp_path / "kept"), loader_at(folder / name)
     check(far, local)
@@ -120,8 +122,47 @@ def test_a_disk_that_is_full_is_no_error(server, folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", full)
     far = loader_at(f"{server.url}/cells.zarr", cache=tmp_path, prefetch=0)
-    with pytest.warns(RuntimeWarning, match="No space left on device; nothing more is kept there"):
+    with pytest.warns(RuntimeWarning, match="No space left on device; nothing more is kept there") as warned:
         check(far, loader_at(folder / "cells.zarr"))
+    (warning,) = warned
+    assert warning.filename.endswith("test_same_batches.py")  # where the loader is iterated over
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_an_object_that_was_kept_and_then_damaged_on_the_disk_is_fetched_again(name, server, folder, tmp_path):
+    far, local = loader_at(f"{server.url}/{name}", cache=tmp_path), loader_at(folder / name)
+    check(far, local)
+    kept_objects = list(tmp_path.rglob("*.object"))
+    assert kept_objects
+    for number, path in enumerate(kept_objects):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data if number % 2 else data[: len(data) // 2])
+    server.requests.clear()
+    check(far, local)
+    assert len(server.requests) >= len(kept_objects)
+
+
+def test_whole_objects_are_within_the_bound_and_the_disk_may_be_full(tmp_path, monkeypatch):
+    cache = RangeCache(str(tmp_path), 4 << 20)
+    for number in range(40):
+        cache.add_whole(OBJECTS, f"x{number}", Stamp(1 << 19, "a"), os.urandom(1 << 19))
+        assert size_of(tmp_path) <= (4 << 20) + (2 << 20)
+    stamp = Stamp(100, "a")
+    cache.add_whole(OBJECTS, "y", stamp, bytes(range(100)))
+    assert cache.find_whole(OBJECTS, "y", stamp).tobytes() == bytes(range(100))
+    assert cache.find_whole(OBJECTS, "y", Stamp(100, "b")) is None
+    cache.add_whole(OBJECTS, "z", Stamp(100, ""), bytes(100))
+    assert cache.find_whole(OBJECTS, "z", Stamp(100, "")) is None
+    shutil.rmtree(tmp_path)
+    assert cache.find_whole(OBJECTS, "y", stamp) is None
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device; nothing more is kept there"):
+        cache.add_whole(OBJECTS, "y", stamp, bytes(100))
 
 
 OBJECTS = HttpObjects("http://nowhere/")

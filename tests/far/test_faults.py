@@ -134,6 +134,23 @@ def test_an_object_that_was_removed_is_damage(name, own_folder):
             list(batches)
 
 
+@pytest.mark.parametrize("name", ["zarr2", "zarr3"])
+def test_a_chunk_that_is_an_object_and_is_replaced_or_removed_is_damage(name, folder, tmp_path):
+    for what, words in (("replaced", "changed or replaced"), ("removed", "removed after it was opened")):
+        shutil.copytree(folder / f"{name}.zarr", tmp_path / what)
+        chunks = [path for path in (tmp_path / what / "X/data").rglob("*") if path.is_file() and path.name[0].isdigit()]
+        with RangeServer(tmp_path) as server:
+            far = loader_at(f"{server.url}/{what}")
+            list(far)
+            for path in chunks:
+                if what == "removed":
+                    path.unlink()
+                else:
+                    os.utime(path, (1, 1))
+            with pytest.raises(storage.CorruptDataError, match=words):
+                list(far)
+
+
 def test_a_shard_index_that_lies_is_damage(own_folder):
     for path in (own_folder / "cells.zarr").rglob("X/data/c/*"):
         content = bytearray(path.read_bytes())

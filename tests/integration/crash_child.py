@@ -38,7 +38,7 @@ def kill_before(k):
     def wrap(function):
         def call(path, *args, **kwargs):
             nonlocal left
-            left -= path.parent.name == "parts" or "parts" not in path.parts
+            left -= path.parent.name == "drafts" or "drafts" not in path.parts
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(path, *args, **kwargs)

@@ -94,6 +94,20 @@ def test_scaled_values_equal_those_of_torch(dtype, stored, dense, chosen, out):
         np.testing.assert_array_equal(one["library_size"].numpy(), other["library_size"].numpy())
 
 
+@pytest.mark.parametrize("where", [{"to": "torch"}, {"device": "cpu"}], ids=["torch", "device"])
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_sparse_tensors_that_torch_makes_no_dense_rows_of_become_dense_as_the_docs_say(where, dtype):
+    adata = adata_of(dtype)
+    expected = as_array(adata.X)[:5]
+    (bare, *_), (cast, *_), (dense, *_) = (
+        list(Loader(batch_size=5, **where, **how).add_adata(adata))
+        for how in ({}, {"dtype": "float32"}, {"dense": True})
+    )
+    np.testing.assert_array_equal(bare["X"].to(torch.float32).to_dense().numpy(), expected)
+    np.testing.assert_array_equal(cast["X"].to_dense().numpy(), expected)
+    np.testing.assert_array_equal(dense["X"].numpy(), expected)
+
+
 def test_a_collection_comes_out_in_its_source_dtype_and_repeated_columns_add_up(tmp_path):
     adata = full_cells(60)
     DatasetCollection(tmp_path / "c.zarr").add_adatas(

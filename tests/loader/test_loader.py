@@ -279,6 +279,21 @@ def test_lossy_dtype_is_an_error(dense):
         list(loader)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(("dtype", "value"), [("int64", 2**24 + 1), ("float64", 1e39)])
+def test_what_float32_cannot_hold_is_an_error(dense, dtype, value):
+    loader = small_loader(dtype="float32", dense=dense).add_dataset(sp.csr_matrix(np.full((3, 2), value, dtype)))
+    with pytest.raises(ValueError, match="dtype=float32 cannot hold all values, which are stored as " + dtype):
+        list(loader)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_floats_are_rounded_to_the_nearest_float32(dense):
+    values = sp.csr_matrix(np.array([[2**24 + 1, 0.1], [2**24 + 3, 1e-50]]))
+    (batch,) = small_loader(batch_size=2, dtype="float32", dense=dense).add_dataset(values)
+    np.testing.assert_array_equal(as_array(batch["X"]), as_array(values).astype("float32"))
+
+
 def test_mixed_dtypes_are_promoted_with_a_warning():
     first, second = (sp.csr_matrix(np.full((6, 2), value, dtype)) for value, dtype in ((1, "int8"), (2.5, "float32")))
     with pytest.warns(UserWarning, match="int8, and float32 in dataset 1; batches will have float32") as caught:

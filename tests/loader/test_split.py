@@ -236,13 +236,23 @@ def test_data_that_cannot_be_split():
     assert {name: side.n_obs for name, side in bare.split().items()} == {"train": 8, "validation": 1, "test": 1}
     with pytest.raises(ValueError, match="the data has no obs"):
         bare.split(by="donor")
-    # The same donor, once as a number and once as text, would be two groups.
-    parts = [
-        cells(20, 5, seed=seed, prefix=str(seed), obs={"donor": donor})
-        for seed, donor in enumerate(([1, 2] * 10, ["1", "2"] * 10))
-    ]
-    with pytest.raises(TypeError, match="'donor' holds mixed-integer"):
-        small_loader().add_adatas(parts).split({"a": 0.5, "b": 0.5}, by="donor")
+
+
+@pytest.mark.parametrize("settings", [{"by": "donor"}, {"stratify": "donor"}], ids=["by", "stratify"])
+@pytest.mark.parametrize("obs_columns", [None, [], ["plate"]])
+def test_donors_that_are_numbers_here_and_text_there_are_refused_by_the_name_of_the_file(
+    tmp_path, settings, obs_columns
+):
+    """The same donor, once as a number and once as text, would be two groups."""
+    paths = [tmp_path / f"{name}.h5ad" for name in ("one", "two", "three")]
+    for seed, (path, donor) in enumerate(zip(paths, ([3, 4], [1, 2], ["1", "2"]), strict=True)):
+        obs = {"donor": donor * 10, "plate": [0] * 20}
+        write(cells(20, 5, seed=seed, prefix=str(seed), obs=obs), path)
+    loader = small_loader(obs_columns=obs_columns).add_paths(paths)
+    with pytest.raises(
+        TypeError, match=r"'donor' holds numbers in \S*one.h5ad but text in \S*three.h5ad: make it one kind"
+    ):
+        loader.split({"a": 0.5, "b": 0.5}, **settings)
 
 
 def test_donors_of_several_files(tmp_path):

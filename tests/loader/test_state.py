@@ -209,6 +209,28 @@ def test_state_that_does_not_fit_says_so():
         list(fits)
 
 
+def test_a_state_beyond_the_end_of_its_pass_is_refused(make_loader):
+    loader = make_loader()
+    batches = iter(loader)
+    next(batches)
+    state = saved(loader)
+    batches.close()
+    n_requests = len(list(make_loader().batch_sampler.sample(50)))
+    state["sampler"]["request"] = n_requests
+    resumed = make_loader()
+    resumed.load_state_dict(state | {"n_batches_done_of_request": 0})
+    assert list(resumed) == []
+    resumed.load_state_dict(state | {"n_batches_done_of_request": 1})
+    with pytest.raises(ValueError, match="1 batches of a load request are done, but the pass has none left"):
+        list(resumed)
+    state["sampler"]["request"] = n_requests + 1
+    resumed.load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=f"{n_requests + 1} load requests of a pass are done, but it has {n_requests};"
+    ):
+        list(resumed)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_state_of_the_same_files_in_another_order_is_refused(dense):
     """Both have 50 rows: only what is in them tells them apart."""

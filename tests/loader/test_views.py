@@ -18,6 +18,7 @@ from scipy import stats
 from annbatch import (
     ClassSampler,
     DatasetCollection,
+    DistributedSampler,
     Loader,
     MappedCollection,
     RandomSampler,
@@ -333,10 +334,25 @@ def test_a_class_sampler_made_of_the_obs_of_a_view_fits_it():
     assert sum((n - 100) ** 2 / 100 for n in counts.values()) < stats.chi2.isf(1e-9, 2)
     with pytest.raises(ValueError, match="classes"):
         list(loader.subset(slice(10), batch_sampler=sampler))
-    # A copy of a class sampler does not fit other rows, and says so when a pass begins.
-    with pytest.raises(ValueError, match="classes"):
-        list(view.subset(slice(10)))
     assert len(list(view.subset(slice(None)))) == 300
+
+
+@pytest.mark.parametrize("shared_out", [False, True])
+def test_a_view_of_other_rows_says_how_to_give_it_a_class_sampler(shared_out):
+    sampler = ClassSampler(1, 12, 6, classes=DATA.obs["label"].values, num_samples=18, rng=np.random.default_rng(0))
+    if shared_out:
+        sampler = DistributedSampler(sampler, dist_info=lambda: (0, 1))
+    loader = small_loader(batch_sampler=sampler).add_adatas(PARTS)
+    # As many rows, too: the classes of others were taken for theirs.
+    for view in (loader.subset(slice(10)), loader.subset(slice(None, None, -1)), *loader.split().values()):
+        for use in (list, len, lambda view: list(view.subset(slice(None)))):
+            with pytest.raises(
+                ValueError, match=r"batch_sampler must be given .* view.subset\(slice\(None\), .*ClassSampler\("
+            ):
+                use(view)
+        assert "no sampler" in repr(view)
+        assert len(list(view.subset(slice(None), batch_sampler=SequentialSampler(4, 3, 6)))) == -(-view.n_obs // 6)
+    assert len(list(loader.subset(range(54)))) == 3
 
 
 def test_what_scvi_tools_does_with_masks_works_in_a_view():

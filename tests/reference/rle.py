@@ -37,11 +37,6 @@ class Words:
                 return drawn
 
 
-def random_words(key, number, kind, out):
-    words = Words(key, number, kind)
-    out[:] = [words.next() for _ in out]
-
-
 def draw_integers(key, number, kind, n, out):
     words = Words(key, number, kind)
     out[:] = [words.below(n) for _ in out]

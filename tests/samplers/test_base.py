@@ -9,9 +9,10 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from annbatch import RandomSampler, SequentialSampler
+from annbatch import ClassSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedClassSampler
 from annbatch.abc import Sampler
 
 from .checks import batches_of, plain
@@ -387,6 +388,8 @@ def test_a_state_of_other_data_is_refused():
         ),
         ({"request": -2}, "request must be >= 0, got -2"),
         ({"request": 1.5}, "request must be an integer"),
+        ({"request": 1}, "request=1 and legs=.* of a pass without n_obs"),
+        ({"ahead": -1}, "ahead must be >= 0, got -1"),
         ({"pass": -1}, "pass must be >= 0"),
         ({"sampler": 7}, "another sampler: expected .*, got 7"),
     ],
@@ -397,6 +400,76 @@ def test_a_damaged_state_is_refused_and_changes_nothing(change, match):
     with pytest.raises(ValueError, match=match):
         sampler.load_state_dict({**before, **change})
     assert sampler.state_dict() == before
+
+
+def test_an_epoch_that_was_set_behind_the_passes_is_kept_by_a_state():
+    sampler = seeded()
+    for _ in range(3):
+        list(sampler.sample(100))
+    next(sampler.sample(100))
+    resumed = restored(sampler.state_dict(), seeded)
+    rest = resumed.sample(100)
+    resumed.set_epoch(1)  # the fourth pass counts as the second epoch
+    assert resumed.state_dict()["ahead"] == -2
+    assert plain(restored(resumed.state_dict(), seeded).sample(100)) == plain(rest)
+
+
+def by_class(kind, **kwargs):
+    return kind(3, 4, 6, classes=pd.Categorical(["a"] * 60 + ["b"] * 40), num_samples=100, rng=np.random.default_rng(0))
+
+
+def shared_out(sampler):
+    return DistributedSampler(sampler, dist_info=lambda: (0, 2))
+
+
+PASSES = {
+    "random": seeded,
+    "replacement": lambda: seeded(replacement=True, num_samples=95),
+    "sequential": lambda: SequentialSampler(3, 4, 6),
+    "class": lambda: by_class(ClassSampler),
+    "weighted class": lambda: by_class(WeightedClassSampler),
+    "one's own": custom,
+    "random, shared out": lambda: shared_out(seeded()),
+    "sequential, shared out": lambda: shared_out(SequentialSampler(3, 4, 6)),
+    "class, shared out": lambda: shared_out(by_class(ClassSampler)),
+    "one's own, shared out": lambda: shared_out(KeepsToItsMask(3, 4, 6)),
+}
+
+
+class KeepsToItsMask(SequentialSampler):
+    def _sample(self, n_obs):
+        for row in range(self.mask.start, self.mask.stop):
+            yield {"requests": [slice(row, row + 1)]}
+
+
+@pytest.mark.parametrize("make", PASSES.values(), ids=PASSES)
+def test_a_state_beyond_the_end_of_its_pass_is_refused(make):
+    sampler = make()
+    next(sampler.sample(100))
+    state = sampler.state_dict()
+    n_requests = 1 + len(list(restored(state, make).sample(100)))
+    assert list(restored({**state, "request": n_requests}, make).sample(100)) == []
+    beyond = restored({**state, "request": n_requests + 1}, make)
+    with pytest.raises(
+        ValueError, match=f"{n_requests + 1} load requests of a pass are done, but it has {n_requests}; "
+    ):
+        next(beyond.sample(100), None)
+
+
+def test_ranks_that_did_more_than_they_had_to_are_refused():
+    sampler = shared_out(seeded())
+    next(sampler.sample(100))
+    state = sampler.state_dict()
+
+    def of_three():
+        return DistributedSampler(seeded(), dist_info=lambda: (0, 3))
+
+    assert list(restored({**state, "request": 5}, of_three).sample(100)) == []
+    with pytest.raises(ValueError, match="6 load requests of a pass are done, but it has 5"):
+        restored({**state, "request": 6}, of_three).sample(100)
+    for leg, n_batches in ((2, 2, 3), 2), ((2, 5, 1), 0):
+        with pytest.raises(ValueError, match=f"{leg[2]} batches of a load request are done, but it has {n_batches}"):
+            restored({**state, "world_size": 3, "legs": [leg], "request": 0}, of_three).sample(100)
 
 
 def test_a_state_must_be_a_dict():

@@ -95,12 +95,20 @@ class Damage:
                 raise AssertionError(self.kind)
 
 
-def make_collection(root: Path) -> None:
-    """A small collection with everything in it that faces read: several shards, layers, obsm, all kinds of columns."""
+def make_collection(root: Path, sizes: tuple[int, int] = (260, 140)) -> None:
+    """A small collection with everything in it that faces read: several shards, layers, obsm, all kinds of columns.
+
+    Parameters
+    ----------
+    root
+        Where it goes.
+    sizes
+        Rows of its two inputs; a dataset has 200.
+    """
     from annbatch import DatasetCollection
 
     both = []
-    for i, n_obs in enumerate((260, 140)):
+    for i, n_obs in enumerate(sizes):
         adata = cells(n_obs, 30, seed=i, prefix=f"c{i}")
         rng = np.random.default_rng(i)
         adata.layers["counts"] = sp.csr_matrix(adata.X * 2)

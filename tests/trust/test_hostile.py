@@ -276,9 +276,9 @@ collection = DatasetCollection(sys.argv[1], mode="r")
 """
 
 
-def limited(root, code):
+def limited(root, code, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED + textwrap.dedent(code), str(root)],
+        [sys.executable, "-c", LIMITED + textwrap.dedent(code), str(root), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=180,
@@ -303,15 +303,19 @@ def test_few_file_handles_are_enough(tmp_path):
     assert limited(tmp_path / "c.zarr", code) == ["done"]
 
 
-def test_too_little_memory_is_a_memory_error(tmp_path):
+@pytest.mark.parametrize("prefetch", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_too_little_memory_is_a_memory_error(tmp_path, prefetch):
+    """Also where a thread cannot start: that was waited for, for ever."""
     from . import damage
 
     if not os.path.exists("/proc/self/statm"):  # noqa: PTH110
         pytest.skip("needs /proc")
     damage.make_collection(tmp_path / "c.zarr")
     code = """
-        loader = Loader(batch_size=64, chunk_size=8, preload_nchunks=8, preload_to_gpu=False, prefetch=0, num_threads=1, dense=True)
-        loader.use_collection(collection)
+        from annbatch.loader import read_ahead
+        read_ahead._START_PATIENCE_S = 0.5
+        settings = dict(batch_size=64, chunk_size=8, preload_nchunks=8, preload_to_gpu=False, num_threads=1, dense=True)
+        loader = Loader(**settings, prefetch=int(sys.argv[2])).use_collection(collection)
         assert sum(batch["X"].shape[0] for batch in loader) == 400
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         for more in range(0, 2**22, 2**18):
@@ -325,4 +329,4 @@ def test_too_little_memory_is_a_memory_error(tmp_path):
         assert sum(batch["X"].shape[0] for batch in loader) == 400
         print("done")
     """
-    assert limited(tmp_path / "c.zarr", code) == ["done"]
+    assert limited(tmp_path / "c.zarr", code, prefetch) == ["done"]

@@ -40,7 +40,7 @@ def build(
             return
 
         # Look.
-        survey = look_at_inputs(specs, options, work.generation.parts)
+        survey = look_at_inputs(specs, options, work.generation.drafts)
         sources = [Source.of(spec, seen) for spec, seen in zip(specs, survey.inputs, strict=True)]
         new = to_add(sources, held_sources(target.noted()), options.if_exists)
         specs, survey = list(compress(specs, new)), Survey(list(compress(survey.inputs, new)))

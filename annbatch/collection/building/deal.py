@@ -70,7 +70,7 @@ def deal(task: DealTask) -> Path:
     order = np.argsort(task.places, kind="stable")
     fields: dict[str, Field] = {}
     ranges: dict[str, WholeRange] = {}
-    with held_input((task.generation.path, task.number), task.spec, task.generation.parts) as source:
+    with held_input((task.generation.path, task.number), task.spec, task.generation.drafts) as source:
         for name, matrix in schema.matrices.items():
             fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
         obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]

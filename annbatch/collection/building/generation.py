@@ -2,11 +2,11 @@
 
     OUT/.annbatch/generation-TOKEN/open       held (by the kernel) while the caller lives; gone when the generation is closed
                                   schema.h5   what the datasets hold
-                                  parts/      what tasks are writing
+                                  drafts/     what tasks are writing
                                   blocks/     finished blocks
                                   ready/      finished datasets, each in a folder with its receipt
 
-A task writes below ``parts`` under a name that it makes up, and is done by one rename of something complete. Workers may
+A task writes below ``drafts`` under a name that it makes up, and is done by one rename of something complete. Workers may
 outlive their caller, and may go on while the same call is made again. They find their generation closed: renamed by
 whoever came next, or its caller gone. What they do then reaches nobody, and they stop at their next step.
 """
@@ -55,7 +55,7 @@ class Generation:
     def make(cls, parent: Path) -> Generation:
         """A new one below ``parent``, whose caller is not watched."""
         generation = cls(parent / f"{_PREFIX}{secrets.token_hex(8)}")
-        for folder in (generation.path, generation.parts, generation.blocks, generation.ready):
+        for folder in (generation.path, generation.drafts, generation.blocks, generation.ready):
             folder.mkdir()
         (generation.path / _OPEN).touch()
         return generation
@@ -66,9 +66,9 @@ class Generation:
         return self.path.name
 
     @property
-    def parts(self) -> Path:
+    def drafts(self) -> Path:
         """Folder of what is not finished."""
-        return self.path / "parts"
+        return self.path / "drafts"
 
     @property
     def blocks(self) -> Path:
@@ -111,7 +111,7 @@ class Generation:
     def part(self) -> Path:
         """A place for something new, under a name that no other task has."""
         self.check_open()
-        return self.parts / secrets.token_hex(8)
+        return self.drafts / secrets.token_hex(8)
 
     def keep_block(self, part: Path, name: str) -> None:
         """A block is complete."""
@@ -136,7 +136,7 @@ class Generation:
         """Remove what was not finished, and folders that were made anew after all had been removed."""
         remove(part)
         if not (self.path / _OPEN).exists():
-            for folder in (self.parts, self.path, self.path.parent):
+            for folder in (self.drafts, self.path, self.path.parent):
                 with suppress(OSError):
                     folder.rmdir()
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 JOURNAL_VERSION = 3
 _WITHOUT_GENERATIONS = 2
 _JOURNAL = "journal.json"
+_LOCK = "lock"
 # How often a folder that is removed in between is made again.
 _TRIES = 100
 # A caller that was killed has let go of its lock in less; its forked workers never hold it.
@@ -103,7 +105,7 @@ class WorkFolder:
 
     def _locked(self) -> Lock | None:
         """Take the lock; None where the file system has none."""
-        path = self.path / "lock"
+        path = self.path / _LOCK
         until = time.monotonic() + _PATIENCE_SECONDS
         tries = 0
         while True:
@@ -136,7 +138,7 @@ class WorkFolder:
     ) -> None:
         try:
             if not self._journal.exists():
-                remove_eventually(self.path)
+                self._remove()
                 if self._made_root and self.root.exists() and not any(self.root.iterdir()):
                     self.root.rmdir()
                 return
@@ -149,6 +151,15 @@ class WorkFolder:
                 remove_eventually(self.generation.path)  # this call has not begun
         finally:
             self._release()
+
+    def _remove(self) -> None:
+        """Remove the work folder. The lock goes last: as soon as it is gone, the next caller may be writing here."""
+        for path in self.path.iterdir():
+            if path.name != _LOCK:
+                remove_eventually(path)
+        with suppress(OSError):  # not empty: what could not be removed stays, and so does what the next caller makes
+            (self.path / _LOCK).unlink(missing_ok=True)
+            self.path.rmdir()
 
     def _release(self) -> None:
         for lock in (self._watch, self._lock):
@@ -261,8 +272,11 @@ class WorkFolder:
             Something is missing. The journal stays, so that readers see the collection as it was.
         """
         for name in n_obs:
-            if generation.dataset(name).exists():
-                generation.dataset(name).rename(self.root / name)
+            dataset, place = generation.dataset(name), self.root / name
+            # After a power cut a file system without a journal may show one dataset in both places.
+            is_there = place.exists() and not generation.problems(name, at=place)
+            if dataset.exists() and not is_there:
+                dataset.rename(place)
         sync(self.root)
         problems = [
             said for name, rows in n_obs.items() for said in generation.problems(name, rows, at=self.root / name)
@@ -313,7 +327,7 @@ class WorkFolder:
             if generation.name != self.generation.name:
                 generation.close()
         for path in self.path.iterdir():
-            if path.name not in ("lock", _JOURNAL, self.generation.name):
+            if path.name not in (_LOCK, _JOURNAL, self.generation.name):
                 remove_eventually(path)
 
     def _write(self, journal: dict[str, Any]) -> None:
@@ -364,7 +378,7 @@ def unfinished_call(root: Path) -> str | None:
     """What a call that has not finished does to ``root``: "is being written to", or "was interrupted"; None: there is none."""
     if read_journal(root) is None:
         return None
-    return "is being written to" if Lock.is_held(root / WORK_FOLDER / "lock") else "was interrupted"
+    return "is being written to" if Lock.is_held(root / WORK_FOLDER / _LOCK) else "was interrupted"
 
 
 def unpublished(root: Path) -> frozenset[str]:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # block may be.
 _GRAIN_BYTES = 10**6
 
+# Of a row pointer in memory, at most: the row's length, and its share of the start of a block of rows.
+_POINTER_BYTES = 5
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -138,7 +141,7 @@ def _look_at(spec: InputSpec, groupby: Sequence[str], interned: Interned, scratc
         before += np.arange(len(before), dtype=np.int64) * (opened.obs.row_bytes if description.n_obs else 0)
         grains = block_edges(before, _GRAIN_BYTES, opened.row_step)
         sparse = sum(matrix.is_sparse for matrix in description.matrices.values())
-        pointers = 8 * sparse * description.n_obs
+        pointers = _POINTER_BYTES * sparse * description.n_obs
         return Seen(
             description,
             labels,

@@ -12,6 +12,7 @@ import numpy as np
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.far.hdf5 import far_file_of
+from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec
 
@@ -104,6 +105,7 @@ def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndar
         at = tuple(start // c for start, c in zip(info.chunk_offset, chunks, strict=True))
         offset[at], length[at], mask[at] = info.byte_offset, info.size, info.filter_mask
 
+    fetch_chunk_indexes([dataset])
     if hasattr(dataset.id, "chunk_iter"):
         dataset.id.chunk_iter(note)
     else:

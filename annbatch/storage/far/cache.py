@@ -1,12 +1,14 @@
 """A folder on a local disk that keeps byte ranges of far objects: for later passes, and for other processes.
 
-An object is kept in segments, sparse files that hold its bytes where they stand in the object, after a head that says which
+An object that is read in ranges is kept in segments, sparse files that hold its bytes where they stand in the object, after a head that says which
 pages are there. Segments are mapped, so what is kept is decoded from where it lies, and processes see what others have
 added. Pages are only ever added, and segments only ever removed as a whole, which harms nobody who has them mapped: so no
 locks are needed.
 
-The name of a segment is a hash of the object's name, size and ETag (or time of change): an object that changed has other
-segments, and the old ones go when room is needed. A page counts in the boot of the system in which it was written; after that
+An object that is always read whole (a Zarr chunk without shards) is a file of its own, after the checksum of its bytes.
+
+The name of a file is a hash of the object's name, size and ETag (or time of change): an object that changed has others,
+and the old ones go when room is needed. A page counts in the boot of the system in which it was written; after that
 only if it was known to be on the disk.
 """
 
@@ -16,6 +18,7 @@ import contextlib
 import hashlib
 import mmap
 import os
+import struct
 import threading
 import time
 import warnings
@@ -24,6 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from annbatch._shared.args import levels_to_user
+from annbatch.storage.engine import _engine
 
 from .fetch import counts
 
@@ -45,7 +51,8 @@ _WRITTEN, _SYNCED = 1, 2
 # Seconds after which it is looked whether a segment is still there, and bytes after which data are brought to the disk.
 _LOOK_AGAIN_S = 10.0
 _SYNC_BYTES = 1 << 28
-_SUFFIX = ".segment"
+_SUFFIX, _WHOLE_SUFFIX = ".segment", ".object"
+_CHECKSUM = struct.Struct("<Q")
 
 
 def _boot() -> bytes:
@@ -141,8 +148,12 @@ class RangeCache:
                 if self._n_unsynced > _SYNC_BYTES:
                     self.sync()
         except OSError as error:
-            self._is_full = True
-            warnings.warn(f"cache {self.folder}: {error}; nothing more is kept there", RuntimeWarning, stacklevel=2)
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self._is_full = True
+        msg = f"cache {self.folder}: {error}; nothing more is kept there"
+        warnings.warn(msg, RuntimeWarning, stacklevel=levels_to_user())
 
     def _write(self, name: str, number: int, begin: int, data: memoryview) -> None:
         segment = self._segment(name, number, make=True)
@@ -191,6 +202,58 @@ class RangeCache:
                 for first, last in done:
                     segment.pages[first:last] = _SYNCED
             self._n_unsynced = 0
+
+    # -- whole objects
+
+    def find_whole(self, objects: Objects, key: str, stamp: Stamp) -> np.ndarray | None:
+        """Return an object (uint8), or None where it is not there, or not as it was put there."""
+        if not stamp.tag:
+            return None
+        path = self._whole_path(objects, key, stamp)
+        try:
+            if path.stat().st_size != _CHECKSUM.size + stamp.size:
+                return None
+            stored = np.fromfile(path, np.uint8)
+            if time.time() - path.stat().st_mtime > _LOOK_AGAIN_S:
+                os.utime(path)  # used last now
+        except OSError:
+            return None
+        data = stored[_CHECKSUM.size :]
+        # A file of an earlier boot of the system may have lost bytes.
+        if len(data) != stamp.size or _CHECKSUM.unpack(stored[: _CHECKSUM.size].tobytes())[0] != _engine.crc32c(data):
+            return None
+        counts["cached_bytes"] += len(data)
+        return data
+
+    def add_whole(self, objects: Objects, key: str, stamp: Stamp, data: bytes | bytearray | memoryview) -> None:
+        """Keep an object."""
+        if not stamp.tag or self._is_full or len(data) != stamp.size:
+            return
+        path = self._whole_path(objects, key, stamp)
+        new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            if path.exists():
+                return
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                with new.open("wb") as file:
+                    file.write(_CHECKSUM.pack(_engine.crc32c(np.frombuffer(data, np.uint8))))
+                    file.write(data)
+                new.replace(path)
+            finally:
+                new.unlink(missing_ok=True)
+            with self._lock:
+                self._n_since_look += len(data)
+                if self.size is not None and self._n_since_look > max(self.size // 50, 1 << 20):
+                    self._make_room()
+        except FileNotFoundError:
+            pass  # the folder was removed meanwhile
+        except OSError as error:
+            self._give_up(error)
+
+    def _whole_path(self, objects: Objects, key: str, stamp: Stamp) -> Path:
+        name = self._name(objects, key, stamp)
+        return self.folder / name[:2] / f"{name}{_WHOLE_SUFFIX}"
 
     # -- segments
 
@@ -281,7 +344,8 @@ class RangeCache:
         if self.size is None:
             return
         found = []
-        for path in self.folder.rglob(f"*{_SUFFIX}"):
+        paths = (path for suffix in (_SUFFIX, _WHOLE_SUFFIX) for path in self.folder.rglob(f"*{suffix}"))
+        for path in paths:
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 found.append((stat.st_mtime_ns, _bytes_on_disk(stat), path))

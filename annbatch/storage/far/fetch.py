@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import deque
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 from annbatch.storage.errors import CorruptDataError
 
 from .errors import Abandoned, ChangedError, TransientError
+from .stores import check_same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,9 +38,9 @@ LONGEST_PAUSE_S = 5.0
 # What the libraries of stores raise when it makes no sense to try again.
 _FINAL = (FileNotFoundError, PermissionError, NotImplementedError, TypeError, ValueError, KeyError, CorruptDataError)
 
-# Memory is taken in such steps, so that a buffer fits again, and so much is kept.
+# Memory is taken in such steps, so that a buffer fits again, and is freed when nobody has needed any for so long.
 _BUFFER_STEP = 1 << 21
-_MOST_KEPT = 1 << 26
+BUFFERS_KEPT_S = 10.0
 
 # For tests and benchmarks: requests that were answered, their bytes, tries that failed, and bytes that came from a cache.
 counts = {"requests": 0, "bytes": 0, "retries": 0, "cached_bytes": 0}
@@ -102,8 +104,8 @@ class Want:
         Where a range goes.
     stamp
         What the object was when it was looked at; None: not known.
-    data
-        The whole object once it is there; None when there is no such object and `may_lack`.
+    data, found
+        The whole object once it is there, and what it was; None when there is no such object and `may_lack`.
     """
 
     objects: Objects
@@ -114,6 +116,7 @@ class Want:
     stamp: Stamp | None = None
     may_lack: bool = False
     data: Any = None
+    found: Stamp | None = None
     order: Any = None
 
     @property
@@ -195,30 +198,64 @@ class ByteBudget:
 
 
 class Buffers:
-    """Memory that ranges are fetched to, kept for the next ones: the first touch of fresh memory is slow."""
+    """Memory that ranges are fetched to, kept for the next ones: the first touch of fresh memory is slow.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    most
+        Bytes: with what is in use, no more is kept than this.
+    """
+
+    def __init__(self, most: int) -> None:
         self._lock = threading.Lock()
         self._free: list[np.ndarray] = []
+        self._most = most
+        self._n_used = self._n_free = 0
+        self.last_used = 0.0
+
+    @property
+    def n_free(self) -> int:
+        """Bytes that are kept and not in use."""
+        return self._n_free
 
     def take(self, n_bytes: int) -> np.ndarray:
         """Return at least so many bytes (uint8)."""
         with self._lock:
+            self.last_used = time.monotonic()
+            found = None
             for number, buffer in enumerate(self._free):
                 if n_bytes <= len(buffer) <= 4 * n_bytes + _BUFFER_STEP:
-                    return self._free.pop(number)
-        return np.empty(max(1, -(-n_bytes // _BUFFER_STEP)) * _BUFFER_STEP, np.uint8)
+                    found = self._free.pop(number)
+                    self._n_free -= len(found)
+                    break
+            if found is None:
+                size = max(1, -(-n_bytes // _BUFFER_STEP)) * _BUFFER_STEP
+                self._shrink(self._most - self._n_used - size)
+                found = np.empty(size, np.uint8)
+            self._n_used += len(found)
+            return found
 
     def give_back(self, buffer: np.ndarray) -> None:
         """Return what was taken and is used no more."""
         with self._lock:
-            if sum(map(len, self._free)) + len(buffer) <= _MOST_KEPT:
-                self._free.append(buffer)
+            self._n_used -= len(buffer)
+            self._free.append(buffer)
+            self._n_free += len(buffer)
+            self._shrink(self._most - self._n_used)
+
+    def lose(self, buffer: np.ndarray) -> None:
+        """Note that what was taken does not come back."""
+        with self._lock:
+            self._n_used -= len(buffer)
+
+    def _shrink(self, most: int) -> None:
+        while self._free and self._n_free > most:
+            self._n_free -= len(self._free.pop(0))
 
     def clear(self) -> None:
         """Free what nobody uses."""
         with self._lock:
-            self._free.clear()
+            self._shrink(0)
 
 
 class Fetcher:
@@ -227,7 +264,8 @@ class Fetcher:
     def __init__(self, max_requests: int, max_in_flight: int) -> None:
         self.max_requests = max_requests
         self.budget = ByteBudget(max_in_flight)
-        self.buffers = Buffers()
+        self.buffers = Buffers(max_in_flight)
+        self._will_tidy = False
         self.loop = _event_loop()
         self._queue: deque[Want] = deque()
         self._workers: dict[asyncio.Task[None], Want | None] = {}
@@ -284,11 +322,27 @@ class Fetcher:
             if cancel is not None:
                 cancel.forget(call)
 
+    def give_back(self, buffer: np.ndarray) -> None:
+        """Return a buffer; it is kept for a while."""
+        self.buffers.give_back(buffer)
+        if not self._will_tidy:
+            self._will_tidy = True
+            self.loop.call_soon_threadsafe(self._tidy)
+
     def drop(self, order: Order) -> None:
         """Have requests of an order that has ended stopped."""
         self.loop.call_soon_threadsafe(self._stop, order)
 
     # -- in the event loop
+
+    def _tidy(self) -> None:
+        """Free buffers when nobody has needed any for a while."""
+        idle = time.monotonic() - self.buffers.last_used
+        if idle < BUFFERS_KEPT_S:
+            self.loop.call_later(BUFFERS_KEPT_S - idle, self._tidy)
+        else:
+            self._will_tidy = False
+            self.buffers.clear()
 
     def _begin(self, order: Order) -> None:
         if order.ended:
@@ -336,7 +390,8 @@ class Fetcher:
         for n_tries in range(1, N_TRIES + 1):
             try:
                 if want.into is None:
-                    want.data, _ = await want.objects.read_all(want.key)
+                    want.data, want.found = await want.objects.read_all(want.key)
+                    check_same(want.found, want.stamp)
                     counts["bytes"] += len(want.data)
                 else:
                     assert want.start is not None
@@ -344,7 +399,7 @@ class Fetcher:
                     counts["bytes"] += len(want.into)
                 counts["requests"] += 1
             except FileNotFoundError as error:
-                if want.may_lack:
+                if want.stamp is None and want.may_lack:
                     return
                 if want.stamp is not None:
                     msg = f"{want.text}: the object was removed after it was opened"

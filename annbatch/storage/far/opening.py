@@ -11,22 +11,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from annbatch._shared.collection_format import dataset_name
+from annbatch.storage.manifest import MANIFEST, listed_documents
 
 from .fetch import fetcher
 from .hdf5 import open_far_files
+from .hdf5_opening import fetch_needed
 from .options import FarOptions
 from .stores import fsspec_objects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     import h5py
     import zarr
 
     from .fetch import Fetcher
+    from .hdf5 import FarFile
+    from .needs import Needs
     from .zarr_store import FarStore
 
-__all__ = ["Needs", "far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
+__all__ = ["far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(::|://)")
 _HDF5_NAMES = (".h5ad", ".h5", ".hdf5")
@@ -150,40 +154,27 @@ def far_group(group: zarr.Group, options: FarOptions | None = None) -> zarr.Grou
 # -- what opening will need
 
 
-class Needs:
-    """What will be read of an AnnData group when it is opened.
-
-    Attributes
-    ----------
-    frames
-        By name, ``obs`` or ``var``: the columns, or None for all.
-    matrices
-        Paths of matrices, such as ``"X"`` and ``"layers/counts"``.
-    without_index
-        Frames whose row names are not read.
-    """
-
-    def __init__(
-        self,
-        frames: Mapping[str, Sequence[str] | None],
-        matrices: Sequence[str],
-        without_index: Sequence[str] = (),
-    ) -> None:
-        self.frames, self.matrices, self.without_index = dict(frames), list(matrices), without_index
-
-
 @contextmanager
 def fetched_ahead(groups: Sequence[Any], needs: Needs) -> Iterator[None]:
     """Fetch what opening groups will need, of all of them together; groups that are not far are left alone."""
     far = [(group, group.store) for group in groups if _is_far(group)]
+    files: list[FarFile] = []
     try:
+        files = fetch_needed(groups, needs)
+        for group, store in far:
+            listed = listed_documents(group.attrs.get(MANIFEST))
+            if listed:
+                store.listed[group.path] = listed
         _fetch_together([(store, _metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _column_metadata_keys(group, needs)) for group, store in far])
+        _fetch_together([(store, _part_metadata_keys(group, needs)) for group, store in far])
         _fetch_together([(store, _data_keys(group, needs)) for group, store in far])
         yield
     finally:
         for _, store in far:
             store.forget()
+        for file in files:
+            file.forget()
 
 
 def find_datasets(group: zarr.Group) -> list[str]:
@@ -227,8 +218,9 @@ def _fetch_together(wanted: Sequence[tuple[FarStore, Sequence[str]]]) -> None:
 
 
 _MATRIX_PARTS = ("", "/data", "/indices", "/indptr")
-# Of a categorical column, the usual group; the parts of others are few and asked for when they are met.
+# What columns of text and of labels consist of, as anndata writes them: row names are no labels.
 _COLUMN_PARTS = ("", "/codes", "/categories")
+_INDEX_PARTS = ("", "/codes", "/values", "/mask")
 
 
 def _documents(group: zarr.Group, path: str) -> list[str]:
@@ -264,9 +256,26 @@ def _column_metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
         for frame, columns in needs.frames.items()
         if frame in group
         for number, name in enumerate(_frame_columns(group[frame], columns))
-        for part in (_COLUMN_PARTS if number else ("",))
+        for part in (_COLUMN_PARTS if number else _INDEX_PARTS)
         for key in _documents(group, f"{frame}/{name}{part}")
     ]
+
+
+def _part_metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
+    """Return keys of parts that the usual columns do not have: of nullable ones, and of categories that may be missing."""
+    if _is_consolidated(group):
+        return []
+    paths = []
+    for frame, columns in needs.frames.items():
+        for name in _frame_columns(group[frame], columns)[1:] if frame in group else []:
+            path = f"{frame}/{name}"
+            elem = group.get(path)
+            if hasattr(elem, "group_keys"):
+                is_categorical = "codes" in elem
+                if not is_categorical or hasattr(elem.get("categories"), "group_keys"):
+                    whole = f"{path}/categories" if is_categorical else path
+                    paths += [f"{whole}/values", f"{whole}/mask"]
+    return [key for path in paths for key in _documents(group, path)]
 
 
 def _data_keys(group: zarr.Group, needs: Needs) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from annbatch.storage.engine._plan import FETCHED, EngineJob, Plan
 
 from .cache import PAGE_BYTES
 from .fetch import Order, Want
-from .ranges import MOST_BYTES, Places, merged
-from .tables import FarTable, check_document, read_shard_indexes
+from .ranges import MOST_BYTES, Located, merged
+from .tables import FarTable, check_document, check_size, check_whole, read_shard_indexes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,12 +44,20 @@ class _Share:
     job: Job
     description: EngineJob
     tasks: np.ndarray
-    places: Places | None = None
+    located: Located | None = None
     fetched: np.ndarray | None = None
 
     def described(self) -> EngineJob:
         """Return what the engine does with it."""
         return self.description._replace(plan=Plan(self.tasks, self.description.plan.pieces), fetched=self.fetched)
+
+
+class _Whole(NamedTuple):
+    """A chunk that is an object of its own."""
+
+    row: int  # of the tasks of its share
+    file: int
+    want: Want
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +70,7 @@ class _Wave:
     order: Order | None = None
     buffer: np.ndarray | None = None
     keep: list[Any] = field(default_factory=list)
-    wholes: list[tuple[_Share, list[Want]]] = field(default_factory=list)
+    wholes: list[tuple[_Share, list[_Whole]]] = field(default_factory=list)
     for_cache: list[tuple[Want, RangeCache]] = field(default_factory=list)
     ranges: list[Any] = field(default_factory=list)
 
@@ -73,32 +81,51 @@ class _Wave:
             if not isinstance(table, FarTable):
                 self.ranges.append(None)
                 continue
-            places = table.places(share.tasks)
+            located = table.located(share.tasks)
             share.fetched = np.zeros(len(share.tasks), FETCHED)
-            share.fetched["n_bytes"] = np.where(places.start < 0, -1, places.stop - places.start)
+            share.fetched["n_bytes"] = np.where(located.start < 0, -1, located.stop - located.start)
             if table.is_whole:
-                self.ranges.append(None)
-                self.n_bytes += int((places.stop - places.start).sum())
+                rows = self._not_cached_wholes(table, located, share.fetched)
+                self.ranges.append(rows)
+                self.n_bytes += int((located.stop - located.start)[rows].sum())
                 continue
-            cached = self._cached(table, places, share.fetched)
-            there = np.flatnonzero((places.start >= 0) & ~cached)
-            ranges = merged(Places(*(part[there] for part in _in_pages(table, places, there))))
-            self.ranges.append((places, there, ranges))
+            cached = self._cached(table, located, share.fetched)
+            there = np.flatnonzero((located.start >= 0) & ~cached)
+            ranges = merged(Located(*(part[there] for part in _in_pages(table, located, there))))
+            self.ranges.append((located, there, ranges))
             self.n_bytes += int((ranges.stop - ranges.start).sum())
 
-    def _cached(self, table: FarTable, places: Places, fetched: np.ndarray) -> np.ndarray:
-        """Point at what is on the local disk, and say which places that are."""
-        is_cached = np.zeros(len(places.file), bool)
+    def _not_cached_wholes(self, table: FarTable, located: Located, fetched: np.ndarray) -> np.ndarray:
+        """Point at objects that are on the local disk, and return the numbers of the tasks whose objects are not."""
+        cache = table.cache
+        if cache is None:
+            return np.arange(len(located.file))
+        missing = []
+        for row, file in enumerate(located.file.tolist()):
+            stamp = table.stamps.get(file)
+            # What it was when this process read it first; before that, only the store knows what it is.
+            assert table.objects is not None
+            data = None if stamp is None else cache.find_whole(table.objects, table.key(file), stamp)
+            if data is None:
+                missing.append(row)
+            else:
+                self.keep.append(data)
+                fetched[row] = (data.__array_interface__["data"][0], len(data))
+        return np.array(missing, np.int64)
+
+    def _cached(self, table: FarTable, located: Located, fetched: np.ndarray) -> np.ndarray:
+        """Point at what is on the local disk, and say which of it that is."""
+        is_cached = np.zeros(len(located.file), bool)
         cache = table.cache
         if cache is None:
             return is_cached
         assert table.objects is not None
         self.keep.append(cache)
-        for file in np.unique(places.file).tolist():
-            own = np.flatnonzero((places.file == file) & (places.start >= 0))
+        for file in np.unique(located.file).tolist():
+            own = np.flatnonzero((located.file == file) & (located.start >= 0))
             if len(own):
                 address, segments = cache.find(
-                    table.objects, table.key(file), table.stamps.get(file), places.start[own], places.stop[own]
+                    table.objects, table.key(file), table.stamps.get(file), located.start[own], located.stop[own]
                 )
                 self.keep.append(segments)  # mapped as long as they are decoded from
                 fetched["address"][own] = address
@@ -108,7 +135,7 @@ class _Wave:
     def start(self, queue: Fetcher, cancel: Cancel | None) -> None:
         """Ask for the bytes."""
         wants: list[Want] = []
-        size = sum(int((found[2].stop - found[2].start).sum()) for found in self.ranges if found is not None)
+        size = sum(int((found[2].stop - found[2].start).sum()) for found in self.ranges if isinstance(found, tuple))
         buffer = queue.buffers.take(size)
         self.buffer = buffer
         view, at, address = memoryview(buffer), 0, buffer.__array_interface__["data"][0]
@@ -118,18 +145,21 @@ class _Wave:
                 continue
             assert table.objects is not None
             assert share.fetched is not None
-            if found is None:
-                files = table.places(share.tasks).file.tolist()
-                whole = [Want(table.objects, table.key(file), may_lack=True) for file in files]
+            if isinstance(found, np.ndarray):
+                files = table.located(share.tasks).file[found].tolist()
+                whole = [
+                    _Whole(row, file, Want(table.objects, table.key(file), stamp=table.stamps.get(file), may_lack=True))
+                    for row, file in zip(found.tolist(), files, strict=True)
+                ]
                 self.wholes.append((share, whole))
-                wants += whole
+                wants += [one.want for one in whole]
                 continue
-            places, there, ranges = found
+            located, there, ranges = found
             cache = table.cache
             length = ranges.stop - ranges.start
             begins = at + np.cumsum(length) - length
             share.fetched["address"][there] = (
-                address + begins[ranges.of_place] + (places.start[there] - ranges.start[ranges.of_place])
+                address + begins[ranges.of_item] + (located.start[there] - ranges.start[ranges.of_item])
             )
             keys: dict[int, str] = {}
             rows = zip(ranges.file.tolist(), ranges.start.tolist(), ranges.stop.tolist(), begins.tolist(), strict=True)
@@ -151,16 +181,21 @@ class _Wave:
         """Wait for the bytes and decode them."""
         assert self.order is not None
         self.order.wait()
-        for share, wants in self.wholes:
+        for share, wholes in self.wholes:
+            table = share.description.table
             assert share.fetched is not None
-            for row, want in enumerate(wants):
+            for row, file, want in wholes:
                 if want.data is None:
-                    check_document(share.description.table)
+                    check_size(table, file, -1)
+                    check_document(table)
                     share.fetched[row] = (0, -1)
-                else:
-                    data = np.frombuffer(want.data, np.uint8)
-                    self.keep.append(data)
-                    share.fetched[row] = (data.__array_interface__["data"][0], len(data))
+                    continue
+                if file not in table.stamps:
+                    check_whole(table, file, memoryview(want.data))
+                    table.stamps[file] = want.found
+                data = np.frombuffer(want.data, np.uint8)
+                self.keep.append(data)
+                share.fetched[row] = (data.__array_interface__["data"][0], len(data))
         failure, jobs = self.decode(self.shares)
         if failure is not None:
             raise jobs[failure.job].failure(failure.chunk, failure.kind, failure.detail)
@@ -168,6 +203,11 @@ class _Wave:
             assert want.start is not None
             assert want.into is not None
             cache.add(want.objects, want.key, want.stamp, want.start, want.into)
+        for share, wholes in self.wholes:
+            cache = share.description.table.cache
+            for one in wholes if cache is not None else ():
+                if one.want.found is not None:
+                    cache.add_whole(one.want.objects, one.want.key, one.want.found, one.want.data)
 
 
 def run_far(jobs: Sequence[Job], num_threads: int, cancel: Cancel | None = None) -> None:
@@ -210,14 +250,14 @@ def run_far_dense(jobs: Sequence[DenseJob], num_threads: int, cancel: Cancel | N
         _run(waves, queue, cancel)
 
 
-def _in_pages(table: FarTable, places: Places, there: np.ndarray) -> Places:
-    """Widen places to whole pages of the cache, where there is one."""
+def _in_pages(table: FarTable, located: Located, there: np.ndarray) -> Located:
+    """Widen ranges to whole pages of the cache, where there is one."""
     if table.cache is None or not len(there):
-        return places
-    files, of_place = np.unique(places.file, return_inverse=True)
+        return located
+    files, number = np.unique(located.file, return_inverse=True)
     sizes = [stamp.size if (stamp := table.stamps.get(file)) else 0 for file in files.tolist()]
-    stop = np.minimum(-(-places.stop // PAGE_BYTES) * PAGE_BYTES, np.array(sizes)[of_place])
-    return Places(places.file, places.start // PAGE_BYTES * PAGE_BYTES, np.maximum(stop, places.stop))
+    stop = np.minimum(-(-located.stop // PAGE_BYTES) * PAGE_BYTES, np.array(sizes)[number])
+    return Located(located.file, located.start // PAGE_BYTES * PAGE_BYTES, np.maximum(stop, located.stop))
 
 
 def _described(jobs: Sequence[Job], cancel: Cancel | None) -> list[_Share]:
@@ -236,10 +276,10 @@ def _waves(whole: Sequence[_Share], wave_bytes: int) -> Iterator[list[_Share]]:
     shares: list[_Share] = []
     room = wave_bytes
     for share in whole:
-        places = share.description.table.places(share.tasks)
-        order = np.lexsort((places.start, places.file))
+        located = share.description.table.located(share.tasks)
+        order = np.lexsort((located.start, located.file))
         tasks = share.tasks[order]
-        sizes = np.cumsum((places.stop - places.start)[order])
+        sizes = np.cumsum((located.stop - located.start)[order])
         low = taken = 0
         while low < len(tasks):
             # At least one task, however large.
@@ -263,8 +303,8 @@ def _dense_waves(job: DenseJob, values: _Share, columns: _Share, num_threads: in
     for share, last in ((values, "stop_value_task"), (columns, "stop_column_task")):
         table = share.description.table
         if isinstance(table, FarTable):
-            places = table.places(share.tasks)
-            reached += np.append(0, np.cumsum(places.stop - places.start))[stretches[last]]
+            located = table.located(share.tasks)
+            reached += np.append(0, np.cumsum(located.stop - located.start))[stretches[last]]
     low, taken = 0, 0
     while low < len(stretches):
         high = max(low + 1, int(np.searchsorted(reached, taken + wave_bytes, side="right")))
@@ -325,9 +365,10 @@ def _release(wave: _Wave, queue: Fetcher, cancel: Cancel | None) -> None:
         order.abandon()
         if cancel is not None:
             cancel.forget(order)
-    if is_done and wave.buffer is not None:
+    if wave.buffer is not None:
         # What was given up may still be written to by a request that is being stopped.
-        queue.buffers.give_back(wave.buffer)
+        (queue.give_back if is_done else queue.buffers.lose)(wave.buffer)
+        wave.buffer = None
     wave.keep.clear()
     wave.for_cache.clear()
     queue.budget.give_back(wave.n_bytes)

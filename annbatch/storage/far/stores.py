@@ -14,7 +14,17 @@ from .http import Answer, HttpClient, NotPlainError, escaped
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
-__all__ = ["FsspecObjects", "HttpObjects", "Objects", "ObstoreObjects", "Stamp", "ZarrObjects", "objects_of"]
+__all__ = [
+    "FsspecObjects",
+    "HttpObjects",
+    "Objects",
+    "ObstoreObjects",
+    "Stamp",
+    "ZarrObjects",
+    "check_same",
+    "fsspec_objects",
+    "objects_of",
+]
 
 
 class Stamp(NamedTuple):
@@ -70,7 +80,7 @@ def _fill(into: memoryview, data: Any) -> None:
     into[:] = data
 
 
-def _same(found: Stamp, stamp: Stamp | None) -> None:
+def check_same(found: Stamp, stamp: Stamp | None) -> None:
     """Raise ChangedError when an object is another one than before."""
     if stamp is None:
         return
@@ -149,11 +159,11 @@ class HttpObjects(Objects):
         stop = start + len(into)
         answer = await self._ask(key, start, stop, into)
         if answer.status == 200:
-            _same(Stamp(int(answer.head.get("content-length", -1)), _tag(answer.head)), stamp)
+            check_same(Stamp(int(answer.head.get("content-length", -1)), _tag(answer.head)), stamp)
             msg = "the server answered with the whole object instead of a range"
             raise TransientError(msg)
         first, last, size = _content_range(answer.head)
-        _same(Stamp(size, _tag(answer.head)), stamp)
+        check_same(Stamp(size, _tag(answer.head)), stamp)
         if (first, last + 1) != (start, stop) or answer.data is not None:
             msg = f"the server answered with bytes {first} to {last + 1}"
             raise TransientError(msg)
@@ -269,11 +279,11 @@ class FsspecObjects(Objects):
         files = self.files
         if stamp is not None and hasattr(files, "_call_s3"):
             data, found = await self._s3(key, Range=f"bytes={start}-{start + len(into) - 1}")
-            _same(found, stamp)
+            check_same(found, stamp)
         else:
             data = await self._call("cat_file", self._path(key), start=start, end=start + len(into))
         if stamp is not None and len(data) != len(into):
-            _same(await self.stat(key), stamp)
+            check_same(await self.stat(key), stamp)
         _fill(into, data)
 
     async def _s3(self, key: str, **kwargs: Any) -> tuple[bytes, Stamp]:
@@ -361,7 +371,7 @@ class ObstoreObjects(Objects):
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
         """See the base class."""
         data, found = await self._get(key, (start, start + len(into)))
-        _same(found, stamp)
+        check_same(found, stamp)
         _fill(into, data)
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:
@@ -413,7 +423,7 @@ class ZarrObjects(Objects):
 
         data = await self._get(key, RangeByteRequest(start, start + len(into)))
         if stamp is not None and len(data) != len(into):
-            _same(await self.stat(key), stamp)
+            check_same(await self.stat(key), stamp)
         _fill(into, data)
 
     async def read_all(self, key: str) -> tuple[Any, Stamp]:

@@ -11,11 +11,12 @@ import numpy as np
 from annbatch.storage.chunks.tables import ChunkTable
 from annbatch.storage.chunks.zarr_table import ShardIndexes, described_table, parse_shard_index
 from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.manifest import Files, check_file, described_files
 
 from .cache import range_cache
 from .fetch import fetcher
 from .options import FarOptions
-from .ranges import Places
+from .ranges import Located
 from .stores import objects_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from .hdf5 import FarFile
     from .stores import Objects, Stamp
 
-__all__ = ["FarTable", "check_document", "far_hdf5_table", "far_table", "read_shard_indexes"]
+__all__ = [
+    "FarTable",
+    "check_document",
+    "check_size",
+    "check_whole",
+    "far_hdf5_table",
+    "far_table",
+    "read_shard_indexes",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +54,8 @@ class FarTable(ChunkTable):
         By number of the file: what the object was when its part of ``offset`` and ``length`` was read.
     shards
         Takes in the indexes of shards; None: there are no shards.
+    files
+        What the manifest of the dataset says of the objects; None where there is none.
     document_key
         Key of the array's metadata; "" for HDF5.
     """
@@ -53,6 +64,7 @@ class FarTable(ChunkTable):
     options: FarOptions = field(default_factory=FarOptions)
     stamps: dict[int, Stamp] = field(default_factory=dict)
     shards: ShardIndexes | None = None
+    files: Files | None = None
     document_key: str = ""
 
     @property
@@ -85,7 +97,7 @@ class FarTable(ChunkTable):
         """Whether a chunk is a whole object, whose size is not known."""
         return self.offset is None
 
-    def places(self, tasks: np.ndarray) -> Places:
+    def located(self, tasks: np.ndarray) -> Located:
         """Return what the tasks (a table of TASK) need; an empty range from -1 for a chunk that is not stored.
 
         Where chunks are not encoded, that is only from the first to the last item that is wanted.
@@ -95,7 +107,7 @@ class FarTable(ChunkTable):
         if self.n_files > 1:
             file = chunk if self.file is None else self.file[chunk].astype(np.int64)
         if self.offset is None or self.length is None:
-            return Places(file, np.zeros(len(chunk), np.int64), np.full(len(chunk), self.chunk_bytes, np.int64))
+            return Located(file, np.zeros(len(chunk), np.int64), np.full(len(chunk), self.chunk_bytes, np.int64))
         start, length = self.offset[chunk], self.length[chunk]
         stop = start + length
         if not self.codecs:
@@ -104,12 +116,14 @@ class FarTable(ChunkTable):
         absent = length < 0
         if absent.any():
             start, stop = np.where(absent, -1, start), np.where(absent, -1, stop)
-        return Places(file, start, stop)
+        return Located(file, start, stop)
 
 
 def far_table(array: zarr.Array[Any]) -> FarTable | None:
     """Return the chunk table of an array of any store but a local folder; None as for ``zarr_table``."""
     from zarr.core.buffer import default_buffer_prototype
+
+    from .zarr_store import FarStore
 
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     try:
@@ -131,6 +145,8 @@ def far_table(array: zarr.Array[Any]) -> FarTable | None:
     far.objects = objects_of(store) if objects is None else objects
     far.options = FarOptions() if options is None else options
     far.document_key = f"{array.path}/{name}".lstrip("/")
+    if isinstance(store, FarStore) and array.metadata.zarr_format == 3 and store.is_listed(array.path):
+        far.files = described_files(document, far.objects.text(far.document_key))
     if isinstance(table.prepare, ShardIndexes):
         far.shards = table.prepare
         far.shards.table = far
@@ -173,11 +189,13 @@ def _read_indexes(queue: Fetcher, wanted: list[tuple[FarTable, int]], cancel: Ca
         assert shards is not None
         if isinstance(answer, FileNotFoundError):
             # No shard: all its chunks have the fill value.
+            check_size(table, file, -1)
             absent.append(table)
         elif isinstance(answer, BaseException):
             raise answer
         else:
             data, stamp = answer
+            check_size(table, file, stamp.size)
             index = np.frombuffer(data, np.uint8)
             if len(index) != shards.n_bytes:
                 what = "is empty" if not stamp.size else f"has {stamp.size} bytes"
@@ -193,6 +211,20 @@ def _read_indexes(queue: Fetcher, wanted: list[tuple[FarTable, int]], cancel: Ca
         shards.known[file] = True
     for table in dict.fromkeys(absent):
         check_document(table)
+
+
+def check_size(table: FarTable, file: int, found: int) -> None:
+    """Raise when an object has another size in bytes (-1: there is none) than when the dataset was written."""
+    if table.files is not None and table.objects is not None:
+        check_file(table.objects.text(table.key(file)), (int(table.files.sizes[file]), 0), (found, 0))
+
+
+def check_whole(table: FarTable, file: int, data: memoryview) -> None:
+    """Raise when an object that is a chunk is not the one of the time when the dataset was written."""
+    if table.files is not None and table.objects is not None:
+        expected = int(table.files.sizes[file]), int(table.files.marks[file])
+        mark = int.from_bytes(data[max(0, len(data) - 4) :], "little")
+        check_file(table.objects.text(table.key(file)), expected, (len(data), mark))
 
 
 def check_document(table: FarTable) -> None:

@@ -11,7 +11,7 @@ from .options import FarOptions
 from .stores import objects_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -30,19 +30,24 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
         How it is read.
     objects
         The same store, for byte ranges.
+    listed
+        By path of a dataset: the names of the nodes below it that its manifest knows.
     refused
         The last answer that said that something must not be read. Some stores say so of what they do not have.
     """
 
-    def __init__(self, store: Store, options: FarOptions | None = None) -> None:
+    def __init__(
+        self, store: Store, options: FarOptions | None = None, listed: Mapping[str, frozenset[str]] | None = None
+    ) -> None:
         super().__init__(store)
+        self.listed = dict(listed or {})
         self.far_options = FarOptions() if options is None else options
         self.objects = objects_of(store)
         self.refused: PermissionError | None = None
         self._kept: dict[str, bytes | None] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FarStore, (self._store, self.far_options)
+        return FarStore, (self._store, self.far_options, self.listed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
@@ -159,6 +164,17 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
     def has(self, key: str) -> bool:
         """Whether an object that was fetched is there."""
         return self._kept.get(key) is not None
+
+    def is_listed(self, path: str) -> bool:
+        """Whether a manifest above a node knows it."""
+        above = path
+        names: list[str] = []
+        while above:
+            above, _, name = above.rpartition("/")
+            names.insert(0, name)
+            if "/".join(names) in self.listed.get(above, ()):
+                return True
+        return False
 
     def forget(self) -> None:
         """Drop what is in memory."""

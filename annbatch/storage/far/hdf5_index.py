@@ -1,0 +1,206 @@
+"""The chunk index of an HDF5 dataset in a far file, fetched level by level before h5py walks it.
+
+HDF5's usual index is a B-tree of small nodes that lie all over the file, and HDF5 reads one after the other: thousands of round
+trips for a large file. Here all nodes of a level, of all datasets and files, are asked for at once, and kept in the file
+that h5py reads through. What the index says is still read by HDF5 alone. So what is not recognised here, newer kinds of
+index (which lie together) and damage included, is only not there beforehand.
+
+The words are those of the HDF5 File Format Specification: III.A.1 (version 1 B-trees), IV.A (object headers).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .fetch import Want
+from .ranges import Located, merged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import h5py
+
+    from .fetch import Fetcher
+    from .hdf5 import FarFile
+
+__all__ = ["fetch_chunk_indexes"]
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LAYOUT_MESSAGE, _CONTINUATION_MESSAGE = 0x08, 0x10
+_CHUNKED = 2
+# Entries of a node at most: HDF5's default, which h5py does not change. Of larger nodes the rest is read by HDF5.
+_MOST_ENTRIES = 64
+_HEAD = struct.Struct("<4sBBHQQ")
+# Bytes of nodes kept of a file, of one object header, and areas of one object header, at most. Real ones are far smaller.
+_MOST_NODE_BYTES = 1 << 26
+_MOST_HEADER_BYTES = 1 << 16
+_MOST_HEADER_AREAS = 32
+
+
+@dataclass(slots=True, eq=False)
+class _Tree:
+    """A B-tree whose nodes are being fetched.
+
+    Attributes
+    ----------
+    n_dims
+        Numbers in a key: one for each dimension of the dataset, and one more.
+    n_left
+        Nodes that it may still have.
+    level
+        Of the nodes at `addresses`; None for the root, which tells.
+    """
+
+    file: FarFile
+    n_dims: int
+    n_left: int
+    addresses: list[int]
+    level: int | None = None
+
+    @property
+    def node_bytes(self) -> int:
+        """Bytes of a whole node: keys and children in turn, and one more key."""
+        return _HEAD.size + _MOST_ENTRIES * (self._key_bytes + 8) + self._key_bytes
+
+    @property
+    def _key_bytes(self) -> int:
+        return 8 + 8 * self.n_dims
+
+    def descend(self) -> None:
+        """Go to the children of the nodes at `addresses`, which have been fetched."""
+        children: list[int] = []
+        level = None
+        for address in self.addresses:
+            if not self.file.has(address, self.node_bytes):
+                continue
+            node = self.file.peek(address, self.node_bytes)
+            signature, kind, node_level, n_entries, _, _ = _HEAD.unpack_from(node)
+            expected = node_level if self.level is None else self.level - 1
+            if signature != b"TREE" or kind != 1 or node_level != expected or n_entries > _MOST_ENTRIES:
+                continue  # HDF5 will say what is wrong
+            level = node_level
+            stride = self._key_bytes + 8
+            first = _HEAD.size + self._key_bytes
+            if node_level and len(node) >= _HEAD.size + n_entries * stride:
+                children += [struct.unpack_from("<Q", node, first + i * stride)[0] for i in range(n_entries)]
+        size = self.file.stamp.size
+        self.level = level
+        room = min(self.n_left, (_MOST_NODE_BYTES - self.file.n_node_bytes) // self.node_bytes)
+        self.addresses = [at for at in dict.fromkeys(children) if 0 < at <= size - _HEAD.size][: max(room, 0)]
+        self.n_left -= len(self.addresses)
+
+
+def fetch_chunk_indexes(datasets: Sequence[h5py.Dataset]) -> None:
+    """Fetch the B-trees of chunked datasets of far files, in one round trip for each level of the deepest.
+
+    Others are left alone, and so is what the format does not allow: HDF5, which reads it next, says so.
+    """
+    trees = [tree for dataset in datasets if (tree := _tree(dataset)) is not None]
+    while trees:
+        _fetch_nodes(trees)
+        for tree in trees:
+            tree.descend()
+        trees = [tree for tree in trees if tree.addresses]
+
+
+def _fetch_nodes(trees: Sequence[_Tree]) -> None:
+    """Fetch the nodes at the addresses of trees, all together."""
+    by_queue: dict[Fetcher, list[tuple[FarFile, int, int]]] = {}
+    for tree in trees:
+        file = tree.file
+        missing = [at for at in tree.addresses if not file.has(at, tree.node_bytes)]
+        by_queue.setdefault(file.queue, []).extend(
+            (file, at, min(at + tree.node_bytes, file.stamp.size)) for at in missing
+        )
+    for queue, nodes in by_queue.items():
+        files = list(dict.fromkeys(file for file, _, _ in nodes))
+        located = Located(
+            np.array([files.index(file) for file, _, _ in nodes], np.int64),
+            np.array([start for _, start, _ in nodes], np.int64),
+            np.array([stop for _, _, stop in nodes], np.int64),
+        )
+        ranges = merged(located)
+        wants = []
+        for number, start, stop in zip(*(part.tolist() for part in ranges[:3]), strict=True):
+            file = files[number]
+            into = memoryview(bytearray(stop - start))
+            wants.append(Want(file.objects, file.key, start, stop, into, file.stamp))
+        queue.fetch(wants)
+        for (file, start, stop), number in zip(nodes, ranges.of_item.tolist(), strict=True):
+            begin, data = wants[number].start, wants[number].into
+            assert begin is not None
+            assert data is not None
+            file.keep_node(start, bytes(data[start - begin : stop - begin]))
+
+
+def _tree(dataset: h5py.Dataset) -> _Tree | None:
+    """Return the tree of a dataset's chunks; None where there is none, or it is not understood."""
+    import h5py
+
+    from .hdf5 import far_file_of
+
+    file = far_file_of(dataset.file)
+    if file is None or not dataset.chunks or not _is_usual(file):
+        return None
+    try:
+        # (h5py.h5o.get_info walks the tree, to tell how large it is.)
+        low, high = h5py.h5g.get_objinfo(dataset.id, b".").objno
+        message = _layout_message(file, low | high << 8 * struct.calcsize("l"))
+        if message is None or message[:2] != bytes((3, _CHUNKED)):
+            return None
+        n_dims, address = struct.unpack_from("<BQ", message, 2)
+    except (struct.error, IndexError):
+        return None
+    if n_dims != len(dataset.shape) + 1 or not 0 < address <= file.stamp.size - _HEAD.size:
+        return None  # an empty dataset has no tree: its address is -1
+    n_chunks = prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+    return _Tree(file, n_dims, 2 * n_chunks + 16, [address])
+
+
+def _is_usual(file: FarFile) -> bool:
+    """Whether addresses and sizes take eight bytes and count from the file's first byte."""
+    start = bytes(file.peek(0, 64))
+    if len(start) < 64 or start[:8] != _SIGNATURE or start[8] > 3:
+        return False
+    sizes, base = (start[13:15], 24 + 4 * start[8]) if start[8] < 2 else (start[9:11], 12)
+    return sizes == b"\x08\x08" and start[base : base + 8] == bytes(8)
+
+
+def _layout_message(file: FarFile, address: int) -> bytes | None:
+    """Return the message of an object header that says how a dataset's data lie; None when there is none."""
+    head = bytes(file.peek(address, 64))
+    if head[:4] == b"OHDR":
+        flags = head[5]
+        at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
+        width = 1 << (flags & 3)
+        areas = [(address + at + width, int.from_bytes(head[at : at + width], "little"))]
+        prefix, order, is_old = struct.Struct("<BHB"), 2 if flags & 0x04 else 0, False
+    elif head[:1] == b"\x01":
+        areas = [(address + 16, struct.unpack_from("<I", head, 8)[0])]
+        prefix, order, is_old = struct.Struct("<HHB3x"), 0, True
+    else:
+        return None
+    n_left = _MOST_HEADER_BYTES
+    for number, (start, n_bytes) in enumerate(areas):  # grows while it is walked
+        n_left -= n_bytes
+        if number >= _MOST_HEADER_AREAS or n_left < 0:
+            return None
+        data = bytes(file.peek(start, n_bytes))
+        at = 0
+        while at + prefix.size + order <= len(data):
+            kind, size, _ = prefix.unpack_from(data, at)
+            at += prefix.size + order
+            message = data[at : at + size]
+            at += size
+            if kind == _LAYOUT_MESSAGE:
+                return message
+            if kind == _CONTINUATION_MESSAGE:
+                more, length = struct.unpack_from("<QQ", message)
+                # Newer areas have a signature before and a checksum behind their messages.
+                areas.append((more, length) if is_old else (more + 4, length - 8))
+    return None

@@ -1,0 +1,130 @@
+"""What checksums cost to read: the same cells stored with and without, read in turns in one process.
+
+``python -m benchmarks.checksums`` makes both collections of thinned real cells, reads the same rows of each by turns, and prints for
+each way of choosing rows the median, and the lowest and highest quarter, of the ratios of processor time of a pair (with, divided by
+without). Processor time, because what else the machine does changes it less; one thread of the engine, then the whole Loader.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WAYS = {"32 x 256": (32, 256), "1 x 8192": (1, 8192)}
+BATCH = 4096
+
+
+def make_pair(folder: Path, n_cells: int) -> tuple[Path, Path]:
+    """The same collection with checksums and manifests, and without either."""
+    from annbatch import DatasetCollection
+    from annbatch.collection.building import assemble
+    from annbatch.collection.building.output import sink
+    from benchmarks.suites.counts import thinned_cells
+
+    cells = thinned_cells(n_cells, seed=0)
+    places = folder / "with.zarr", folder / "without.zarr"
+    DatasetCollection(places[0]).add_adatas([cells], shuffle=False, progress=False)
+    with mock.patch.object(sink, "with_checksums", tuple), mock.patch.object(assemble, "write_manifest"):
+        DatasetCollection(places[1]).add_adatas([cells], shuffle=False, progress=False)
+    return places
+
+
+def by_engine(place: Path, chunk_size: int, n_chunks: int) -> Callable[[int], None]:
+    """What reads one load request, told by its number, with the engine alone."""
+    from annbatch import DatasetCollection, storage
+
+    sources = [storage.open_matrix(group["X"]) for group in DatasetCollection(place, mode="r")]
+    first = np.cumsum([0, *(source.shape[0] for source in sources)])
+    pool = storage.BufferPool()
+
+    def read(number: int) -> None:
+        chunks = np.random.default_rng(number).permutation(first[-1] // chunk_size)[:n_chunks]
+        rows = (chunks[:, None] * chunk_size + np.arange(chunk_size)).ravel()
+        source_of = np.searchsorted(first, rows, side="right") - 1
+        dest = [np.flatnonzero(source_of == i) for i in range(len(sources))]
+        parts = [
+            storage.Part(source, rows[at] - first[i], at)
+            for i, (source, at) in enumerate(zip(sources, dest, strict=True))
+            if len(at)
+        ]
+        edges = np.append(np.arange(0, len(rows), BATCH), len(rows))
+        storage.read_csr(parts, edges, n_var=sources[0].shape[1], num_threads=1, pool=pool)
+
+    return read
+
+
+def by_loader(place: Path, chunk_size: int, n_chunks: int) -> Callable[[int], None]:
+    """What reads one pass, told by its number, through the Loader."""
+    from annbatch import DatasetCollection, Loader
+
+    loader = Loader(
+        chunk_size=chunk_size,
+        preload_nchunks=n_chunks,
+        batch_size=BATCH,
+        shuffle=True,
+        rng=np.random.default_rng(0),
+        prefetch=0,
+        num_threads=1,
+        preload_to_gpu=False,
+    ).use_collection(DatasetCollection(place, mode="r"))
+
+    def read(number: int) -> None:
+        loader.set_epoch(number)
+        for _ in loader:
+            pass
+
+    return read
+
+
+def ratios(readers: list[Callable[[int], None]], n_rounds: int) -> np.ndarray:
+    """Processor time of the first divided by that of the second, for every pair."""
+
+    def seconds(read: Callable[[int], None], number: int) -> float:
+        start = time.process_time()
+        read(number)
+        return time.process_time() - start
+
+    found = []
+    for number in range(-2, n_rounds):
+        order = (0, 1) if number % 2 else (1, 0)
+        took = {side: seconds(readers[side], max(number, 0)) for side in order}
+        if number >= 0:  # the first two rounds warm up
+            found.append(took[0] / max(took[1], 1e-9))
+    return np.array(found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checksums", description=__doc__)
+    parser.add_argument("--cells", type=int, default=30_000)
+    parser.add_argument(
+        "--rounds", type=int, default=100, help="pairs of load requests; of whole passes a third as many"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        places = make_pair(Path(folder), options.cells)
+        sizes = [sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) for place in places]
+        print(f"{options.cells} cells; bytes with and without: {sizes[0]:,}, {sizes[1]:,}\n")
+        print("| read by | rows | median of paired ratios | quarters |\n| --- | --- | --- | --- |")
+        for name, make, n_rounds in (
+            ("engine", by_engine, options.rounds),
+            ("Loader", by_loader, -(-options.rounds // 3)),
+        ):
+            for way, (chunk_size, n_chunks) in WAYS.items():
+                found = ratios([make(place, chunk_size, n_chunks) for place in places], n_rounds)
+                low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
+                print(f"| {name} | {way} | **{median:.3f}** | {low:.3f} to {high:.3f} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

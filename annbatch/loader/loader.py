@@ -531,6 +531,11 @@ class Loader(IterableStyle):
         return {} if self._table.labels is None else self._table.labels.encoders
 
     @property
+    def covariates(self) -> tuple[str, ...]:
+        """Names of the columns of ``batch["covariates"]``, in their order."""
+        return self._wanted.covariates
+
+    @property
     def _obs(self) -> list[pd.DataFrame] | None:
         """One obs frame per dataset, with united categories; of a view one for all its rows. scvi-tools reads this."""
         if self._table.obs is None:

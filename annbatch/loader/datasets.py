@@ -6,8 +6,8 @@ import hashlib
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -154,13 +154,25 @@ class ObsHome:
     def _opened(self) -> Iterator[pd.DataFrame | FrameReader]:
         if isinstance(self.place, pd.DataFrame):
             yield self.place
-        elif isinstance(self.place, tuple):
+        else:
+            with self.group() as group:
+                yield FrameReader(group["obs"])
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the whole AnnData can be opened again."""
+        return not isinstance(self.place, pd.DataFrame)
+
+    @contextmanager
+    def group(self) -> Iterator[Any]:
+        """Open the group of a stored AnnData again."""
+        if isinstance(self.place, tuple):
             path, name = self.place
             file: Any = storage.open_group(path)
             with file:
-                yield FrameReader(file[name]["obs"])
+                yield file[name]
         else:
-            yield FrameReader(self.place["obs"])
+            yield self.place
 
 
 @dataclass(frozen=True)
@@ -399,6 +411,29 @@ class Table:
     raw_names: pd.Index | None = None
     passing_parts: tuple[View, ...] = ()
     names: tuple[str, ...] = ()
+    wanted: Wanted = field(default_factory=Wanted)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave what there is per row in files that all processes of the machine map; see storage/shared_arrays.py."""
+        names = {each.name for each in fields(self)}
+        state = {name: value for name, value in self.__dict__.items() if name in names}
+        is_stored = bool(self.lengths) and all(home is not None and home.is_stored for home in self.obs_homes)
+        homes = state.pop("obs_homes")
+        remake = partial(_opened_again, self._emptied(), homes, self.fingerprint) if is_stored else None
+        return storage.reduced(partial(_table_of, homes), state, remake)
+
+    def _emptied(self) -> Table:
+        """Return the table before anything was added."""
+        return Table(
+            genes=self.genes.emptied(),
+            labels=None if self.labels is None else LabelTables(self.labels.wanted),
+            covariates=None if self.covariates is None else Covariates(self.covariates.names),
+            wanted=self.wanted,
+        )
+
+    def shared(self) -> Table:
+        """Return the table with what there is per row in memory that all processes of the machine share."""
+        return replace(self, labels=storage.shared(self.labels), covariates=storage.shared(self.covariates))
 
     def added(self, datasets: Sequence[Dataset]) -> Table:
         """Return the table with more datasets, after checking that all fit together."""
@@ -571,6 +606,27 @@ class Table:
         for dataset in np.flatnonzero(np.diff(edges)).tolist():
             places = order[edges[dataset] : edges[dataset + 1]]
             yield dataset, rows[places] - self.offsets[dataset], places
+
+
+def _table_of(homes: tuple[ObsHome | None, ...], state: dict[str, Any]) -> Table:
+    return Table(**state, obs_homes=homes)
+
+
+def _opened_again(empty: Table, homes: Sequence[ObsHome], fingerprint: Mapping[str, Any]) -> Table:
+    """Read everything again."""
+    datasets = []
+    for home in homes:
+        with home.group() as group:
+            dataset = Dataset.from_group(group, empty.wanted, str(home.place))
+            dataset.close()
+        datasets.append(dataset)
+    table = empty.added(datasets)
+    if table.fingerprint != fingerprint:
+        msg = (
+            f"the data were changed after the loader was made: it had {dict(fingerprint)}, and now {table.fingerprint}"
+        )
+        raise storage.CorruptDataError(msg)
+    return table
 
 
 def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:

@@ -280,6 +280,7 @@ class Loader(IterableStyle):
             genes=Genes(join=join, wanted=None if names is None else pd.Index(names)),
             labels=LabelTables(wanted_labels) if self._wanted.labels else None,
             covariates=Covariates(self._wanted.covariates) if self._wanted.covariates else None,
+            wanted=self._wanted,
         )
         self._nse = None if nse is None else as_count("nse", nse)
         if self._nse is not None and (self._to != "jax" or dense):
@@ -472,7 +473,7 @@ class Loader(IterableStyle):
         return dataset
 
     def _add(self, datasets: Sequence[Dataset], kept: KeptMedian | None = None) -> None:
-        table = self._table.added(datasets)
+        table = self._table.added(datasets).shared()
         # Medians of totals are known before a pass begins: of several DataLoader workers each would go through all rows.
         self._scaling = self._scaling.added(table, None if self._table.lengths else kept, self._num_threads)
         self._table = table
@@ -528,6 +529,11 @@ class Loader(IterableStyle):
         datasets, sorted, so that they may change when data is added; fixed ones stay as they were given.
         """
         return {} if self._table.labels is None else self._table.labels.encoders
+
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        """Names of the columns of ``batch["covariates"]``, in their order."""
+        return self._wanted.covariates
 
     @property
     def _obs(self) -> list[pd.DataFrame] | None:
@@ -873,10 +879,15 @@ class Loader(IterableStyle):
     # -- other processes, copies, torch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_passes"}
+        state = {key: value for key, value in self.__dict__.items() if key != "_passes"}
+        if storage.is_spawning():
+            # What these hold per row, too, the process that is being started maps from files.
+            state["_packed"] = storage.packed({key: state.pop(key) for key in _SENT_TOGETHER})
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        packed = state.pop("_packed", None)
+        self.__dict__.update(state if packed is None else {**state, **packed.value()})
         self._passes = weakref.WeakSet()
 
     @property  # type: ignore[misc]
@@ -892,6 +903,10 @@ class Loader(IterableStyle):
             if self.__dict__.get("_to") == "torch":
                 let_torch_warn_unheard()
         return type(self)
+
+
+# Which rows, in which order, and where a pass stands: these refer to each other.
+_SENT_TOGETHER = ("_batch_sampler", "_chosen", "_position", "_resume")
 
 
 def _name_of(group: Any) -> str:

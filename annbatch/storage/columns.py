@@ -199,10 +199,7 @@ class CompactFrame:
         It shares nothing with this table; with ``copy=False`` it may, for a table that is not used any more.
         """
         table = self if columns is None else self._only(columns)
-        if rows is None:
-            values = table.values.copy(deep=copy)
-        else:
-            values = table.values.take(rows)
+        values = table.values.copy(deep=copy) if rows is None else table.values.take(rows)
         for number, dtype in enumerate(values.dtypes):
             if isinstance(dtype, pd.CategoricalDtype):
                 own = pd.CategoricalDtype(dtype.categories.copy(deep=True), ordered=dtype.ordered)

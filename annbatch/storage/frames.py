@@ -668,9 +668,10 @@ def _factorize_text(column: _StoredColumn) -> Labels:
     found: dict[str, int] = {}
     pieces: list[np.ndarray] = []
     for rows, pair in _packed_text(column):
+        values: list[Any]
         if pair is None:  # not only text
-            codes, values = pd.factorize(_read_raw(column, rows))
-            values = _decoded(np.asarray(values)).tolist()
+            codes, distinct = pd.factorize(_read_raw(column, rows))
+            values = _decoded(np.asarray(distinct)).tolist()
         else:
             codes, values = numbered(*pair)
         numbers = [found.setdefault(value, len(found)) for value in values]

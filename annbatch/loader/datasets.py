@@ -433,7 +433,8 @@ class Table:
 
     def shared(self) -> Table:
         """Return the table with what there is per row in memory that all processes of the machine share."""
-        return replace(self, labels=storage.shared(self.labels), covariates=storage.shared(self.covariates))
+        obs = None if self.obs is None else self.obs.shared()
+        return replace(self, obs=obs, labels=storage.shared(self.labels), covariates=storage.shared(self.covariates))
 
     def added(self, datasets: Sequence[Dataset]) -> Table:
         """Return the table with more datasets, after checking that all fit together."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch import storage
 from annbatch._shared.labels import encode_together
 from annbatch.storage.columns import CompactFrame, stacked
 
@@ -62,9 +63,9 @@ class ObsTable:
             self.pieces[:] = [stacked_obs(pieces)]  # holds what it held, only in one piece
         return self.pieces[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Joined once, and not in each process anew.
-        return {**self.__dict__, "pieces": [self._whole] if self.pieces else []}
+    def shared(self) -> ObsTable:
+        """Return the table with what there is per row in memory that all processes of the machine share."""
+        return ObsTable([piece if piece.was_sent else storage.shared(piece) for piece in self.pieces], self.lengths)
 
     def take(self, rows: np.ndarray) -> pd.DataFrame:
         """Copy out `rows` (int64, any order); categories and the names of the columns are shared with other batches."""

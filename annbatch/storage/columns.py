@@ -258,14 +258,26 @@ class CompactFrame:
         found: pd.Index[Any] = pd.Index(names, dtype=self.names.dtype, name=self.index_name)
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        # As arrays of bytes: who sends them need not know how pandas keeps its columns.
+    @cached_property
+    def _values_as_bytes(self) -> tuple[bytes, list[np.ndarray]]:
+        """The values as arrays of bytes, which share their memory: who sends them need not know how pandas keeps columns."""
         buffers: list[pickle.PickleBuffer] = []
         layout = pickle.dumps(self.values, protocol=5, buffer_callback=buffers.append)
-        return {**self.__dict__, "values": (layout, [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers])}
+        return layout, [read_only(np.frombuffer(buffer.raw(), np.uint8)) for buffer in buffers]
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether this table came out of a pickle, or went into one: its arrays are where pickles have them."""
+        return "_values_as_bytes" in self.__dict__
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "values": self._values_as_bytes}
+        state.pop("_values_as_bytes", None)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         layout, buffers = state["values"]
+        self.__dict__["_values_as_bytes"] = state["values"]
         self.__dict__.update({**state, "values": pickle.loads(layout, buffers=buffers)})  # noqa: S301 (a part of a pickle)
 
 

@@ -166,7 +166,8 @@ class CompactFrame:
     @classmethod
     def of_frame(cls, frame: pd.DataFrame, *, names: bool = True) -> CompactFrame:
         """Take in a DataFrame, whose columns have distinct names; memory may be shared."""
-        texts = {place: text for place in range(frame.shape[1]) if (text := _text_of(frame.iloc[:, place]))}
+        found = {place: _text_of(frame.iloc[:, place]) for place in range(frame.shape[1])}
+        texts = {place: text for place, text in found.items() if text is not None}
         rest = [place for place in range(frame.shape[1]) if place not in texts]
         values = frame.iloc[:, rest] if texts else frame.copy(deep=False)
         values.columns = pd.Index(rest, dtype=np.int64)
@@ -354,7 +355,8 @@ def stacked(frames: Sequence[CompactFrame], finish: Finish = as_it_is) -> Compac
         Has the last word about the dtype of a categorical column.
     """
     names = dict.fromkeys(name for frame in frames for name in frame.axis)
-    texts = {name: text for name in names if (text := _stacked_text(name, frames))}
+    found = {name: _stacked_text(name, frames) for name in names}
+    texts = {name: text for name, text in found.items() if text is not None}
     rest = [name for name in names if name not in texts]
     stops = np.cumsum([frame.n_rows for frame in frames]).tolist()
     parts = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.labels import encode_together
@@ -20,8 +21,6 @@ from .sealing import sealed_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pandas as pd
 
 __all__ = ["ObsTable", "stacked_obs"]
 
@@ -65,7 +64,11 @@ class ObsTable:
 
     def shared(self) -> ObsTable:
         """Return the table with what there is per row in memory that all processes of the machine share."""
-        return ObsTable([piece if piece.was_sent else storage.shared(piece) for piece in self.pieces], self.lengths)
+        pieces = [piece if piece.was_sent else _sealed_again(storage.shared(piece)) for piece in self.pieces]
+        return ObsTable(pieces, self.lengths)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "pieces": [_sealed_again(piece) for piece in state["pieces"]]})
 
     def take(self, rows: np.ndarray) -> pd.DataFrame:
         """Copy out `rows` (int64, any order); categories and the names of the columns are shared with other batches."""
@@ -108,3 +111,13 @@ class ObsTable:
         table = self._whole.frame(None, columns)
         stops = np.cumsum(self.lengths)
         return [table.iloc[stop - length : stop] for stop, length in zip(stops, self.lengths, strict=True)]
+
+
+def _sealed_again(piece: CompactFrame) -> CompactFrame:
+    """Seal the categories of a table that came out of a pickle, where they are as good as new."""
+    for number, dtype in enumerate(piece.values.dtypes):
+        if isinstance(dtype, pd.CategoricalDtype):
+            codes = piece.values.iloc[:, number].array.codes
+            column = pd.Categorical.from_codes(codes, dtype=sealed_dtype(dtype), validate=False)
+            piece.values.isetitem(number, column)
+    return piece

@@ -285,7 +285,7 @@ def test_what_a_loader_holds_of_obs_is_codes_numbers_and_the_bytes_of_text(many_
     _, names_not, _ = bytes_of(lambda: Loader(obs_index=False).use_collection(folder / "c.zarr"))
     _, with_all, _ = bytes_of(lambda: Loader().use_collection(folder / "c.zarr"))
     # number 8, label 1, few 1, many 11 bytes of text and 1.2 for where each begins
-    assert (names_not - without) / len(obs) < 8 + 1 + 1 + 11 * 1.2 + 2
+    assert (names_not - without) / len(obs) < 8 + 1 + 1 + 11 * 1.2 + 10
     assert (with_all - names_not) / len(obs) < 23 * 1.2
 
 

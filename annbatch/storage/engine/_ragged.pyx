@@ -101,7 +101,7 @@ def decode_texts(const uint8_t[::1] data not None, const int64_t[::1] start not 
 
 
 def unpack_texts(const uint8_t[::1] chunk not None, int64_t[::1] length not None, uint8_t[::1] data not None):
-    """Put the texts of a decoded ``vlen-utf8`` chunk below each other: the first of them, as many as ``length`` has entries.
+    """Put the first texts of a decoded ``vlen-utf8`` chunk below each other: as many as ``length`` has entries.
 
     The chunk is a count (uint32, little-endian), then of each text its bytes (uint32) and these. ``data`` is as long as
     ``chunk`` at least. One copy, without the GIL; whether it is UTF-8 is for the caller to see.
@@ -141,9 +141,9 @@ def number_texts(const uint8_t[::1] data not None, const int64_t[::1] length not
                  int64_t[::1] size not None):
     """Number the distinct ones of texts whose bytes lie below each other, in the order in which they come first.
 
-    ``slots`` is a hash table: a power of two of them, more than there are texts, all -1. ``code`` gets the number of each
-    text, ``begin`` and ``size`` where the bytes of each distinct one begin in ``data`` and how many they are; all as long
-    as ``length``. About 1 ns a byte; ``seed`` keeps files from being made for collisions.
+    ``slots`` is a hash table: a power of two of them, more than there are texts, all -1. ``code`` gets the number of
+    each text, ``begin`` and ``size`` where the bytes of each distinct one begin in ``data`` and how many they are; all
+    as long as ``length``. About 1 ns a byte; ``seed`` keeps files from being made for collisions.
 
     Returns
     -------

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from annbatch._shared.collection_format import dataset_name
 from annbatch.storage.manifest import MANIFEST, listed_documents
 
+from .clients import fsspec_objects
 from .fetch import fetcher
 from .hdf5 import open_far_files
 from .hdf5_opening import fetch_needed
 from .options import FarOptions
-from .stores import fsspec_objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -269,7 +269,7 @@ def _part_metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
     for frame, columns in needs.frames.items():
         for name in _frame_columns(group[frame], columns)[1:] if frame in group else []:
             path = f"{frame}/{name}"
-            elem = group.get(path)
+            elem: Any = group.get(path)
             if hasattr(elem, "group_keys"):
                 is_categorical = "codes" in elem
                 if not is_categorical or hasattr(elem.get("categories"), "group_keys"):

@@ -32,13 +32,13 @@ class LocalGroup(zarr.Group):
             found = _node(self.store_path / path, self.metadata.zarr_format)
         return super().__getitem__(path) if found is None else found
 
-    def __contains__(self, path: object) -> bool:
+    def __contains__(self, path: str) -> bool:
         """Whether there is such an array or group."""
         if isinstance(path, str) and _is_plain(path):
             folder = _folder(self.store_path / path)
             names = ("zarr.json",) if self.metadata.zarr_format == 3 else (".zarray", ".zgroup")
             return any(os.path.exists(f"{folder}/{name}") for name in names)  # noqa: PTH110 (quick)
-        found: bool = super().__contains__(path)  # type: ignore[arg-type]
+        found: bool = super().__contains__(path)
         return found
 
 

@@ -303,8 +303,8 @@ def _array_of(key: str, writable: bool, transposed: bool) -> np.ndarray:  # noqa
     if found is None:
         raise ArrayGoneError(key)
     (array,) = found.arrays
-    if not writable:
-        _note(array, key, None)
+    # What cannot be written to needs no second look.
+    _note(array, key, _engine.crc32c(_bytes_of(array)) if writable else None)
     return array.T if transposed else array
 
 
@@ -312,6 +312,7 @@ class _Referring:
     """Part of a pickler: big arrays are not written, but where they are."""
 
     _not_shared: int | None = None
+    read_only = False
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, MemoryArray):
@@ -324,7 +325,14 @@ class _Referring:
         if id(value) == self._not_shared or (transposed and not value.flags.f_contiguous):
             return NotImplemented
         key = _key_of(value.T if transposed else value)
-        return NotImplemented if key is None else (_array_of, (key, value.flags.writeable, transposed))
+        return (
+            NotImplemented
+            if key is None
+            else (
+                _array_of,
+                (key, value.flags.writeable and not self.read_only, transposed),
+            )
+        )
 
 
 class _Pickler(_Referring, pickle.Pickler):
@@ -335,9 +343,11 @@ class _SpawningPickler(_Referring, ForkingPickler):
     """For a process that is being started."""
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: Any, *, read_only: bool = False) -> bytes:
     to = io.BytesIO()
-    (_SpawningPickler if is_spawning() else _Pickler)(to, pickle.HIGHEST_PROTOCOL).dump(value)
+    pickler = (_SpawningPickler if is_spawning() else _Pickler)(to, pickle.HIGHEST_PROTOCOL)
+    pickler.read_only = read_only
+    pickler.dump(value)
     return to.getvalue()
 
 
@@ -394,10 +404,10 @@ def _rebuilt(build: Callable[[Any], T], data: bytes, remake: Callable[[], T] | N
 def shared(value: T) -> T:
     """Return a value, of plain classes and arrays, with its big arrays in files from which other processes have them, too.
 
-    Their memory is then that of the files: in the machine once, and given back when there is need of it.
+    They are read-only then. Their memory is then that of the files: in the machine once, and given back when there is need of it.
     """
     try:
-        found: T = pickle.loads(_dumps(value))  # noqa: S301 (our own)
+        found: T = pickle.loads(_dumps(value, read_only=True))  # noqa: S301 (our own)
     except ArrayGoneError:
         return value
     return found

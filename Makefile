@@ -12,8 +12,11 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# The requirements of an extra; installing the extra itself would compile everything again.
-EXTRA := $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])'
+# Install the requirements of an extra, from a file, as they have spaces; the extra itself would compile everything again.
+define install_extra
+	$(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' $(1) > $(VENV)/$(1).txt
+	$(PIP) install -r $(VENV)/$(1).txt $(2)
+endef
 
 SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
@@ -25,7 +28,7 @@ define in_copy
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-debug sanitize lint format bench bench-quick versus docs test-integration clean help
+.PHONY: demo test test-slow test-debug sanitize lint format bench bench-quick versus compare docs test-integration clean help
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,7 +62,8 @@ docs: $(VENV)/docs  ## the documentation site, in docs/_build/html
 
 # scvi-tools in an environment of its own; its current release needs Python 3.12: make test-integration PYTHON=python3.12
 test-integration: $(VENV)/built  ## scvi-tools, unmodified, over our files (PYTHON=python3.12 or later)
-	$(PIP) install $$($(EXTRA) test) $$($(EXTRA) scvi)
+	$(call install_extra,test)
+	$(call install_extra,scvi)
 	$(BIN)/python -m pytest tests/integration/test_scvi.py $(ARGS)
 
 format: $(VENV)/dev  ## let ruff mend what it can
@@ -77,6 +81,10 @@ bench-quick: $(VENV)/bench  ## each benchmark once, on small data, to see that i
 # torch: make versus WITH="torch==2.13.0" ARGS="--python python3.12"
 versus: $(VENV)/bench $(VENV)/test  ## side by side with other loaders: data, runs, table and plot (half an hour)
 	$(BIN)/python -m benchmarks.versus --out docs/versus --write README.md --write docs/performance.md $(ARGS)
+
+# Needs Python 3.12 for the others, ten minutes when their environments are made, and torch for none of ours.
+compare: $(VENV)/bench  ## every loader that could be had on one task: speed, memory, shuffle quality (ten minutes)
+	$(BIN)/python -m benchmarks.versus.public --out docs/comparison --write docs/comparison.md $(ARGS)
 
 # The tests of kernels and storage under the address and undefined-behaviour sanitizers, in a copy, too.
 sanitize: $(VENV)/test  ## tests of kernels and storage under the address and undefined-behaviour sanitizers
@@ -104,19 +112,19 @@ $(VENV)/built: $(VENV)/python pyproject.toml setup.py $(SOURCES)
 	touch $@
 
 $(VENV)/test: $(VENV)/built
-	$(PIP) install $$($(EXTRA) test) $(WITH)
+	$(call install_extra,test,$(WITH))
 	touch $@
 
 $(VENV)/dev: $(VENV)/built
-	$(PIP) install $$($(EXTRA) dev)
+	$(call install_extra,dev)
 	touch $@
 
 $(VENV)/docs: $(VENV)/built
-	$(PIP) install $$($(EXTRA) docs)
+	$(call install_extra,docs)
 	touch $@
 
 $(VENV)/bench: $(VENV)/built
-	$(PIP) install $$($(EXTRA) bench)
+	$(call install_extra,bench)
 	touch $@
 
 clean:  ## remove everything that was built here

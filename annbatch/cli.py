@@ -151,13 +151,21 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "bench",
         parents=[common],
-        help="how fast this machine reads a collection or AnnData file",
-        description="Read batches with a few settings of Loader, and say which to use.",
+        help="how fast this machine reads a collection or AnnData files, and how well settings mix them",
+        description=(
+            "Read batches with a few settings of Loader, and say how fast each is, how well it mixes the rows, and which to use."
+        ),
     )
-    parser.add_argument("path", type=_path, metavar="PATH_OR_URL")
+    parser.add_argument("paths", type=_path, metavar="PATH_OR_URL", nargs="+")
     _add_storage_options(parser)
     parser.add_argument("--batch-size", type=int, default=4096, metavar="ROWS")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each setting (default 3)")
+    parser.add_argument(
+        "--label",
+        action="append",
+        metavar="COLUMN",
+        help="obs column whose labels are to be mixed (repeat for several; default: every categorical one)",
+    )
     parser.set_defaults(run=_bench)
 
 
@@ -327,11 +335,12 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
     from .commands.bench import run_bench, show
 
     found = run_bench(
-        options.path,
+        options.paths,
         options.batch_size,
         options.seconds,
         progress=not options.quiet,
         storage_options=options.storage_options,
+        labels=options.label,
     )
     if not options.json:
         show(found, print)

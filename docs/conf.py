@@ -14,7 +14,10 @@ version = release = annbatch.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 html_theme = "sphinx_book_theme"
 html_title = "annbatch"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+# The search box is in the side bar.
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navbar_persistent": []}
+html_static_path = ["_static"]
+html_css_files = ["annbatch.css"]
 html_show_sourcelink = False
 templates_path: list[str] = []
 exclude_patterns = ["_build", "versus"]

@@ -9,10 +9,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from annbatch import DatasetCollection
 from annbatch.cli import main
+from annbatch.commands.bench import _recommended
 from tests.cells import cells, write
 
 
@@ -95,8 +97,41 @@ def test_bench_recommends_a_setting(place, inputs, what, capsys):
     assert [s["chunk_size"] for s in found["settings"]] == [1, 8, 32, 128, 512]
     assert all(s["rows_per_second"] > 0 for s in found["settings"])
     assert found["recommended"]["chunk_size"] in (1, 8, 32, 128, 512)
-    assert main(["bench", path, "--batch-size", "16", "--seconds", "0.02", "--quiet"]) == 0
-    assert "<- use this" in capsys.readouterr().out
+    options = ["--batch-size", "16", "--seconds", "0.02", "--quiet", "--label", "cell_type"]
+    assert main(["bench", path, *options]) == 0
+    said = capsys.readouterr().out
+    assert "<- use this" in said
+    assert "of cell_type in a batch" in said
+
+
+def test_bench_tells_how_well_each_setting_mixes(tmp_path, capsys):
+    cell_type = pd.Categorical(np.repeat(["a", "b", "c", "d"], 300))
+    donor = pd.Categorical(np.tile(["D1", "D2"], 600))
+    obs = {"cell_type": cell_type, "donor": donor, "barcode": [f"b{i}" for i in range(1200)]}
+    adata = cells(1200, 20, seed=0, prefix="cell", obs=obs)
+    paths = [str(write(part, tmp_path / f"{i}.h5ad")) for i, part in enumerate([adata[:600], adata[600:]])]
+    assert main(["bench", *paths, "--batch-size", "16", "--seconds", "0.01", "--quiet", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert {setting["label"] for setting in settings[1:]} == {"cell_type"}  # sorted, hence the worst
+    mixed = {setting["chunk_size"]: setting["entropy"] for setting in settings}
+    assert mixed[1] > 0.9
+    assert mixed[32] < 0.2  # a load request is one chunk here
+    near = {setting["chunk_size"]: setting["gap"] for setting in settings}
+    assert near[1] > 0.8
+    assert near[32] < 0.1
+
+
+def test_the_advice_of_bench_is_a_setting_that_mixes_and_is_fast():
+    def setting(chunk_size, rate, entropy):
+        return {"chunk_size": chunk_size, "rows_per_second": rate, "entropy": entropy}
+
+    sorted_rows = [setting(1, 10, 1.0), setting(8, 50, 0.97), setting(32, 60, 0.96), setting(512, 900, 0.1)]
+    assert _recommended(sorted_rows)["chunk_size"] == 8
+    shuffled_rows = [setting(1, 10, 1.0), setting(8, 50, 0.97), setting(32, 700, 1.0), setting(512, 900, 1.0)]
+    assert _recommended(shuffled_rows)["chunk_size"] == 32
+    # Batches of so few rows that the single-row setting is not as good as an ideal draw by chance.
+    assert _recommended([setting(1, 10, 0.9), setting(8, 50, 0.5)])["chunk_size"] == 1
+    assert _recommended([setting(1, 10, None), setting(8, 50, None)])["chunk_size"] == 8
 
 
 @pytest.mark.slow

@@ -21,7 +21,20 @@ DOCS = REPOSITORY / "docs"
 # Not what a build of the site left there: copies of the pages, without the pictures beside them.
 SOURCES = [page for page in DOCS.rglob("*.md") if DOCS / "_build" not in page.parents]
 PAGES = sorted([*SOURCES, REPOSITORY / "README.md", *REPOSITORY.glob("CONTRIBUTING.md")])
-OPTIONAL = ("dask", "grain", "jax", "lightning", "moto", "obstore", "s3fs", "scanpy", "torch", "torchdata", "zarrs")
+OPTIONAL = (
+    "dask",
+    "grain",
+    "jax",
+    "lightning",
+    "moto",
+    "obstore",
+    "s3fs",
+    "scanpy",
+    "scvi",
+    "torch",
+    "torchdata",
+    "zarrs",
+)
 
 
 def name_of(page: Path) -> str:
@@ -38,7 +51,7 @@ def blocks(page: Path) -> list[str]:
 def lacking(code: str) -> list[str]:
     named = re.findall(r"^\s*(?:import|from) (\w+)|to=\"(torch|jax)\"", code, flags=re.MULTILINE)
     names = {a or b for a, b in named}
-    if "annbatch.lightning" in code:
+    if "annbatch.lightning" in code or "annbatch.scvi" in code:
         names.add("lightning")
     return sorted(name for name in names & set(OPTIONAL) if importlib.util.find_spec(name) is None)
 

@@ -36,6 +36,7 @@ BELOW = {
     "loader": {"abc", "samplers", "storage", "_shared", "types"},
     "mapped": {"abc", "samplers", "storage", "_shared", "types"},
     "collection": {"abc", "samplers", "storage", "_shared", "types"},
+    "scvi": {"lightning", "loader", "abc", "samplers", "_shared", "types"},
     "lightning": {"loader", "abc", "samplers", "_shared", "types"},
     "abc": {"samplers"},
     "samplers": {"_rle", "_shared", "types"},

@@ -56,7 +56,7 @@ def test_the_version_is_that_of_the_metadata():
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if name.startswith("annbatch.lightning"):
+    if name.startswith(("annbatch.lightning", "annbatch.scvi")):
         pytest.importorskip("lightning", reason="needs lightning")
     module = importlib.import_module(name)
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)

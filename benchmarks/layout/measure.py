@@ -135,7 +135,7 @@ def measure_layouts(paths, folder):
         found[-1]["bytes"] = bytes_in(place)
     for _ in range(ROUNDS):  # in turn, so that a slow minute of the machine meets all of them
         for i, layout in enumerate(found):
-            for setting in run_bench(folder / f"{i}.zarr", 4096, SECONDS, progress=False)["settings"]:
+            for setting in run_bench([folder / f"{i}.zarr"], 4096, SECONDS, progress=False)["settings"]:
                 layout["rates"].setdefault(str(setting["chunk_size"]), []).append(setting["rows_per_second"])
     return found
 

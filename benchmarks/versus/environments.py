@@ -14,7 +14,10 @@ __all__ = ["Environments"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REQUIREMENTS = Path(__file__).with_name("requirements")
-OLDEST_PYTHON = {"annbatch": (3, 12), "lamindb": (3, 11), "scdataset": (3, 11)}
+OLDEST_PYTHON = {
+    "annbatch": (3, 12), "annloader": (3, 12), "lamindb": (3, 11), "scdataset": (3, 11), "scdl": (3, 12),
+    "tiledbsoma": (3, 12),
+}  # fmt: skip
 PACKAGES = (
     "annbatch", "anndata", "dask", "h5py", "lamindb", "numba", "numpy", "pandas", "scdataset", "scipy", "torch", "zarr", "zarrs",
 )  # fmt: skip
@@ -84,6 +87,15 @@ class Environments:
             cwd=self.folder,
         )
         return json.loads(answer.stdout)
+
+    def version_of(self, name: str, package: str) -> str:
+        """Return the version of one package, or "" where it has none."""
+        code = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+        answer = subprocess.run(
+            [self.interpreter(name), "-c", code, package],
+            capture_output=True, text=True, check=False, env=self.variables(name), cwd=self.folder,
+        )  # fmt: skip
+        return answer.stdout.strip()
 
     def _make(self, name: str) -> str:
         requirements = REQUIREMENTS / f"{name}.txt"

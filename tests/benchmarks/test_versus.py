@@ -3,10 +3,12 @@
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from benchmarks.versus import public
 from benchmarks.versus.cases import CASES, Case, Measure, Side
-from benchmarks.versus.environments import OLDEST_PYTHON, REQUIREMENTS, find_python
+from benchmarks.versus.environments import OLDEST_PYTHON, REQUIREMENTS, Environments, find_python
 from benchmarks.versus.measure import Sizes, Versus, summary, times_better
 from benchmarks.versus.report import (
     FEW,
@@ -150,3 +152,76 @@ def test_the_short_table_has_the_cases_that_matter_to_most_and_says_what_failed(
     assert rows[0].endswith("| a peer | 1,000 rows/s | 2,000 rows/s | **2 x** |")
     assert "failed" in rows[1]
     assert short_table(results) in document.read_text()
+
+
+# The comparison of everything with everything on one task.
+
+
+def public_results():
+    row = {
+        "name": "ours-32x256", "title": "ours", "environment": "ours", "batches": "CSR", "version": "0.5.0", "conversion": None,
+        "rates": [1000.0, 900.0, 1100.0], "peak_memory": [2e8], "quality": {"entropy": 0.9, "gap": 0.2},
+    }  # fmt: skip
+    peer = {
+        **row, "name": "peer", "title": "peer {}", "environment": "peer", "version": "1.2", "rates": [10.0],
+        "peak_memory": [4e8], "quality": {"entropy": 1.0, "gap": None}, "conversion": {"seconds": 7.0, "size_on_disk": 5e6},
+    }  # fmt: skip
+    broken = {**peer, "name": "broken", "title": "broken {}", "rates": [], "failed": "no such thing"}
+    return {
+        "date": "2026-01-01", "commit": "abc", "machine": {"cpu": "a cpu", "cpus": 2, "load": 0.1},
+        "sizes": {"files": 2, "cells": 5000, "rounds": 3, "seconds": 1.0},
+        "rows": [row, peer, broken], "absent": {"another": "needs a GPU"},
+    }  # fmt: skip
+
+
+def test_the_comparison_says_what_is_best_who_wins_what_failed_and_what_is_absent():
+    table = public.markdown(public_results())
+    assert "| ours | CSR | **1,000** (900 to 1,100) | **200 MB** | 0.90 | 0.20 | none |" in table
+    assert "| peer 1.2 | CSR | 10 (10 to 10) | 400 MB | 1.00 |  | 7 s, 5 MB |" in table
+    assert "Where a peer is better than annbatch at 32 x 256 on the h5ad files: peer 1.2 mixes labels better." in table
+    assert "broken : failed: no such thing" in table
+    assert "- another: needs a GPU" in table
+    assert "at commit abc" in table
+    assert "load 0.1" in table
+
+
+def test_the_comparison_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra 'bench')")
+    public.plot(public_results(), [tmp_path / "plot.svg"])
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert "ours-32x256" in drawn
+    assert "broken" not in drawn
+
+
+def test_every_candidate_has_what_it_needs():
+    names = [candidate.name for candidate in public.CANDIDATES]
+    assert len(set(names)) == len(names)
+    for candidate in public.CANDIDATES:
+        assert candidate.environment in public.PACKAGE
+        if candidate.environment != "ours":
+            assert (REQUIREMENTS / f"{candidate.environment}.txt").exists()
+            assert candidate.environment in OLDEST_PYTHON
+
+
+def test_a_loader_that_repeats_rows_within_a_pass_has_failed(tmp_path):
+    class Repeating(public.Comparison):
+        def worker(self, candidate, task, **more):
+            np.savez(more["out"], np.array([0, 1]), np.array([1, 2]))
+
+    comparison = Repeating(None, tmp_path, [], 1.0)
+    with pytest.raises(WorkerError, match="repeat rows within a pass"):
+        comparison.quality(public.CANDIDATES[0], np.zeros(300, int))
+
+
+@pytest.mark.slow
+def test_our_side_of_the_comparison_runs(tmp_path):
+    environments = Environments(tmp_path, given={})
+    paths = public.make_files(tmp_path / "h5ad", 2, 200)
+    codes = public.codes_of(paths)
+    assert (np.diff(codes[:200]) >= 0).all()
+    comparison = public.Comparison(environments, tmp_path, paths, 0.01)
+    comparison.run([public.CANDIDATES[1]], 1)
+    found = comparison.found["ours-32x256"]
+    assert "failed" not in found
+    assert found["rates"][0] > 0
+    assert found["quality"]["entropy"] == pytest.approx(1, abs=0.1)  # all rows are one load request

@@ -119,7 +119,8 @@ def test_a_checkpoint_in_mid_epoch_goes_on_bit_for_bit(paths, tmp_path):
         assert torch.equal(resumed.layer.weight, whole.layer.weight)
 
 
-# Not 10, the end of an epoch: a Trainer that max_steps stopped there gives the next epoch one batch when it goes on.
+# Not 10, the end of an epoch: a Trainer that max_steps stopped there gives the next epoch one batch when it goes on, with a plain
+# DataLoader of torch and with a StatefulDataLoader, too (docs/howto/lightning.md).
 @pytest.mark.parametrize("steps", [1, 4, 13])
 def test_a_checkpoint_of_a_trainer_that_was_stopped_by_max_steps_goes_on_too(paths, tmp_path, steps):
     def run(max_steps, checkpoint=None):

@@ -35,10 +35,10 @@ class Rows:
 class Files:
     """Several h5ad files as one collection."""
 
-    def __init__(self, paths: list[str]) -> None:
+    def __init__(self, paths: list[str], column: str = "cell_type") -> None:
         backed = [ad.read_h5ad(path, backed="r") for path in paths]
         self.matrices = [adata.X for adata in backed]
-        self.cell_type = np.concatenate([np.asarray(adata.obs["cell_type"]) for adata in backed])
+        self.cell_type = np.concatenate([np.asarray(adata.obs[column]) for adata in backed])
         self.starts = np.cumsum([0, *(adata.n_obs for adata in backed)])
 
     def __len__(self) -> int:

@@ -50,7 +50,7 @@ _VERSION = 1
 _SUFFIX = ".arrays"
 _HEAD_BYTES = _ALIGNED = 4096
 # What is smaller is not worth a file: of an array that travels to another process, and of what is read from stored data.
-_SMALLEST_SENT = 1 << 20
+_SMALLEST_SENT = 1 << 18
 _SMALLEST_KEPT = 1 << 16
 # A file that changed so short a time ago may change again without its times showing it.
 _SETTLED_NS = 2 * 10**9
@@ -308,31 +308,28 @@ def _array_of(key: str, writable: bool, transposed: bool) -> np.ndarray:  # noqa
     return array.T if transposed else array
 
 
+def _is_big(value: Any) -> bool:
+    """Whether a value is an array that is worth a file."""
+    return type(value) is np.ndarray and value.nbytes >= _SMALLEST_SENT and value.dtype.kind in "biufcSU"
+
+
 class _Referring:
     """Part of a pickler: big arrays are not written, but where they are."""
 
     _not_shared: int | None = None
-    read_only = False
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, MemoryArray):
             self._not_shared = id(
                 value.array
             )  # a matrix that the user holds in memory, who may change it: sent as ever
-        if type(value) is not np.ndarray or value.nbytes < _SMALLEST_SENT or value.dtype.kind not in "biufcSU":
+        if not _is_big(value):
             return NotImplemented
         transposed = not value.flags.c_contiguous
         if id(value) == self._not_shared or (transposed and not value.flags.f_contiguous):
             return NotImplemented
         key = _key_of(value.T if transposed else value)
-        return (
-            NotImplemented
-            if key is None
-            else (
-                _array_of,
-                (key, value.flags.writeable and not self.read_only, transposed),
-            )
-        )
+        return NotImplemented if key is None else (_array_of, (key, value.flags.writeable, transposed))
 
 
 class _Pickler(_Referring, pickle.Pickler):
@@ -343,11 +340,9 @@ class _SpawningPickler(_Referring, ForkingPickler):
     """For a process that is being started."""
 
 
-def _dumps(value: Any, *, read_only: bool = False) -> bytes:
+def _dumps(value: Any) -> bytes:
     to = io.BytesIO()
-    pickler = (_SpawningPickler if is_spawning() else _Pickler)(to, pickle.HIGHEST_PROTOCOL)
-    pickler.read_only = read_only
-    pickler.dump(value)
+    (_SpawningPickler if is_spawning() else _Pickler)(to, pickle.HIGHEST_PROTOCOL).dump(value)
     return to.getvalue()
 
 
@@ -401,13 +396,15 @@ def _rebuilt(build: Callable[[Any], T], data: bytes, remake: Callable[[], T] | N
     return remake()
 
 
-def shared(value: T) -> T:
-    """Return a value, of plain classes and arrays, with its big arrays in files from which other processes have them, too.
+def shared(array: np.ndarray) -> np.ndarray:
+    """Return an array as it is or, where it is big, read-only from a file, from which other processes have it, too.
 
-    They are read-only then. Their memory is then that of the files: in the machine once, and given back when there is need of it.
+    Its memory is then that of the file: in the machine once, and given back when there is need of it.
     """
+    if not _is_big(array) or not array.flags.c_contiguous:
+        return array
+    key = _key_of(array)
     try:
-        found: T = pickle.loads(_dumps(value, read_only=True))  # noqa: S301 (our own)
+        return array if key is None else _array_of(key, writable=False, transposed=False)
     except ArrayGoneError:
-        return value
-    return found
+        return array

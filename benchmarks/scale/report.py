@@ -36,7 +36,7 @@ def _series(results: dict[str, Any], face: str, source: str) -> list[dict[str, f
 
 
 def _opening(results: dict[str, Any], faces: list[str]) -> str:
-    lines = [["what", "source", "rows", "seconds", "again", "microseconds a row", "bytes a row", "of them heap", "exponent of bytes", "of time", "pickle: ms", "bytes a row"]]  # fmt: skip
+    lines = [["what", "source", "rows", "seconds", "of processor", "again", "microseconds a row", "bytes a row", "of them heap", "exponent of bytes", "of time", "pickle: ms", "bytes a row"]]  # fmt: skip
     keys = dict.fromkeys((case["face"], case["source"]) for case in results["cases"] if case["face"] in faces)
     for face, source in keys:
         series = _series(results, face, source)
@@ -44,11 +44,11 @@ def _opening(results: dict[str, Any], faces: list[str]) -> str:
             so_far = series[: number + 1]
             rows = [each["rows"] for each in so_far]
             lines.append([
-                face, source, f"{case['rows']:,}", _cell(case["seconds"]), _cell(case.get("again")),
-                _cell(case["seconds"] / case["rows"] * 1e6, 3), _cell(case["resident"] / case["rows"], 1),
+                face, source, f"{case['rows']:,}", _cell(case["seconds"]), _cell(case["processor"]), _cell(case.get("again")),
+                _cell(case["processor"] / case["rows"] * 1e6, 3), _cell(case["resident"] / case["rows"], 1),
                 _cell(case["anonymous"] / case["rows"], 1),
                 _cell(exponent(rows, [each["resident"] for each in so_far])),
-                _cell(exponent(rows, [each["seconds"] for each in so_far])),
+                _cell(exponent(rows, [each["processor"] for each in so_far])),
                 _cell(case["pickle_seconds"] * 1e3, 1), _cell(case["pickle_bytes"] / case["rows"], 3),
             ])  # fmt: skip
     return _table(lines)
@@ -133,7 +133,8 @@ less what the same eight have with {results["workers_base_rows"]:,} rows.
 {_workers(results)}
 
 Measured {results["date"]} on {machine["cpu"]}, {machine["cpus"]} cores, {machine["memory_gb"]} GB, load {machine["load"]}: other work
-ran on this machine, so that seconds are upper bounds; bytes are not affected.
+ran on this machine, so that seconds are upper bounds, those of the clock more than those of the processor; bytes are not affected.
+Microseconds, exponents of time and the plot are of processor time.
 """
 
 
@@ -150,7 +151,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for number, key in enumerate(keys):
         series = _series(results, *key)
         rows = [case["rows"] for case in series]
-        for axis, what, unit in ((axes[0], "resident", 1e9), (axes[1], "seconds", 1.0)):
+        for axis, what, unit in ((axes[0], "resident", 1e9), (axes[1], "processor", 1.0)):
             values = [case[what] / unit for case in series]
             shown = [(n, value) for n, value in zip(rows, values, strict=True) if value > 0]
             if not shown:
@@ -170,7 +171,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 axis.plot(
                     [last_rows, FAR_ROWS], [last, last * (FAR_ROWS / last_rows) ** max(slope, 0)], ":", color=color
                 )
-    for axis, title in zip(axes, ("memory after opening, GB", "seconds to open"), strict=True):
+    for axis, title in zip(axes, ("memory after opening, GB", "seconds of processor time to open"), strict=True):
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("rows")

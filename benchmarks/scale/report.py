@@ -14,9 +14,13 @@ PLOT = "layout/scale.svg"
 FAR_ROWS = 10**9
 
 
-def exponent(rows: list[int], values: list[float]) -> float | None:
-    """Slope of log(value) over log(rows) between the last two sizes; None where a value is too small to be told from zero."""
-    if len(rows) < 2 or min(values[-2:]) <= 0:
+# Bytes and seconds below which a slope would be one of noise.
+FLOORS = {"resident": 1e6, "processor": 0.005}
+
+
+def exponent(rows: list[int], values: list[float], floor: float) -> float | None:
+    """Slope of log(value) over log(rows) between the last two sizes; None where a value is too small to be told from noise."""
+    if len(rows) < 2 or min(values[-2:]) < floor:
         return None
     return math.log(values[-1] / values[-2]) / math.log(rows[-1] / rows[-2])
 
@@ -47,8 +51,8 @@ def _opening(results: dict[str, Any], faces: list[str]) -> str:
                 face, source, f"{case['rows']:,}", _cell(case["seconds"]), _cell(case["processor"]), _cell(case.get("again")),
                 _cell(case["processor"] / case["rows"] * 1e6, 3), _cell(case["resident"] / case["rows"], 1),
                 _cell(case["anonymous"] / case["rows"], 1),
-                _cell(exponent(rows, [each["resident"] for each in so_far])),
-                _cell(exponent(rows, [each["processor"] for each in so_far])),
+                _cell(exponent(rows, [each["resident"] for each in so_far], FLOORS["resident"])),
+                _cell(exponent(rows, [each["processor"] for each in so_far], FLOORS["processor"])),
                 _cell(case["pickle_seconds"] * 1e3, 1), _cell(case["pickle_bytes"] / case["rows"], 3),
             ])  # fmt: skip
     return _table(lines)
@@ -165,8 +169,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 label=", ".join(part for part in key if part),
             )
             if len(shown) > 1:
-                slope = exponent([n for n, _ in shown], [value for _, value in shown])
-                assert slope is not None
+                slope = exponent([n for n, _ in shown], [value for _, value in shown], FLOORS[what] / unit)
+                if slope is None:
+                    continue
                 last_rows, last = shown[-1]
                 axis.plot(
                     [last_rows, FAR_ROWS], [last, last * (FAR_ROWS / last_rows) ** max(slope, 0)], ":", color=color

@@ -95,11 +95,12 @@ Solid: measured. Dotted: the straight line beyond what was run, from the last tw
 | --- | --- | --- |
 | row pointers | 1 to 4 (the length of the row), and one start for 64 rows | one file per machine |
 | labels, `labels=[...]` | 1 or 2 (a code) | one file per machine |
+| names of cells, text of many values | their bytes, and about 1.2 | one file per machine |
 | chunk tables | 8 for each stored chunk of an array (16 where a shard or file is larger than 4 GiB), in memory only for shards that were touched | after a fork |
 | `RandomSampler` | 0 | |
 | class-based samplers, scattered classes and `chunk_size=1` | 4, beside the codes | workers that are spawned |
 
-Row pointers and labels are read by the first process of a machine, and written to files in a folder of yours. That process and all
+Row pointers, labels, names and text are read by the first process of a machine, and written to files in a folder of yours. That process and all
 others (workers that are forked or spawned, ranks, the next run) map these files, so that the pages are in memory once.
 The files are told apart by path, size, times and inode of the data; data that changed have other files. The folder is
 
@@ -119,6 +120,7 @@ of files are open one after the other: a pass keeps no more than 16 HDF5 files o
 Ten obs columns (four of labels, two of text, four of numbers), about ten values a row; "labels": `labels=["cell_type"],
 obs_columns=[]`. "Again": a second process, which maps what the first one wrote. Memory is what the process has more than after the same
 with 100,000 rows; "heap" is what it does not share. Of X only the metadata and row pointers are real: opening reads nothing else.
+The stores of most rows have one obs column, and their names of cells repeat.
 
 {_opening(results, faces)}
 

@@ -123,7 +123,7 @@ def _make_room(folder: Path, needed: int, limit: int) -> bool:
 # -- one file
 
 
-class _Held(NamedTuple):
+class _Stored(NamedTuple):
     """What a file holds: arrays, and facts that are plain data."""
 
     facts: Any
@@ -176,7 +176,7 @@ def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
-def _mapped(key: str, *, writable: bool = False) -> _Held | None:
+def _mapped(key: str, *, writable: bool = False) -> _Stored | None:
     """Map a file; None where it is not there, or not to be trusted."""
     path = _path(key)
     if path is None:
@@ -206,7 +206,7 @@ def _mapped(key: str, *, writable: bool = False) -> _Held | None:
         return None
     finally:
         os.close(handle)
-    return _Held(head["facts"], arrays)
+    return _Stored(head["facts"], arrays)
 
 
 # -- what was read from stored data

@@ -11,6 +11,7 @@ import pandas as pd
 from annbatch._shared.args import as_choice, as_names
 from annbatch._shared.gene_names import some
 from annbatch._shared.labels import code_dtype, encode_together, is_missing, kind_of, recode
+from annbatch.storage import shared
 
 from .sealing import sealed
 
@@ -194,6 +195,13 @@ class LabelTables:
             pieces[name] = known
         return replace(self, _pieces=pieces)
 
+    def shared(self) -> LabelTables:
+        """Return the tables with their codes in memory that all processes of the machine share."""
+        pieces = {
+            name: [_Piece(shared(own.codes), own.categories) for own in known] for name, known in self._pieces.items()
+        }
+        return replace(self, _pieces=pieces)
+
     @property
     def encoders(self) -> dict[str, pd.Index[Any]]:
         """Per column its labels, in the order of their codes; read-only."""
@@ -271,6 +279,10 @@ class Covariates:
         while len(pieces) > 1 and len(pieces[-2]) <= 2 * len(pieces[-1]):
             pieces[-2:] = [np.concatenate(pieces[-2:])]
         return replace(self, _pieces=pieces)
+
+    def shared(self) -> Covariates:
+        """Return the covariates in memory that all processes of the machine share."""
+        return replace(self, _pieces=[shared(piece) for piece in self._pieces])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Copy out rows (int64, any order): float32, one column per covariate."""

@@ -433,8 +433,12 @@ class Table:
 
     def shared(self) -> Table:
         """Return the table with what there is per row in memory that all processes of the machine share."""
-        obs = None if self.obs is None else self.obs.shared()
-        return replace(self, obs=obs, labels=storage.shared(self.labels), covariates=storage.shared(self.covariates))
+        return replace(
+            self,
+            obs=None if self.obs is None else self.obs.shared(),
+            labels=None if self.labels is None else self.labels.shared(),
+            covariates=None if self.covariates is None else self.covariates.shared(),
+        )
 
     def added(self, datasets: Sequence[Dataset]) -> Table:
         """Return the table with more datasets, after checking that all fit together."""

@@ -462,7 +462,7 @@ class Loader(IterableStyle):
         return self
 
     def _dataset_at(self, path: str | os.PathLike[str], group: Any) -> Dataset:
-        group = storage.open_group(path) if group is None else group
+        group = storage.open_group(path, quick=True) if group is None else group
         try:
             dataset = Dataset.from_group(group, self._wanted, str(path))
             # No open file is carried into a fork.

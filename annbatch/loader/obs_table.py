@@ -55,6 +55,10 @@ class ObsTable:
             pieces[-2:] = [stacked_obs(pieces[-2:])]
         return ObsTable(pieces, self.lengths + tuple(frame.n_rows for frame in obs))
 
+    def shared(self) -> ObsTable:
+        """Return the table with its text in memory that all processes of the machine share."""
+        return ObsTable([piece.shared() for piece in self.pieces], self.lengths)
+
     @property
     def _whole(self) -> CompactFrame:
         pieces = tuple(self.pieces)  # another thread may be about the same

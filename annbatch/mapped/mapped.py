@@ -13,7 +13,7 @@ import pandas as pd
 from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
 from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
-from annbatch.storage import BufferPool, FarOptions, is_spawning, packed, shared
+from annbatch.storage import BufferPool, FarOptions, is_spawning, packed
 from annbatch.storage.cpus import threads_each
 from annbatch.storage.frames import Labels
 from annbatch.storage.reading.median import check_scaled_dtype
@@ -233,7 +233,7 @@ class MappedCollection(MapStyle):
             for name in keys
             if any(name in file.matrices for file in self._files)
         }
-        self._columns = shared({key: self._merged(key) for key in self.obs_keys})
+        self._columns = {key: self._merged(key) for key in self.obs_keys}
         self._more_labels: dict[str, LabelColumn] = {}
         self.encoders: dict[str, dict[Any, int]] = {
             key: self._label_column(key).encode(self.unknown_label.get(key)) for key in self.encode_labels

@@ -150,7 +150,7 @@ def read_labels(file: MappedFile, key: str) -> Labels | None:
 
 @contextmanager
 def _opened(path: Path | str, far: FarOptions, group: Any = None) -> Iterator[Any]:
-    group = open_group(path, far) if group is None else group
+    group = open_group(path, far, quick=True) if group is None else group
     try:
         yield group
     finally:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from annbatch._shared.labels import encode_together, is_missing
+from annbatch.storage import shared
 from annbatch.storage.frames import Labels
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class LabelColumn:
     """
 
     def __init__(self, codes: np.ndarray, categories: list[Any]) -> None:
-        self.codes = codes
+        self.codes = shared(codes)
         self.categories = categories
         # Code -1 picks the last entry.
         self._objects: list[Any] = [*categories, np.nan]
@@ -98,7 +99,7 @@ class NumberColumn:
     """One column of numbers over all rows; ``array`` has NaN where a value is missing."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array = array
+        self.array = shared(array)
 
     def values(self, rows: np.ndarray) -> list[Any]:
         """Per row its value, a NumPy scalar."""

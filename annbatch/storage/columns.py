@@ -19,6 +19,7 @@ from pandas.api.types import infer_dtype, is_object_dtype
 from annbatch._shared.labels import code_dtype, recode
 from annbatch._shared.obs_frames import Finish, as_it_is, stack_frames, unite_frames
 
+from .shared_arrays import shared
 from .text import ROWS_AT_ONCE, CompactText, TextWriter, packed
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class CodedText:
         values = np.empty(len(self.texts) + 1, dtype=object)
         values[:-1], values[-1] = self.texts, self.missing
         return values
+
+    def shared(self) -> CodedText:
+        """Return the same, of arrays that processes share."""
+        return replace(self, codes=shared(self.codes))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -112,6 +117,11 @@ class LongText:
     is_missing: np.ndarray | None
     missing: Any
     dtype: Any
+
+    def shared(self) -> LongText:
+        """Return the same, of arrays that processes share."""
+        is_missing = None if self.is_missing is None else shared(self.is_missing)
+        return replace(self, text=self.text.shared(), is_missing=is_missing)
 
     def __len__(self) -> int:
         return len(self.text)
@@ -175,6 +185,11 @@ class CompactFrame:
         return cls(
             frame.columns, values, texts, row_names(frame.index) if names else None, frame.index.name if names else None
         )
+
+    def shared(self) -> CompactFrame:
+        """Return the same, its text in arrays that processes share."""
+        names = self.names.shared() if isinstance(self.names, LongText) else self.names
+        return replace(self, texts={place: text.shared() for place, text in self.texts.items()}, names=names)
 
     @property
     def n_rows(self) -> int:

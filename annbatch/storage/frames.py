@@ -28,6 +28,7 @@ from .chunks.zarr_text import TextChunks
 from .claims import check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
 from .errors import CorruptDataError, damage_named
+from .local_zarr import LocalGroup
 from .text import TextWriter, numbered, packed
 
 if TYPE_CHECKING:
@@ -414,7 +415,8 @@ class FrameReader:
             from anndata.io import read_elem
 
             with damage_named(_location(column.values)):
-                return read_elem(column.values)[rows]
+                values = column.values
+                return read_elem(values.plain() if isinstance(values, LocalGroup) else values)[rows]
         with self._naming(name):
             values = _decoded(_read_raw(column, rows))
         if column.mask is None:

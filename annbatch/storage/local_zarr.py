@@ -32,7 +32,11 @@ class LocalGroup(zarr.Group):
             found = _node(self.store_path / path, self.metadata.zarr_format)
         return super().__getitem__(path) if found is None else found
 
-    def __contains__(self, path: object) -> bool:
+    def plain(self) -> zarr.Group:
+        """Return the group as zarr-python has it, for libraries that look at the type."""
+        return zarr.Group(self._async_group)
+
+    def __contains__(self, path: str) -> bool:
         """Whether there is such an array or group."""
         if isinstance(path, str) and _is_plain(path):
             folder = _folder(self.store_path / path)

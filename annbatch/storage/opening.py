@@ -64,7 +64,9 @@ def home_of(file: h5py.File) -> str | FarFile:
     return str(file.filename) if far is None else far
 
 
-def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = None) -> h5py.Group | zarr.Group:
+def open_group(
+    path: str | os.PathLike[str] | FarFile, far: FarOptions | None = None, *, quick: bool = False
+) -> h5py.Group | zarr.Group:
     """Open an ``.h5ad`` or ``.zarr`` path for reading.
 
     Parameters
@@ -73,6 +75,8 @@ def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = 
         An HDF5 file, the folder of a Zarr group (format 2 or 3), or the URL of either; or what :func:`home_of` returned.
     far
         How a URL is read; None: as is usual.
+    quick
+        Whether a Zarr group may be one of storage/local_zarr.py, which anndata does not know; for a group that is not handed on.
 
     Returns
     -------
@@ -90,6 +94,7 @@ def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = 
         Something is there, but it is neither of the two, or it is damaged.
     """
     import h5py
+    import zarr
 
     from .far.hdf5 import FarFile
     from .far.opening import is_url, open_urls
@@ -108,7 +113,10 @@ def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = 
         if not path.is_dir():
             return h5py.File(path, "r")
         check_store(path)
-        return open_local_group(path.absolute())
+        if quick:
+            return open_local_group(path.absolute())
+        # Consolidated metadata is a copy, which saves nothing in a local folder, and may be an old one.
+        return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
 def check_store(folder: Path) -> None:

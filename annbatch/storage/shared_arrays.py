@@ -50,7 +50,7 @@ _VERSION = 1
 _SUFFIX = ".arrays"
 _HEAD_BYTES = _ALIGNED = 4096
 # What is smaller is not worth a file: of an array that travels to another process, and of what is read from stored data.
-_SMALLEST_SENT = 1 << 20
+_SMALLEST_SENT = 1 << 18
 _SMALLEST_KEPT = 1 << 16
 # A file that changed so short a time ago may change again without its times showing it.
 _SETTLED_NS = 2 * 10**9
@@ -123,7 +123,7 @@ def _make_room(folder: Path, needed: int, limit: int) -> bool:
 # -- one file
 
 
-class _Held(NamedTuple):
+class _Stored(NamedTuple):
     """What a file holds: arrays, and facts that are plain data."""
 
     facts: Any
@@ -176,7 +176,7 @@ def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
-def _mapped(key: str, *, writable: bool = False) -> _Held | None:
+def _mapped(key: str, *, writable: bool = False) -> _Stored | None:
     """Map a file; None where it is not there, or not to be trusted."""
     path = _path(key)
     if path is None:
@@ -206,7 +206,7 @@ def _mapped(key: str, *, writable: bool = False) -> _Held | None:
         return None
     finally:
         os.close(handle)
-    return _Held(head["facts"], arrays)
+    return _Stored(head["facts"], arrays)
 
 
 # -- what was read from stored data
@@ -303,9 +303,14 @@ def _array_of(key: str, writable: bool, transposed: bool) -> np.ndarray:  # noqa
     if found is None:
         raise ArrayGoneError(key)
     (array,) = found.arrays
-    if not writable:
-        _note(array, key, None)
+    # What cannot be written to needs no second look.
+    _note(array, key, _engine.crc32c(_bytes_of(array)) if writable else None)
     return array.T if transposed else array
+
+
+def _is_big(value: Any) -> bool:
+    """Whether a value is an array that is worth a file."""
+    return type(value) is np.ndarray and value.nbytes >= _SMALLEST_SENT and value.dtype.kind in "biufcSU"
 
 
 class _Referring:
@@ -318,7 +323,7 @@ class _Referring:
             self._not_shared = id(
                 value.array
             )  # a matrix that the user holds in memory, who may change it: sent as ever
-        if type(value) is not np.ndarray or value.nbytes < _SMALLEST_SENT or value.dtype.kind not in "biufcSU":
+        if not _is_big(value):
             return NotImplemented
         transposed = not value.flags.c_contiguous
         if id(value) == self._not_shared or (transposed and not value.flags.f_contiguous):
@@ -391,13 +396,15 @@ def _rebuilt(build: Callable[[Any], T], data: bytes, remake: Callable[[], T] | N
     return remake()
 
 
-def shared(value: T) -> T:
-    """Return a value, of plain classes and arrays, with its big arrays in files from which other processes have them, too.
+def shared(array: np.ndarray) -> np.ndarray:
+    """Return an array as it is or, where it is big, read-only from a file, from which other processes have it, too.
 
-    Their memory is then that of the files: in the machine once, and given back when there is need of it.
+    Its memory is then that of the file: in the machine once, and given back when there is need of it.
     """
+    if not _is_big(array) or not array.flags.c_contiguous:
+        return array
+    key = _key_of(array)
     try:
-        found: T = pickle.loads(_dumps(value))  # noqa: S301 (our own)
+        return array if key is None else _array_of(key, writable=False, transposed=False)
     except ArrayGoneError:
-        return value
-    return found
+        return array

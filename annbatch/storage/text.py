@@ -10,6 +10,7 @@ import numpy as np
 
 from .engine._ragged import decode_texts, number_texts
 from .row_pointers import RowPointers
+from .shared_arrays import shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +48,11 @@ class CompactText:
             return texts[0]
         lengths = np.concatenate([text.places.lengths for text in texts])
         return _sealed(np.concatenate([text.data for text in texts]), lengths)
+
+    def shared(self) -> CompactText:
+        """Return the same, of arrays that processes share."""
+        places = RowPointers(shared(self.places.lengths), shared(self.places.block_start), self.places.n_values)
+        return CompactText(shared(self.data), places)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return the texts of rows (int64, in range, any order): an object array of str."""

@@ -14,9 +14,13 @@ PLOT = "layout/scale.svg"
 FAR_ROWS = 10**9
 
 
-def exponent(rows: list[int], values: list[float]) -> float | None:
-    """Slope of log(value) over log(rows) between the last two sizes; None where a value is too small to be told from zero."""
-    if len(rows) < 2 or min(values[-2:]) <= 0:
+# Bytes and seconds below which a slope would be one of noise.
+FLOORS = {"resident": 1e6, "processor": 0.005}
+
+
+def exponent(rows: list[int], values: list[float], floor: float) -> float | None:
+    """Slope of log(value) over log(rows) between the last two sizes; None where a value is too small to be told from noise."""
+    if len(rows) < 2 or min(values[-2:]) < floor:
         return None
     return math.log(values[-1] / values[-2]) / math.log(rows[-1] / rows[-2])
 
@@ -36,7 +40,7 @@ def _series(results: dict[str, Any], face: str, source: str) -> list[dict[str, f
 
 
 def _opening(results: dict[str, Any], faces: list[str]) -> str:
-    lines = [["what", "source", "rows", "seconds", "again", "microseconds a row", "bytes a row", "of them heap", "exponent of bytes", "of time", "pickle: ms", "bytes a row"]]  # fmt: skip
+    lines = [["what", "source", "rows", "seconds", "of processor", "again", "microseconds a row", "bytes a row", "of them heap", "exponent of bytes", "of time", "pickle: ms", "bytes a row"]]  # fmt: skip
     keys = dict.fromkeys((case["face"], case["source"]) for case in results["cases"] if case["face"] in faces)
     for face, source in keys:
         series = _series(results, face, source)
@@ -44,11 +48,11 @@ def _opening(results: dict[str, Any], faces: list[str]) -> str:
             so_far = series[: number + 1]
             rows = [each["rows"] for each in so_far]
             lines.append([
-                face, source, f"{case['rows']:,}", _cell(case["seconds"]), _cell(case.get("again")),
-                _cell(case["seconds"] / case["rows"] * 1e6, 3), _cell(case["resident"] / case["rows"], 1),
+                face, source, f"{case['rows']:,}", _cell(case["seconds"]), _cell(case["processor"]), _cell(case.get("again")),
+                _cell(case["processor"] / case["rows"] * 1e6, 3), _cell(case["resident"] / case["rows"], 1),
                 _cell(case["anonymous"] / case["rows"], 1),
-                _cell(exponent(rows, [each["resident"] for each in so_far])),
-                _cell(exponent(rows, [each["seconds"] for each in so_far])),
+                _cell(exponent(rows, [each["resident"] for each in so_far], FLOORS["resident"])),
+                _cell(exponent(rows, [each["processor"] for each in so_far], FLOORS["processor"])),
                 _cell(case["pickle_seconds"] * 1e3, 1), _cell(case["pickle_bytes"] / case["rows"], 3),
             ])  # fmt: skip
     return _table(lines)
@@ -91,11 +95,12 @@ Solid: measured. Dotted: the straight line beyond what was run, from the last tw
 | --- | --- | --- |
 | row pointers | 1 to 4 (the length of the row), and one start for 64 rows | one file per machine |
 | labels, `labels=[...]` | 1 or 2 (a code) | one file per machine |
+| names of cells, text of many values | their bytes, and about 1.2 | one file per machine |
 | chunk tables | 8 for each stored chunk of an array (16 where a shard or file is larger than 4 GiB), in memory only for shards that were touched | after a fork |
 | `RandomSampler` | 0 | |
 | class-based samplers, scattered classes and `chunk_size=1` | 4, beside the codes | workers that are spawned |
 
-Row pointers and labels are read by the first process of a machine, and written to files in a folder of yours. That process and all
+Row pointers, labels, names and text are read by the first process of a machine, and written to files in a folder of yours. That process and all
 others (workers that are forked or spawned, ranks, the next run) map these files, so that the pages are in memory once.
 The files are told apart by path, size, times and inode of the data; data that changed have other files. The folder is
 
@@ -115,6 +120,7 @@ of files are open one after the other: a pass keeps no more than 16 HDF5 files o
 Ten obs columns (four of labels, two of text, four of numbers), about ten values a row; "labels": `labels=["cell_type"],
 obs_columns=[]`. "Again": a second process, which maps what the first one wrote. Memory is what the process has more than after the same
 with 100,000 rows; "heap" is what it does not share. Of X only the metadata and row pointers are real: opening reads nothing else.
+The stores of most rows have one obs column, and their names of cells repeat.
 
 {_opening(results, faces)}
 
@@ -133,7 +139,8 @@ less what the same eight have with {results["workers_base_rows"]:,} rows.
 {_workers(results)}
 
 Measured {results["date"]} on {machine["cpu"]}, {machine["cpus"]} cores, {machine["memory_gb"]} GB, load {machine["load"]}: other work
-ran on this machine, so that seconds are upper bounds; bytes are not affected.
+ran on this machine, so that seconds are upper bounds, those of the clock more than those of the processor; bytes are not affected.
+Microseconds, exponents of time and the plot are of processor time.
 """
 
 
@@ -150,7 +157,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for number, key in enumerate(keys):
         series = _series(results, *key)
         rows = [case["rows"] for case in series]
-        for axis, what, unit in ((axes[0], "resident", 1e9), (axes[1], "seconds", 1.0)):
+        for axis, what, unit in ((axes[0], "resident", 1e9), (axes[1], "processor", 1.0)):
             values = [case[what] / unit for case in series]
             shown = [(n, value) for n, value in zip(rows, values, strict=True) if value > 0]
             if not shown:
@@ -164,13 +171,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 label=", ".join(part for part in key if part),
             )
             if len(shown) > 1:
-                slope = exponent([n for n, _ in shown], [value for _, value in shown])
-                assert slope is not None
+                slope = exponent([n for n, _ in shown], [value for _, value in shown], FLOORS[what] / unit)
+                if slope is None:
+                    continue
                 last_rows, last = shown[-1]
                 axis.plot(
                     [last_rows, FAR_ROWS], [last, last * (FAR_ROWS / last_rows) ** max(slope, 0)], ":", color=color
                 )
-    for axis, title in zip(axes, ("memory after opening, GB", "seconds to open"), strict=True):
+    for axis, title in zip(axes, ("memory after opening, GB", "seconds of processor time to open"), strict=True):
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("rows")

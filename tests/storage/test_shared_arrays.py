@@ -219,7 +219,7 @@ def test_arrays_come_back_as_they_were(folder):
         np.array(["object"] * 2000, dtype=object),
     ]
     arrays[0].flags.writeable = False
-    for before, after in zip(arrays, shared_arrays.shared(arrays), strict=True):
+    for before, after in zip(arrays, shared_arrays.packed(arrays).value(), strict=True):
         np.testing.assert_array_equal(after, before)
         assert after.dtype == before.dtype
         assert after.flags.writeable == before.flags.writeable
@@ -228,10 +228,15 @@ def test_arrays_come_back_as_they_were(folder):
 
 def test_what_is_written_to_a_mapped_array_stays_in_the_process(folder):
     before = np.arange(5000)
-    first, second = shared_arrays.shared(before), shared_arrays.shared(before)
+    first, second = shared_arrays.packed(before).value(), shared_arrays.packed(before).value()
     first[:] = 0
     np.testing.assert_array_equal(second, before)
     np.testing.assert_array_equal(shared_arrays.shared(before), before)
+
+
+def test_what_is_shared_cannot_be_written_to(folder):
+    with pytest.raises(ValueError, match="read-only"):
+        shared_arrays.shared(np.arange(5000))[0] = 1
 
 
 def test_an_array_that_changed_is_not_taken_for_what_it_was(folder):

@@ -71,7 +71,7 @@ format: $(VENV)/dev  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 bench: $(VENV)/bench  ## the asv suites
-	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) $(ARGS)
+	cd benchmarks && ../$(BIN)/asv machine --yes && ASV_PYTHONPATH=$(CURDIR) ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) $(ARGS)
 
 # Each benchmark once, on small data, to see that it still runs.
 bench-quick: $(VENV)/bench  ## each benchmark once, on small data, to see that it still runs

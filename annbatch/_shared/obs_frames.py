@@ -7,19 +7,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_object_dtype
 
 from .labels import recode, unite_dtypes
 
-__all__ = ["concat_frames", "stack_frames", "unite_frames"]
+__all__ = ["Finish", "as_it_is", "concat_frames", "stack_frames", "unite_frames"]
 
 Finish: TypeAlias = Callable[[pd.CategoricalDtype], pd.CategoricalDtype]
 
 
-def _as_it_is(dtype: pd.CategoricalDtype) -> pd.CategoricalDtype:
+def as_it_is(dtype: pd.CategoricalDtype) -> pd.CategoricalDtype:
+    """Return the dtype."""
     return dtype
 
 
-def concat_frames(frames: Sequence[pd.DataFrame], finish: Finish = _as_it_is) -> pd.DataFrame:
+def concat_frames(frames: Sequence[pd.DataFrame], finish: Finish = as_it_is) -> pd.DataFrame:
     """Put frames below each other; a column that a frame lacks is missing there.
 
     Categorical columns stay categorical, with the sorted categories of all frames. A column that is categorical in one frame
@@ -39,6 +41,11 @@ def stack_frames(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Concatenate frames whose categories are united already."""
     if len(frames) == 1:
         return frames[0]
+    # What makes pandas look closer: frames without rows, and objects.
+    layouts = {(*frame.columns, *map(id, frame.dtypes)) for frame in frames}
+    if len(layouts) == 1 and all(map(len, frames)) and not any(map(is_object_dtype, frames[0].dtypes)):
+        # All at once: columns of a dtype lie together, and are copied once.
+        return pd.concat(frames)
     columns = list(dict.fromkeys(name for frame in frames for name in frame.columns))
     # Column by column, because concatenating whole frames takes the dtype of empty ones into account (and warns).
     data = {
@@ -59,7 +66,7 @@ def _stack_column(columns: Sequence[pd.Series | None], indexes: Sequence[pd.Inde
     return pd.concat(filled or present, ignore_index=True).array
 
 
-def unite_frames(frames: Sequence[pd.DataFrame], finish: Finish = _as_it_is) -> list[pd.DataFrame]:
+def unite_frames(frames: Sequence[pd.DataFrame], finish: Finish = as_it_is) -> list[pd.DataFrame]:
     """Give every frame all categorical columns, with the same categories; `finish` has the last word about their dtype."""
     frames = list(frames)
     categorical = dict.fromkeys(

@@ -6,8 +6,8 @@ import hashlib
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,10 +18,11 @@ from annbatch._shared.args import as_numeric, levels_to_user
 from annbatch._shared.collection_format import MARKER, SOURCE_DTYPE, is_marked, sorted_datasets
 from annbatch._shared.labels import encode_together
 from annbatch._shared.row_filter import passing
+from annbatch.storage.columns import CompactFrame
 from annbatch.storage.frames import FrameReader
 
 from .annotations import Covariates, LabelsOfDataset, LabelTables, covariates_of, labels_of
-from .obs_table import ObsTable, concat_obs
+from .obs_table import ObsTable, stacked_obs
 from .views import View
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Wanted:
         Names.
     obs_columns
         Names; None: all; (): no obs at all.
+    obs_index
+        Whether the names of rows come out with obs.
     labels, covariates
         Names of obs columns.
     may_lack
@@ -85,6 +88,7 @@ class Wanted:
     layers: tuple[str, ...] = ()
     obsm: tuple[str, ...] = ()
     obs_columns: tuple[str, ...] | None = None
+    obs_index: bool = True
     labels: tuple[str, ...] = ()
     covariates: tuple[str, ...] = ()
     may_lack: bool = False
@@ -105,7 +109,12 @@ class Wanted:
         more = [*self.labels, *self.covariates]
         columns = None if self.obs_columns is None else [*self.obs_columns, *more]
         frames = {"obs": columns, "var": None, **({"raw/var": []} if RAW in self.keys else {})}
-        return storage.Needs(frames, paths, without_index=("obs",) if self.obs_columns == () else ())
+        return storage.Needs(frames, paths, without_index=() if self.reads_names else ("obs",))
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether the names of rows are kept."""
+        return self.obs_index and self.obs_columns != ()
 
 
 @dataclass(frozen=True)
@@ -136,23 +145,34 @@ class ObsHome:
         with self._opened() as obs:
             return labels_of(obs, name) if name in obs.columns else None
 
-    def frame(self, columns: list[str]) -> pd.DataFrame:
-        """Read columns, those that are there."""
+    def frame(self, columns: list[str], *, names: bool) -> CompactFrame:
+        """Read columns, those that are there, and the names of rows."""
         with self._opened() as obs:
-            there = [name for name in columns if name in obs.columns]
-            return obs[there] if isinstance(obs, pd.DataFrame) else obs.frame(there)
+            return _compact(obs, [name for name in columns if name in obs.columns], names=names)
 
     @contextmanager
     def _opened(self) -> Iterator[pd.DataFrame | FrameReader]:
         if isinstance(self.place, pd.DataFrame):
             yield self.place
-        elif isinstance(self.place, tuple):
+        else:
+            with self.group() as group:
+                yield FrameReader(group["obs"])
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the whole AnnData can be opened again."""
+        return not isinstance(self.place, pd.DataFrame)
+
+    @contextmanager
+    def group(self) -> Iterator[Any]:
+        """Open the group of a stored AnnData again."""
+        if isinstance(self.place, tuple):
             path, name = self.place
             file: Any = storage.open_group(path)
             with file:
-                yield FrameReader(file[name]["obs"])
+                yield file[name]
         else:
-            yield FrameReader(self.place["obs"])
+            yield self.place
 
 
 @dataclass(frozen=True)
@@ -185,7 +205,7 @@ class Dataset:
     kind: type
     sources: Mapping[Key, Source]
     dtypes: Mapping[Key, np.dtype[Any]]
-    obs: pd.DataFrame | None
+    obs: CompactFrame | None
     var: pd.DataFrame | None
     passing: View
     obs_home: ObsHome | None = None
@@ -391,6 +411,29 @@ class Table:
     raw_names: pd.Index | None = None
     passing_parts: tuple[View, ...] = ()
     names: tuple[str, ...] = ()
+    wanted: Wanted = field(default_factory=Wanted)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave what there is per row in files that all processes of the machine map; see storage/shared_arrays.py."""
+        names = {each.name for each in fields(self)}
+        state = {name: value for name, value in self.__dict__.items() if name in names}
+        is_stored = bool(self.lengths) and all(home is not None and home.is_stored for home in self.obs_homes)
+        homes = state.pop("obs_homes")
+        remake = partial(_opened_again, self._emptied(), homes, self.fingerprint) if is_stored else None
+        return storage.reduced(partial(_table_of, homes), state, remake)
+
+    def _emptied(self) -> Table:
+        """Return the table before anything was added."""
+        return Table(
+            genes=self.genes.emptied(),
+            labels=None if self.labels is None else LabelTables(self.labels.wanted),
+            covariates=None if self.covariates is None else Covariates(self.covariates.names),
+            wanted=self.wanted,
+        )
+
+    def shared(self) -> Table:
+        """Return the table with what there is per row in memory that all processes of the machine share."""
+        return replace(self, labels=storage.shared(self.labels), covariates=storage.shared(self.covariates))
 
     def added(self, datasets: Sequence[Dataset]) -> Table:
         """Return the table with more datasets, after checking that all fit together."""
@@ -478,8 +521,8 @@ class Table:
         """X, or what comes first where X is not read."""
         return next(iter(self.matrices.values()))
 
-    def obs_frame(self, columns: Sequence[str] | None, view: View) -> pd.DataFrame:
-        """Return obs of the rows of a view; columns that are not kept in memory are read again.
+    def obs_frame(self, columns: Sequence[str] | None, view: View, *, names: bool) -> pd.DataFrame:
+        """Return obs of the rows of a view, by their names if these are wanted; what is not kept in memory is read again.
 
         Raises
         ------
@@ -488,22 +531,22 @@ class Table:
         KeyError
             When a column is in no dataset.
         """
-        rows = view.take(np.arange(view.n_obs))
+        rows = None if view.is_all else view.take(np.arange(view.n_obs))
         if self.obs is not None and all(name in self.obs.columns for name in columns or ()):
-            return (self.obs if columns is None else self.obs.only(columns)).take(rows)
+            return self.obs.frame(columns, rows)
         homes = [home for home in self.obs_homes if home is not None]
         if not homes:
             msg = "the data has no obs: bare matrices were added without"
             raise ValueError(msg)
         if columns is None:
             columns = list(dict.fromkeys(name for home in homes for name in home.columns))
-        frame = concat_obs([home.frame(list(columns)) for home in homes])
+        frame = stacked_obs([home.frame(list(columns), names=names) for home in homes])
         unknown = [name for name in columns if name not in frame.columns]
         if unknown:
             there = list(dict.fromkeys(name for home in homes for name in home.columns))
             msg = f"columns must be columns of obs, got {unknown}, which no dataset has; there is {there}"
             raise KeyError(msg)
-        return frame[list(columns)].take(rows)
+        return frame.frame(rows, columns)
 
     def obs_columns(self) -> list[str]:
         """Name the columns of obs that any dataset has, whether or not batches have them. Opens the files."""
@@ -562,6 +605,27 @@ class Table:
         for dataset in np.flatnonzero(np.diff(edges)).tolist():
             places = order[edges[dataset] : edges[dataset + 1]]
             yield dataset, rows[places] - self.offsets[dataset], places
+
+
+def _table_of(homes: tuple[ObsHome | None, ...], state: dict[str, Any]) -> Table:
+    return Table(**state, obs_homes=homes)
+
+
+def _opened_again(empty: Table, homes: Sequence[ObsHome], fingerprint: Mapping[str, Any]) -> Table:
+    """Read everything again."""
+    datasets = []
+    for home in homes:
+        with home.group() as group:
+            dataset = Dataset.from_group(group, empty.wanted, str(home.place))
+            dataset.close()
+        datasets.append(dataset)
+    table = empty.added(datasets)
+    if table.fingerprint != fingerprint:
+        msg = (
+            f"the data were changed after the loader was made: it had {dict(fingerprint)}, and now {table.fingerprint}"
+        )
+        raise storage.CorruptDataError(msg)
+    return table
 
 
 def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
@@ -625,15 +689,25 @@ def _checked_frame(part: str, frame: Any, length: int | None, name: str) -> pd.D
     if not isinstance(frame, pd.DataFrame):
         msg = f"{part} must be a pandas DataFrame, got {type(frame).__name__} for {name}"
         raise TypeError(msg)
-    if length is not None and len(frame) != length:
-        msg = f"{part} must have {length} rows to fit X, got {len(frame)} for {name}"
-        raise ValueError(msg)
-    if not frame.columns.is_unique:
-        twice = frame.columns[frame.columns.duplicated()].unique().tolist()
-        msg = f"{part} must have unique column names, got {twice} more than once in {name}"
-        raise ValueError(msg)
+    _check_rows_and_columns(part, len(frame), frame.columns, length, name)
     # The caller may add and remove columns of theirs.
     return frame.copy(deep=False)
+
+
+def _check_rows_and_columns(part: str, n_rows: int, columns: pd.Index, length: int | None, name: str) -> None:
+    if length is not None and n_rows != length:
+        msg = f"{part} must have {length} rows to fit X, got {n_rows} for {name}"
+        raise ValueError(msg)
+    if not columns.is_unique:
+        twice = columns[columns.duplicated()].unique().tolist()
+        msg = f"{part} must have unique column names, got {twice} more than once in {name}"
+        raise ValueError(msg)
+
+
+def _compact(obs: FrameReader | pd.DataFrame, columns: Sequence[str] | None, *, names: bool) -> CompactFrame:
+    if isinstance(obs, FrameReader):
+        return obs.compact(columns, names=names)
+    return CompactFrame.of_frame(obs if columns is None else obs[list(columns)], names=names)
 
 
 def _passing(obs: FrameReader | pd.DataFrame | None, conditions: Mapping[str, Sequence[Any]], n_obs: int) -> View:
@@ -656,9 +730,8 @@ def _annotations(obs: Any, n_obs: int, wanted: Wanted, name: str) -> dict[str, A
         return {"obs": None, "covariates": np.empty((n_obs, 0), np.float32), "passing": passing_rows}
     if not isinstance(obs, FrameReader):
         obs = _checked_frame("obs", obs, n_obs, name)
-    elif obs.n_rows != n_obs:
-        msg = f"obs must have {n_obs} rows to fit X, got {obs.n_rows} for {name}"
-        raise ValueError(msg)
+    else:
+        _check_rows_and_columns("obs", obs.n_rows, pd.Index(obs.columns), n_obs, name)
     for parameter, columns in (
         ("obs_columns", wanted.obs_columns or ()),
         ("labels", () if wanted.may_lack else wanted.labels),
@@ -670,14 +743,9 @@ def _annotations(obs: Any, n_obs: int, wanted: Wanted, name: str) -> dict[str, A
             if parameter != "obs_columns":
                 msg += ". With join='outer' its rows count as missing"
             raise KeyError(msg)
-    if wanted.obs_columns == ():
-        frame = None
-    elif isinstance(obs, FrameReader):
-        frame = obs.frame(wanted.obs_columns)
-    else:
-        frame = obs if wanted.obs_columns is None else obs[list(wanted.obs_columns)]
+    frame = None if wanted.obs_columns == () else _compact(obs, wanted.obs_columns, names=wanted.reads_names)
     return {
-        "obs": None if frame is None else _checked_frame("obs", frame, n_obs, name),
+        "obs": frame,
         "labels": {column: labels_of(obs, column) if column in obs.columns else None for column in wanted.labels},
         "covariates": covariates_of(obs, wanted.covariates, n_obs, name),
         "first_name": _first_name(obs) if n_obs else None,

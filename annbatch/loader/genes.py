@@ -49,6 +49,10 @@ class Genes:
     joined: pd.Index | None = None
     _columns: dict[int, np.ndarray | None] = field(default_factory=dict, repr=False, compare=False)
 
+    def emptied(self) -> Genes:
+        """Return the variables before any dataset was added."""
+        return Genes(join=self.join, wanted=self.wanted)
+
     def added(self, var: Sequence[pd.DataFrame], names: Sequence[str]) -> Genes:
         """Return the variables with those of more datasets; `names` are for error texts.
 

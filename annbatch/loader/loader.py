@@ -97,6 +97,10 @@ class Loader(IterableStyle):
     obs_columns
         obs columns to yield, in this order. None: all. An empty list: batches have neither obs nor var, hence no pandas, and
         row names are not kept in memory.
+    obs_index
+        Whether ``batch["obs"]`` is indexed by the names of the cells, which take about 1.2 times their bytes of memory. False: they
+        are neither read nor kept, and the index holds row numbers (int64), those of `return_index`. `labels` and `covariates`
+        with an empty list for `obs_columns` need no names either way.
     obs_filter
         ``{column: value}`` or ``{column: [values]}``. Only rows for which all conditions hold are read: the loader is a view of
         them. NaN (or None) among the values selects rows whose value is missing. A dataset without the column has no such
@@ -201,6 +205,7 @@ class Loader(IterableStyle):
         layers: Sequence[str] = (),
         obsm: Sequence[str] = (),
         obs_columns: Sequence[str] | None = None,
+        obs_index: bool = True,
         obs_filter: Mapping[str, Any] | None = None,
         join: Literal["inner", "outer"] | None = None,
         var_names: Sequence[str] | None = None,
@@ -258,6 +263,7 @@ class Loader(IterableStyle):
             layers=as_names("layers", layers),
             obsm=as_names("obsm", obsm),
             obs_columns=None if obs_columns is None else as_names("obs_columns", obs_columns),
+            obs_index=as_bool("obs_index", obs_index),
             obs_filter=as_conditions("obs_filter", obs_filter),
             labels=tuple(wanted_labels.fixed),
             covariates=as_names("covariates", covariates),
@@ -274,6 +280,7 @@ class Loader(IterableStyle):
             genes=Genes(join=join, wanted=None if names is None else pd.Index(names)),
             labels=LabelTables(wanted_labels) if self._wanted.labels else None,
             covariates=Covariates(self._wanted.covariates) if self._wanted.covariates else None,
+            wanted=self._wanted,
         )
         self._nse = None if nse is None else as_count("nse", nse)
         if self._nse is not None and (self._to != "jax" or dense):
@@ -466,7 +473,7 @@ class Loader(IterableStyle):
         return dataset
 
     def _add(self, datasets: Sequence[Dataset], kept: KeptMedian | None = None) -> None:
-        table = self._table.added(datasets)
+        table = self._table.added(datasets).shared()
         # Medians of totals are known before a pass begins: of several DataLoader workers each would go through all rows.
         self._scaling = self._scaling.added(table, None if self._table.lengths else kept, self._num_threads)
         self._table = table
@@ -590,7 +597,7 @@ class Loader(IterableStyle):
         -------
         DataFrame
             Row ``i`` describes row ``i`` of the loader, so that samplers made from it fit. Categorical columns have the
-            categories of batches. It is the caller's.
+            categories of batches. Its index is that of batches. It is the caller's.
 
         Raises
         ------
@@ -610,7 +617,9 @@ class Loader(IterableStyle):
         ['B', 'B', 'B', 'B']
         """
         table = self._checked_table()
-        return table.obs_frame(None if columns is None else as_names("columns", columns), self._view)
+        return table.obs_frame(
+            None if columns is None else as_names("columns", columns), self._view, names=self._wanted.obs_index
+        )
 
     # -- choosing rows
 
@@ -870,10 +879,15 @@ class Loader(IterableStyle):
     # -- other processes, copies, torch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_passes"}
+        state = {key: value for key, value in self.__dict__.items() if key != "_passes"}
+        if storage.is_spawning():
+            # What these hold per row, too, the process that is being started maps from files.
+            state["_packed"] = storage.packed({key: state.pop(key) for key in _SENT_TOGETHER})
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        packed = state.pop("_packed", None)
+        self.__dict__.update(state if packed is None else {**state, **packed.value()})
         self._passes = weakref.WeakSet()
 
     @property  # type: ignore[misc]
@@ -889,6 +903,10 @@ class Loader(IterableStyle):
             if self.__dict__.get("_to") == "torch":
                 let_torch_warn_unheard()
         return type(self)
+
+
+# Which rows, in which order, and where a pass stands: these refer to each other.
+_SENT_TOGETHER = ("_batch_sampler", "_chosen", "_position", "_resume")
 
 
 def _name_of(group: Any) -> str:

@@ -56,6 +56,10 @@ class BatchScaling:
     # Per matrix and dataset the totals of its rows, as far as they were added up.
     _totals: tuple[tuple[np.ndarray | None, ...], ...] = ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Added up again should data be added there; nothing that a worker needs.
+        return {**self.__dict__, "_totals": ()}
+
     def __bool__(self) -> bool:
         """Whether values are changed."""
         return self.target_sum is not None or self.log1p

@@ -13,7 +13,7 @@ import pandas as pd
 from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
 from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
-from annbatch.storage import BufferPool, FarOptions
+from annbatch.storage import BufferPool, FarOptions, is_spawning, packed, shared
 from annbatch.storage.cpus import threads_each
 from annbatch.storage.frames import Labels
 from annbatch.storage.reading.median import check_scaled_dtype
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 __all__ = ["MappedCollection"]
+
+
+# What there is per row and per file: these refer to each other.
+_SENT_TOGETHER = ("_files", "_matrices", "_columns", "_more_labels")
 
 
 class MappedCollection(MapStyle):
@@ -229,7 +233,7 @@ class MappedCollection(MapStyle):
             for name in keys
             if any(name in file.matrices for file in self._files)
         }
-        self._columns = {key: self._merged(key) for key in self.obs_keys}
+        self._columns = shared({key: self._merged(key) for key in self.obs_keys})
         self._more_labels: dict[str, LabelColumn] = {}
         self.encoders: dict[str, dict[Any, int]] = {
             key: self._label_column(key).encode(self.unknown_label.get(key)) for key in self.encode_labels
@@ -522,6 +526,17 @@ class MappedCollection(MapStyle):
         if self.closed:
             parts.append("closed")
         return f"<MappedCollection {'; '.join(parts)}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key not in ("storage_idx", "indices")}
+        if is_spawning():
+            # What these hold per row the process that is being started maps from files.
+            state["_packed"] = packed({key: state.pop(key) for key in _SENT_TOGETHER})
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        sent = state.pop("_packed", None)
+        self.__dict__.update(state if sent is None else {**state, **sent.value()})
 
     def _read(self, numbers: np.ndarray, num_threads: int) -> dict[str, SampleColumn]:
         if self.closed:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CorruptDataError", "damage_named"]
+__all__ = ["CorruptDataError", "damage_named", "system_error"]
 
 # What the system says of places that only damaged metadata lead to.
 _SAID_OF_DAMAGE = {errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EFBIG}
@@ -36,7 +36,7 @@ def damage_named(where: str) -> Iterator[None]:
     except (CorruptDataError, MemoryError, ImportError, ConnectionError, TimeoutError, InterruptedError):
         raise
     except OSError as error:
-        number = _system_error(error)
+        number = system_error(error)
         if number is None or number in _SAID_OF_DAMAGE:
             raise CorruptDataError(_message(where, error)) from error
         if error.filename is None:
@@ -48,7 +48,7 @@ def damage_named(where: str) -> Iterator[None]:
         raise CorruptDataError(_message(where, error)) from error
 
 
-def _system_error(error: OSError) -> int | None:
+def system_error(error: OSError) -> int | None:
     """Number of the system's error; HDF5 only writes it into the text."""
     if error.errno is not None:
         return error.errno

@@ -8,7 +8,7 @@ AnnData has written its tables in four ways, and files of all four are in use:
 - the same, with groups of ``values`` and ``mask`` for columns that may hold missing values
 
 A :class:`FrameReader` hides the differences. It hands out a column as pandas would hold it, or, without a Python object
-per row, as integer codes and the categories that they number.
+per row, as integer codes and the categories that they number; and a whole table as a :class:`annbatch.storage.columns.CompactFrame`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ import pandas as pd
 
 from annbatch._shared.labels import code_dtype
 
+from .chunks.zarr_text import TextChunks
 from .claims import check_claim, check_folder
+from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
 from .errors import CorruptDataError, damage_named
+from .text import TextWriter, numbered, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -169,6 +172,88 @@ class FrameReader:
         if not pd.api.types.is_string_dtype(index.dtype):
             index = index.astype(str)
         return pd.DataFrame({name: self.column(name, rows) for name in names}, index=index, columns=names or None)
+
+    def compact(self, columns: Iterable[str] | None = None, *, names: bool = True) -> CompactFrame:
+        """Read columns and row names without an object per row.
+
+        Parameters
+        ----------
+        columns
+            Which columns, in this order. None: all, in their stored order.
+        names
+            Whether row names are read.
+
+        Returns
+        -------
+        CompactFrame
+            Whose rows are those of :meth:`frame`.
+
+        Raises
+        ------
+        KeyError, CorruptDataError
+            As :meth:`column`.
+        """
+        wanted = list(self.columns if columns is None else columns)
+        # Looked at in any case: what claims more rows than it has names is refused before memory is taken for them.
+        self._column(self._index_key)
+        kept_names = self._compact_names() if names else None
+        texts, values = {}, {}
+        for place, name in enumerate(wanted):
+            self._check_name(name)
+            column = self._column(name)
+            text = self._compact_text(column, name) if column.categories is None and _may_be_text(column) else None
+            if text is None:
+                values[place] = self._read(name, _ALL)
+            else:
+                texts[place] = text
+        axis = pd.DataFrame(columns=wanted or None).columns
+        frame = pd.DataFrame(values, index=pd.RangeIndex(self.n_rows))
+        return CompactFrame(axis, frame, texts, kept_names, self.index_name if names else None)
+
+    def _compact_names(self) -> Any:
+        column = self._column(self._index_key)
+        if column.categories is None and column.mask is None and _may_be_text(column):
+            with self._naming(self._index_key):
+                writer = _write_text(column, TextWriter(self.n_rows), 0)
+            if writer is not None:
+                return LongText(writer.written(), None, np.nan, natural_text_dtype())
+        index = self.index()
+        return row_names(index if pd.api.types.is_string_dtype(index.dtype) else index.astype(str))
+
+    def _compact_text(self, column: _StoredColumn, name: str) -> CodedText | LongText | None:
+        """Read text, in pieces; None when there is something else among it."""
+        missing: Any
+        dtype, missing = natural_text_dtype(), np.nan
+        if column.mask is not None and not column.na_is_nan:
+            dtype, missing = pd.StringDtype(), pd.NA
+        is_missing = None
+        if column.mask is not None:
+            is_missing = _read_raw(_StoredColumn(column.mask)).astype(bool)
+            is_missing = is_missing if is_missing.any() else None
+        with self._naming(name):
+            found: dict[str, int] = {}
+            pieces: list[np.ndarray] = []
+            n_numbered = 0
+            for pair in _packed_text(column):
+                if pair is None:
+                    return None
+                codes, texts_here = numbered(*pair)
+                numbers = [found.setdefault(text, len(found)) for text in texts_here]
+                pieces.append(np.array(numbers, dtype=code_dtype(len(found)))[codes])
+                n_numbered += len(codes)
+                if not are_few(len(found), n_numbered):
+                    break
+            texts = np.empty(len(found), dtype=object)
+            texts[:] = list(found)
+            codes = np.concatenate(pieces, dtype=code_dtype(len(found))) if pieces else np.empty(0, np.int8)
+            if n_numbered == self.n_rows and are_few(len(found), n_numbered):
+                if is_missing is not None:
+                    codes[is_missing] = -1
+                return CodedText(read_only(codes), texts, missing, dtype)
+            begun = CodedText(codes, texts, missing, dtype).write_to(TextWriter(self.n_rows))
+            del found, texts, pieces, codes
+            writer = _write_text(column, begun, n_numbered)
+        return None if writer is None else LongText(writer.written(), is_missing, missing, dtype)
 
     def labels(self, name: str) -> Labels:
         """Read one column as codes and categories, without a Python object per row.
@@ -432,10 +517,19 @@ def _unmasked(elem: Any) -> Any:
 
 
 def _holds_numbers(column: _StoredColumn) -> bool:
+    return _kind_of(column) in tuple("biuf")
+
+
+def _may_be_text(column: _StoredColumn) -> bool:
+    return _kind_of(column) in tuple("OSUT") and len(column.values.shape) == 1
+
+
+def _kind_of(column: _StoredColumn) -> str:
     if _is_group(column.values):
-        return False
+        return ""
     dtype = column.values.dtype if column.field is None else column.values.dtype[column.field]
-    return dtype.kind in "biuf"
+    kind: str = dtype.kind
+    return kind
 
 
 def _number(codes: np.ndarray, n_categories: int) -> bool:
@@ -472,6 +566,30 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
     if isinstance(values, h5py.Dataset):
         return np.asarray(values.fields(column.field)[rows])
     return np.asarray(values[rows][column.field])
+
+
+def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:
+    """Rows from `first` on, so many at a time; no chunk is cut, or it would be decoded for every piece of it."""
+    n_rows, chunks = column.values.shape[0], getattr(column.values, "chunks", None)
+    at_once = -(-_ROWS_AT_ONCE // chunks[0]) * chunks[0] if chunks and chunks[0] else _ROWS_AT_ONCE
+    return (slice(start, min(start + at_once, n_rows)) for start in range(first, n_rows, at_once))
+
+
+def _packed_text(column: _StoredColumn, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+    """Yield what :func:`packed` makes of the rows from `first` on, so many at a time."""
+    chunks = TextChunks.of(column.values)
+    for rows in _pieces(column, first):
+        pair = None if chunks is None else chunks.read(rows)
+        yield packed(_read_raw(column, rows)) if pair is None else pair
+
+
+def _write_text(column: _StoredColumn, writer: TextWriter, first: int) -> TextWriter | None:
+    """Write the text of all rows from `first` on; None when there is something else among it."""
+    for pair in _packed_text(column, first):
+        if pair is None:
+            return None
+        writer.write(*pair)
+    return writer
 
 
 def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None:

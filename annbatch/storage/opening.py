@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ from .errors import CorruptDataError, damage_named
 from .manifest import check_dataset, parsed_document
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     import h5py
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["check_is_store", "home_of", "is_store", "open_group", "open_groups"]
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
-_DOCUMENTS = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+_DOCUMENTS = dict.fromkeys(("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")).keys()  # in this order
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
@@ -90,10 +90,10 @@ def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = 
         Something is there, but it is neither of the two, or it is damaged.
     """
     import h5py
-    import zarr
 
     from .far.hdf5 import FarFile
     from .far.opening import is_url, open_urls
+    from .local_zarr import open_local_group
 
     if isinstance(path, FarFile):
         return path.open()
@@ -108,8 +108,7 @@ def open_group(path: str | os.PathLike[str] | FarFile, far: FarOptions | None = 
         if not path.is_dir():
             return h5py.File(path, "r")
         check_store(path)
-        # Consolidated metadata is a copy, which saves nothing in a local folder, and may be an old one.
-        return zarr.open_group(path, mode="r", use_consolidated=False)
+        return open_local_group(path.absolute())
 
 
 def check_store(folder: Path) -> None:
@@ -124,7 +123,7 @@ def check_store(folder: Path) -> None:
         check_documents(folder)
 
 
-def check_documents(folder: Path) -> None:
+def check_documents(folder: str | os.PathLike[str]) -> None:
     """See that every metadata document of a Zarr hierarchy in a local folder can be read as one.
 
     Raises
@@ -132,14 +131,15 @@ def check_documents(folder: Path) -> None:
     CorruptDataError
         One is no regular file (reading a pipe would wait for ever, and a device has no end), is too long, or no JSON.
     """
-    names = {path.name for path in folder.iterdir()}
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry for entry in entries}
     has_members = True
-    for name in _DOCUMENTS & names:
-        document = parsed_document(f"{folder}/{name}")
+    for name in _DOCUMENTS & found.keys():
+        document = parsed_document(f"{os.fspath(folder)}/{name}")
         has_members &= name != ".zarray" and document.get("node_type") != "array"
     if has_members:
-        for name in sorted(names - _DOCUMENTS):
-            below = folder / name
+        for name in sorted(found.keys() - _DOCUMENTS):
+            below = found[name]
             # Folders of chunks hold none of these.
-            if below.is_dir() and any((below / mark).exists() for mark in _DOCUMENTS):
-                check_documents(below)
+            if below.is_dir() and any(os.path.exists(f"{below.path}/{mark}") for mark in _DOCUMENTS):  # noqa: PTH110
+                check_documents(below.path)

@@ -11,6 +11,7 @@ from annbatch._shared.running_sum import starts_of
 
 from .engine._ragged import BLOCK_ROWS, check_pointers, find_extents, keep_lengths
 from .errors import CorruptDataError
+from .shared_arrays import is_settled, kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,16 @@ __all__ = ["RowPointers"]
 
 # Entries of the stored array that are in memory at a time.
 _ENTRIES_AT_ONCE = 1 << 20
+# So few are read more quickly than they are looked for.
+_FEW_ROWS = 1 << 16
+
+
+class _ChangedError(Exception):
+    """The files changed while they were read; what was read may be of before or after."""
+
+    def __init__(self, pointers: RowPointers) -> None:
+        super().__init__()
+        self.pointers = pointers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +87,30 @@ class RowPointers:
         for array in (lengths, block_start):
             array.flags.writeable = False
         return cls(lengths, block_start, last)
+
+    @classmethod
+    def shared(cls, stored: StoredArray, n_values: int) -> RowPointers:
+        """Return the same as :meth:`read`, from what another process of this machine has read where there is such."""
+        identity = None
+        if stored.shape[0] > _FEW_ROWS:
+            found = stored.identity()
+            if found is not None and is_settled(found.newest_ns):
+                identity = found.text
+        if identity is None:
+            return cls.read(stored, n_values)
+
+        def make() -> tuple[int, list[np.ndarray]]:
+            pointers = cls.read(stored, n_values)
+            again = stored.identity()
+            if again is None or again.text != identity:
+                raise _ChangedError(pointers)
+            return pointers.n_values, [pointers.lengths, pointers.block_start]
+
+        try:
+            last, arrays = kept(f"row pointers\n{stored.shape} {stored.dtype} {n_values}\n{identity}", make)
+        except _ChangedError as error:
+            return error.pointers
+        return cls(arrays[0], arrays[1], last)
 
     @classmethod
     def of_lengths(cls, lengths: np.ndarray) -> RowPointers:

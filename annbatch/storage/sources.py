@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .chunks.arrays import MemoryArray, StoredArray, stored_array
 from .errors import CorruptDataError, damage_named
+from .local_zarr import LocalGroup
 from .row_pointers import RowPointers
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class SparseSource(MatrixSource):
         """
         if self._row_pointers is None:
             self._stored_indptr.check_claim()
-            self._row_pointers = RowPointers.read(self._stored_indptr, self.data.shape[0])
+            self._row_pointers = RowPointers.shared(self._stored_indptr, self.data.shape[0])
         return self._row_pointers
 
     def close(self) -> None:
@@ -109,7 +110,7 @@ class SparseSource(MatrixSource):
             array.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process reads it again: that is quicker than sending it.
+        # Another process maps them from their file, or reads them again: that is quicker than sending them.
         memory = isinstance(self._stored_indptr, MemoryArray)
         return self.__dict__ if memory else {**self.__dict__, "_row_pointers": None}
 
@@ -237,7 +238,7 @@ def _encoded_group(elem: Any) -> Any:
     module = type(elem).__module__.partition(".")[0]
     if module == "anndata" and hasattr(elem, "group"):
         return elem.group
-    return elem if module in ("h5py", "zarr") and hasattr(elem, "keys") else None
+    return elem if (module in ("h5py", "zarr") or isinstance(elem, LocalGroup)) and hasattr(elem, "keys") else None
 
 
 def _csr_shape(group: Any, location: str) -> tuple[int, ...]:

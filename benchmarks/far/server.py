@@ -13,19 +13,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import email.utils
 import functools
 import mmap
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["Fault", "RangeServer"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Fault", "RangeServer", "serving"]
 
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d*)-(\d*)", re.IGNORECASE)
 _IF_MATCH = re.compile(rb"\r\nif-match: *([^\r]+)", re.IGNORECASE)
@@ -337,6 +343,20 @@ class _Connection(asyncio.Protocol):
     def done(self) -> None:
         self.busy = False
         self.server.n_open -= 1
+
+
+@contextlib.contextmanager
+def serving(folder: Path, latency_ms: float = 0.0, bandwidth: float | None = None) -> Iterator[str]:
+    """Serve a folder from another process, with so many ms before each answer and MB/s of all; yields the URL."""
+    command = [sys.executable, "-m", "benchmarks.far.server", str(folder), "--delay", str(latency_ms / 1000)]
+    if bandwidth:
+        command += ["--bandwidth", str(bandwidth * 1e6)]
+    repository = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=repository) as server:
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.stdin.close()  # which ends it
 
 
 def main() -> None:

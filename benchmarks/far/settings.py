@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,32 +30,17 @@ from annbatch import DatasetCollection, Loader
 from annbatch.storage import far_counts
 from annbatch.storage.far import ranges, reading
 
-from .server import RangeServer
+from .server import RangeServer, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SHAPES = ((32, 256), (1, 8192), (512, 16))
 GAPS = (1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20)
 REQUESTS = (16, 32, 64, 128, 256)
 ROWS_PER_CHUNK = (8, 32, 128)
 COST_SIZES = (512, 128, 32, 8, 1)
 ROWS_PER_REQUEST = 8192
-
-
-@contextmanager
-def serving(folder: Path, latency_ms: float = 0.0, bandwidth: float | None = None) -> Iterator[str]:
-    """Serve a folder from another process; yields the URL."""
-    command = [sys.executable, "-m", "benchmarks.far.server", str(folder), "--delay", str(latency_ms / 1000)]
-    if bandwidth:
-        command += ["--bandwidth", str(bandwidth * 1e6)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    try:
-        yield server.stdout.readline().strip()
-    finally:
-        server.stdin.close()
-        server.wait(10)
 
 
 def loader_at(paths: Sequence[str], chunk_size: int, **settings: Any) -> Loader:

@@ -17,17 +17,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from benchmarks.far.server import serving
 
 from .data import Data
-from .environments import REPOSITORY, Environments
+from .environments import Environments
 from .running import WorkerError, run_worker
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _CONSOLIDATE = "import sys, warnings, zarr; warnings.simplefilter('ignore'); zarr.consolidate_metadata(sys.argv[1])"
 _SETTINGS = ((32, 256), (1, 8192), (512, 16))
@@ -67,20 +65,6 @@ def far_cases() -> list[FarCase]:
         FarCase("32 x 256, plain h5ad; peer: our own collection", 32, 256, 0.5, _OUR_H5AD, _OURS),
         FarCase("32 x 256, plain h5ad; peer: scDataset, blocks of 32", 32, 256, None, _OUR_H5AD, _SCDATASET),
     ]
-
-
-@contextmanager
-def serving(folder: Path, latency_ms: float, bandwidth: float | None) -> Iterator[str]:
-    """Serve a folder from another process; yields the URL."""
-    command = [sys.executable, "-m", "benchmarks.far.server", str(folder), "--delay", str(latency_ms / 1000)]
-    if bandwidth:
-        command += ["--bandwidth", str(bandwidth * 1e6)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    try:
-        yield server.stdout.readline().strip()
-    finally:
-        server.stdin.close()
-        server.wait(10)
 
 
 class FarVersus:

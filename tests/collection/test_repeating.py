@@ -72,6 +72,21 @@ class TestIfExists:
             place.add_adatas(inputs[:1], **QUIET)
         assert len(place.obs()) == 45
 
+    def test_a_file_of_the_same_size_with_another_name_of_a_row_has_changed(self, place, tmp_path):
+        """Wherever the row stands: only names in the middle were looked at, and such a file was left out."""
+        path = write(cells(600, 3), tmp_path / "a.h5ad")
+        place.add_adatas([path], **QUIET)
+        size, n_added = path.stat().st_size, 600
+        for row in (0, 599):
+            other = cells(600, 3)
+            other.obs_names = [name.upper() if number == row else name for number, name in enumerate(other.obs_names)]
+            write(other, path)
+            assert path.stat().st_size == size
+            with pytest.warns(UserWarning, match=r"a\.h5ad has changed since the collection took its rows"):
+                place.add_adatas([path], if_exists="skip", **QUIET)
+            n_added += 600
+        assert len(place.obs()) == n_added
+
     def test_objects_in_memory_are_always_added(self, place):
         for _ in range(2):
             place.add_adatas([cells(5), cells(5)], **QUIET)

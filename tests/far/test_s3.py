@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from annbatch import Loader, MappedCollection, storage
-from annbatch.storage.far import fetch
+from annbatch.storage.far import fetch, signed
+from annbatch.storage.far.stores import HttpObjects
+from benchmarks.far.server import Fault, RangeServer
 
 from .test_same_batches import SETTINGS, check, loader_at
 
@@ -68,16 +70,112 @@ def test_an_object_that_was_replaced_is_damage(name, options):
         list(far)
 
 
-def test_credentials_that_do_not_do(options, monkeypatch):
+def test_credentials_that_do_not_do(like_s3, monkeypatch):
     async def refuse(*_args, **_kwargs):
         msg = "The AWS Access Key Id you provided does not exist in our records."
         raise PermissionError(msg)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", refuse)
     monkeypatch.setattr(s3fs.S3FileSystem, "_info", refuse)
+    server, url, options = like_s3
+    server.faults.append(Fault("status", times=10**6, status=403))
     for name in ("cells.zarr", "cells_0.h5ad"):
         with pytest.raises(PermissionError, match="does not exist in our records"):
-            Loader(storage_options=options, **SETTINGS).add_paths([f"s3://cells/{name}"])
+            Loader(storage_options=options, **SETTINGS).add_paths([f"{url}/{name}"])
+
+
+@pytest.fixture
+def like_s3(folder):
+    """A server that answers whatever is signed, and what a URL and options for it are."""
+    with RangeServer(folder.parent) as server:
+        options = {"endpoint_url": server.url, "key": "test", "secret": "a secret"}
+        yield server, f"s3://{folder.name}", options
+
+
+@pytest.mark.parametrize("name", ["cells.zarr", "cells_0.h5ad"])
+def test_s3fs_signs_and_does_not_ask(name, like_s3, folder, monkeypatch):
+    calls = []
+    before = s3fs.S3FileSystem._call_s3
+
+    async def counted(self, *args, **kwargs):
+        calls.append(args)
+        return await before(self, *args, **kwargs)
+
+    _, url, options = like_s3
+    far = loader_at(f"{url}/{name}", storage_options=options)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    check(far, loader_at(folder / name))
+    assert calls == []
+
+
+def test_where_signed_urls_are_not_known_s3fs_asks(like_s3, folder, monkeypatch):
+    n_refused = 0
+
+    async def refuse(*_args, **_kwargs):
+        nonlocal n_refused
+        n_refused += 1
+        msg = "the server answered with status 400: SigV2 is no more"
+        raise ValueError(msg)
+
+    monkeypatch.setattr(HttpObjects, "_ask", refuse)
+    _, url, options = like_s3
+    far, local = loader_at(f"{url}/cells.zarr", storage_options=options), loader_at(folder / "cells.zarr")
+    n_at_opening = n_refused
+    check(far, local)
+    assert 1 <= n_refused <= n_at_opening + 1  # seen once
+
+
+def test_a_signature_that_has_come_of_age_is_renewed(like_s3, folder, monkeypatch):
+    server, url, options = like_s3
+    far, local = loader_at(f"{url}/cells.zarr", storage_options=options), loader_at(folder / "cells.zarr")
+    check(far, local)
+    monkeypatch.setattr(signed, "_FRESH_S", 0.0)
+    server.faults.append(Fault("status", times=3, status=403))
+    check(far, local)
+    assert server.faults[0].times == 0
+    server.requests.clear()
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", None)  # nobody needs it any more
+    check(far, local)
+    assert server.requests
+
+
+@pytest.mark.parametrize(
+    ("settings", "can"),
+    [
+        ({}, True),
+        ({"anon": True}, True),
+        ({"client_kwargs": {"region_name": "eu-west-1"}}, True),
+        ({"config_kwargs": {"signature_version": "s3v4"}}, True),
+        ({"client_kwargs": {"verify": False}}, False),
+        ({"config_kwargs": {"proxies": {"https": "http://proxy"}}}, False),
+        ({"requester_pays": True}, False),
+        ({"s3_additional_kwargs": {"SSECustomerKey": "x"}}, False),
+    ],
+)
+def test_unusual_settings_are_left_to_s3fs(settings, can):
+    assert signed.can_be_signed(s3fs.S3FileSystem(**settings)) == can
+
+
+def test_what_the_environment_says_of_the_way_to_a_server_is_left_to_s3fs(monkeypatch):
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert not signed._is_special("https", "s3.amazonaws.com")
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/authorities")
+    assert signed._is_special("https", "s3.amazonaws.com")
+    assert not signed._is_special("http", "localhost")
+    monkeypatch.setenv("http_proxy", "http://proxy:1")
+    monkeypatch.setenv("no_proxy", "localhost")
+    assert signed._is_special("http", "s3.amazonaws.com")
+    assert not signed._is_special("http", "localhost")
+
+
+def test_no_signature_in_the_text_of_an_error(like_s3, monkeypatch):
+    server, url, options = like_s3
+    far = loader_at(f"{url}/cells_0.h5ad", storage_options=options)
+    server.faults.append(Fault("status", times=10**6))
+    with pytest.raises(ConnectionError, match=r"cells_0.h5ad, bytes \d+ to \d+: .*status 503") as caught:
+        list(far)
+    assert "Signature" not in str(caught.value)
 
 
 def test_what_is_not_there(options):

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annbatch.loader.obs_table import ObsTable, concat_obs
+from annbatch.loader.obs_table import ObsTable, stacked_obs
+from annbatch.storage.columns import CompactFrame
 from tests.cells import full_cells, write
+from tests.reference.obs_frames import concat_frames
 
 from .loaders import small_loader
 
@@ -34,6 +36,10 @@ def test_categories_are_united_and_sorted(tmp_path):
         assert [obs["label"].cat.categories.tolist() for obs in loader._obs] == [["A", "B", "T"]] * 3
         assert [len(obs) for obs in loader._obs] == [20, 20, 20]
         assert pd.concat(loader._obs)["label"].tolist() == expected.tolist()
+
+
+def concat_obs(frames):
+    return stacked_obs([CompactFrame.of_frame(frame) for frame in frames]).frame()
 
 
 def categorical(values, categories=None, *, ordered=False):
@@ -133,23 +139,24 @@ def test_table_added_to_in_any_steps_is_the_same_table(values, seed):
         )
         for number, block in enumerate(values)
     ]
-    at_once, one_by_one = ObsTable().added(frames), ObsTable()
-    for frame in frames:
+    compact = [CompactFrame.of_frame(frame) for frame in frames]
+    at_once, one_by_one = ObsTable().added(compact), ObsTable()
+    for frame in compact:
         one_by_one = one_by_one.added([frame])
-    expected = concat_obs(frames)
+    assert len(one_by_one.pieces) <= 1 + np.log2(1 + sum(one_by_one.lengths))
+    expected = concat_frames(frames)
     rows = np.random.default_rng(seed).integers(0, len(expected), 20) if len(expected) else np.empty(0, np.int64)
     for table in (at_once, one_by_one):
         pd.testing.assert_frame_equal(table.take(rows), expected.take(rows))
         assert [len(frame) for frame in table.datasets()] == [len(frame) for frame in frames]
-    assert len(one_by_one.frames) <= 1 + np.log2(1 + len(expected))
 
 
 def test_adding_one_at_a_time_copies_each_row_few_times():
     table, copied = ObsTable(), 0
     for number in range(256):
-        before = {id(frame) for frame in table.frames}
-        table = table.added([pd.DataFrame({"x": [number]}, index=[f"c{number}"])])
-        copied += sum(len(frame) for frame in table.frames if id(frame) not in before)
+        before = {id(piece) for piece in table.pieces}
+        table = table.added([CompactFrame.of_frame(pd.DataFrame({"x": [number]}, index=[f"c{number}"]))])
+        copied += sum(piece.n_rows for piece in table.pieces if id(piece) not in before)
     assert table.take(np.arange(256))["x"].tolist() == list(range(256))
     assert copied <= 256 * 10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["find_extents", "lengths_and_starts"]
+__all__ = ["decode_texts", "find_extents", "lengths_and_starts", "number_texts", "unpack_texts"]
 
 
 def lengths_and_starts(pointers: np.ndarray, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,3 +15,30 @@ def lengths_and_starts(pointers: np.ndarray, block_rows: int) -> tuple[np.ndarra
 def find_extents(pointers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First value and number of values of each row."""
     return pointers[rows], pointers[rows + 1] - pointers[rows]
+
+
+def decode_texts(data: np.ndarray, start: np.ndarray, length: np.ndarray) -> list[str]:
+    """Texts by where their bytes are."""
+    return [data[a : a + n].tobytes().decode("utf-8", "surrogatepass") for a, n in zip(start, length, strict=True)]
+
+
+def unpack_texts(chunk: np.ndarray, n_texts: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Bytes and lengths of the first texts of a ``vlen-utf8`` chunk; None when it has not so many, or ends before."""
+    raw, at, texts = chunk.tobytes(), 4, []
+    if len(raw) < 4 or int.from_bytes(raw[:4], "little") < n_texts:
+        return None
+    for _ in range(n_texts):
+        n_bytes = int.from_bytes(raw[at : at + 4], "little")
+        if at + 4 + n_bytes > len(raw):
+            return None
+        texts.append(raw[at + 4 : at + 4 + n_bytes])
+        at += 4 + n_bytes
+    return np.frombuffer(b"".join(texts), np.uint8), np.array([len(text) for text in texts], np.int64)
+
+
+def number_texts(data: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
+    """Number of each text among the distinct ones, and these in the order in which they come first."""
+    ends = np.cumsum(length)
+    texts = [data[end - n : end].tobytes() for end, n in zip(ends, length, strict=True)]
+    found: dict[bytes, int] = {}
+    return np.array([found.setdefault(text, len(found)) for text in texts], np.int32), list(found)

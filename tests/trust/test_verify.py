@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 
-from annbatch import DatasetCollection
+from annbatch import DatasetCollection, storage
 from annbatch.cli import main
 from annbatch.collection.verify import verify
 from tests.cells import FORMATS, cells, write
@@ -81,6 +84,45 @@ def test_damage_in_an_h5ad(tmp_path):
     flipped(tmp_path / "a.h5ad", info.byte_offset + info.size // 2)
     [found] = verify(tmp_path / "a.h5ad", **QUIET).damage
     assert (found.array, found.chunks) == ("X/indices", (0, 0))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lzf", None])
+def test_numbers_in_an_h5ad_collection_have_checksums(tmp_path, compression):
+    """All of them; without gzip, all but the values of matrices, which it would make slower to read."""
+    adata = cells(60, 12)
+    adata.obs["few"] = pd.array([1, None, 3] * 20, dtype="Int64")
+    adata.obs["yes"] = [True, False] * 30
+    adata.var["length"] = np.arange(12) * 10
+    adata.varm["loadings"] = sp.csr_matrix(np.eye(12))
+    root = tmp_path / "c"
+    DatasetCollection(root, is_collection_h5ad=True).add_adatas([adata], h5ad_compressor=compression, **QUIET)
+    (path,) = root.glob("*.h5ad")
+    report = DatasetCollection(root, mode="r").verify(**QUIET)
+    assert report.is_sound
+    bare = {name.removeprefix(f"{path.name}/") for name in report.without_checksums}
+    text = {"obs/_index", "obs/note", "obs/cell_type/categories", "obs/src_path/categories", "var/_index"}
+    assert bare == text | (set() if compression == "gzip" else {"X/data", "X/indices"})
+    original, places = path.read_bytes(), {}
+    with h5py.File(path) as file:
+
+        def note(name, item):
+            if isinstance(item, h5py.Dataset) and item.chunks and name not in bare:
+                places[name] = item.id.get_chunk_info(0)
+
+        file.visititems(note)
+    assert {"obs/few/values", "obs/few/mask", "obs/yes", "var/length", "varm/loadings/indptr", "X/indptr"} <= set(
+        places
+    )
+    for name, chunk in places.items():
+        flipped(path, chunk.byte_offset + chunk.size // 2)
+        found = DatasetCollection(root, mode="r").verify(**QUIET).damage
+        assert name in {damage.array for damage in found}, name
+        path.write_bytes(original)
+        if name.startswith("obs/") and "src_path" not in name:
+            flipped(path, chunk.byte_offset + chunk.size // 2)
+            with pytest.raises(storage.CorruptDataError, match=re.escape(str(path))):
+                DatasetCollection(root, mode="r").obs()
+            path.write_bytes(original)
 
 
 def test_codes_without_categories_and_columns_without_genes(tmp_path):

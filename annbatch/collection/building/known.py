@@ -43,7 +43,7 @@ class Source:
     size
         Of its files, in bytes; -1: not known.
     digest
-        Of the number of its rows and the names of some (a signed 64-bit integer).
+        Of the number of its rows and their names (a signed 64-bit integer).
     """
 
     path: str
@@ -95,7 +95,7 @@ def write_sources(sink: Sink, sources: Sequence[Source]) -> None:
     if hasattr(column, "store"):
         column.attrs[NOTE] = note.tolist()
     else:  # attributes of HDF5 are small
-        column.create_dataset(NOTE, data=note)
+        column.create_dataset(NOTE, data=note, fletcher32=True)
 
 
 def to_add(sources: Sequence[Source], held: Held, if_exists: IfExists) -> list[bool]:

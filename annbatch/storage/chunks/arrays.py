@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from annbatch.storage.claims import check_claim, check_folder
 from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
-from annbatch.storage.errors import CorruptDataError, damage_named
+from annbatch.storage.errors import CorruptDataError, damage_named, system_error
 from annbatch.storage.far.hdf5 import far_file_of
 
 from .tables import ChunkTable
@@ -27,6 +30,17 @@ __all__ = ["Hdf5Array", "MemoryArray", "StoredArray", "ZarrArray", "stored_array
 # Items that one task of the fallback covers where the store itself has no chunks.
 _VIRTUAL_CHUNK = 1 << 16
 _UNKNOWN: Any = object()
+# HDF5 arrays that keep a file open which they have opened themselves.
+_MOST_OPEN = 16
+# Files of an array that are looked at to tell it from others.
+_MOST_FILES = 4096
+
+
+class Identity(NamedTuple):
+    """What tells stored data from other data, and from the same after a change: a text, and when the files changed last."""
+
+    text: str
+    newest_ns: int
 
 
 class StoredArray(ABC):
@@ -123,6 +137,10 @@ class StoredArray(ABC):
             raise CorruptDataError(msg)
         return np.ascontiguousarray(values, native(values.dtype))
 
+    def identity(self) -> Identity | None:
+        """Return what tells the data from others without reading them; None where nothing does."""
+        return None
+
     def check_claim(self) -> None:  # noqa: B027 - what is in memory is there
         """Refuse an array that claims to hold more than its files can; not all of it may be fill values.
 
@@ -201,14 +219,18 @@ class Hdf5Array(StoredArray):
 
             self._check_unchanged()
             try:
-                self._own_file = h5py.File(self.path, "r") if self._far is None else self._far.open()
-                self._dataset = self._own_file[self.name]
+                own_file = h5py.File(self.path, "r") if self._far is None else self._far.open()
+                dataset = own_file[self.name]
             except (ConnectionError, PermissionError, TimeoutError):
                 raise
             except (OSError, KeyError) as error:
+                if isinstance(error, OSError) and system_error(error) in (errno.EMFILE, errno.ENFILE):
+                    raise
                 msg = f"{self.location} cannot be opened again: {error}"
                 raise CorruptDataError(msg) from error
-            self._pid = os.getpid()
+            self._own_file, self._dataset, self._pid = own_file, dataset, os.getpid()
+            _keep_few_open(self)
+            return dataset
         return self._dataset
 
     def _check_unchanged(self) -> None:
@@ -223,6 +245,17 @@ class Hdf5Array(StoredArray):
         if not self._may_change and _file_stamp(self.path) != self._stamp:
             msg = f"{self.location}: the file was changed, replaced or removed after it was opened"
             raise CorruptDataError(msg)
+
+    def identity(self) -> Identity | None:
+        """See the base class."""
+        file = self.dataset.file
+        if self.is_far or self._may_change or file.driver != "sec2":
+            return None
+        try:
+            found = os.fstat(file.id.get_vfd_handle())  # of what is open, whatever the path now leads to
+        except (OSError, NotImplementedError):
+            return None
+        return Identity(f"{self.path} :: {self.name}\n{_all_of(found)}", max(found.st_mtime_ns, found.st_ctime_ns))
 
     def check_claim(self) -> None:
         """See the base class."""
@@ -257,6 +290,19 @@ class Hdf5Array(StoredArray):
         return {**state, "_dataset": None, "_own_file": None}
 
 
+# Arrays that have opened their file again, oldest first: of thousands of files only the last few stay open. Another thread that
+# still reads from one of the others keeps its dataset, and with it the file, until it is done.
+_opened_again: deque[weakref.ref[Hdf5Array]] = deque()
+
+
+def _keep_few_open(array: Hdf5Array) -> None:
+    _opened_again.append(weakref.ref(array))
+    while len(_opened_again) > _MOST_OPEN:
+        oldest = _opened_again.popleft()()
+        if oldest is not None and oldest is not array:
+            oldest._dataset = oldest._own_file = None  # noqa: SLF001 (one of this class)
+
+
 class ZarrArray(StoredArray):
     """An array of a Zarr store, of format 2 or 3, local or remote."""
 
@@ -285,6 +331,26 @@ class ZarrArray(StoredArray):
         """See the base class."""
         # A remote store answers slowly but many at a time.
         return None if self.is_local else 16
+
+    def identity(self) -> Identity | None:
+        """See the base class."""
+        if not self.is_local:
+            return None
+        store: Any = self.array.store
+        folder = f"{store.root}/{self.array.path}"
+        lines, newest = [folder], 0
+        try:
+            for at, folders, names in os.walk(folder):
+                folders.sort()
+                for name in sorted(names):
+                    found = os.stat(f"{at}/{name}")  # noqa: PTH116
+                    lines.append(f"{at}/{name} {_all_of(found)}")
+                    newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+                if len(lines) > _MOST_FILES:
+                    return None
+        except OSError:
+            return None
+        return Identity("\n".join(lines), newest)
 
     def check_claim(self) -> None:
         """See the base class."""
@@ -362,6 +428,10 @@ def _at_absolute_path(array: zarr.Array[Any]) -> zarr.Array[Any]:
 def _store_name(array: zarr.Array[Any]) -> str:
     root = getattr(array.store, "root", None)
     return str(array.store if root is None else root)
+
+
+def _all_of(found: os.stat_result) -> str:
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 def _file_stamp(path: str) -> tuple[int, int, int] | None:

@@ -14,7 +14,7 @@ from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 
-from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec
+from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     if dataset.chunks:
         grid = tuple(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
         offset, length, mask = _chunk_places(dataset, grid)
-        return ChunkTable(dataset.chunks, grid, offset=offset, length=length, mask=mask, **common)
+        return ChunkTable(dataset.chunks, grid, chunk_places=joined_places(offset, length), mask=mask, **common)
     start = dataset.id.get_offset()
     if start is None:
         return None
@@ -60,7 +60,7 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     offset = start + np.arange(n_chunks, dtype=np.int64) * (rows * row_size * itemsize)
     length = np.minimum(start + prod(shape) * itemsize - offset, rows * row_size * itemsize)
     grid = (n_chunks,) + (1,) * (len(shape) - 1)
-    return ChunkTable((rows, *shape[1:]), grid, offset=offset, length=length, **common)
+    return ChunkTable((rows, *shape[1:]), grid, chunk_places=joined_places(offset, length), **common)
 
 
 def _is_plain(dataset: h5py.Dataset) -> bool:

@@ -28,6 +28,8 @@ __all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_table"]
 
 # Of so many, tables are made unseen.
 _MANY_CHUNKS = 1 << 22
+# Shards that hold so many bytes before they are encoded may need more than 32 bits for places.
+_LARGE_SHARD = 2**32 - 2**29
 
 
 def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
@@ -148,15 +150,12 @@ def _sharded(
     if prod(grid) > _MANY_CHUNKS and 16 * prod(grid) > stored_bytes(Path(prefix).parent):
         return None  # more chunks than the shards have room to name: nothing is made for each of them
     per_shard = tuple(s // c for s, c in zip(shard_shape, chunk_shape, strict=True))
-    # The shard of each chunk, over the whole grid.
-    file = np.zeros((1,) * len(grid), np.int32)
-    for axis, (n, inside, n_files) in enumerate(zip(grid, per_shard, file_grid, strict=True)):
-        along = (np.arange(n, dtype=np.int32) // inside).reshape([-1 if a == axis else 1 for a in range(len(grid))])
-        file = file * np.int32(n_files) + along
     table = _one_file_per_chunk(shape, chunk_shape, dtype, codecs, prefix, separator)
     table.file_grid = file_grid
-    table.offset, table.length = np.zeros(prod(grid), np.int64), np.full(prod(grid), -1, np.int64)
-    table.file = np.ascontiguousarray(file.reshape(-1))
+    table.per_file = per_shard
+    # Memory that is taken only where shards are touched. Should a shard be so large all the same, places become wider then.
+    may_be_large = prod(shard_shape) * dtype.itemsize >= _LARGE_SHARD
+    table.chunk_places = np.zeros((prod(grid), 2), np.int64 if may_be_large else np.uint32)
     table.stamp = np.full(prod(file_grid), -1, STAMP)
     table.prepare = ShardIndexes(
         table, per_shard, has_checksum=bool(index_codecs), at_end=settings.get("index_location", "end") == "end"
@@ -208,8 +207,7 @@ class ShardIndexes:
 
     def __call__(self, chunks: np.ndarray) -> None:
         """Read the indexes of the shards that hold these chunks."""
-        assert self.table.file is not None
-        files = self.table.file[chunks]
+        files = self.table.files_of(chunks)
         for file in np.unique(files[~self.known[files]]):
             self._load(int(file))
             self.known[file] = True
@@ -243,6 +241,7 @@ class ShardIndexes:
             if self.files is not None:
                 check_file(str(path), (int(self.files.sizes[file]), 0), (-1, 0))
             # No shard: all its chunks have the fill value. There is no stamp to compare with, but also no file to open.
+            self.note_absent(file)
             return
         if len(index) != n_bytes:
             msg = f"{path} is cut short while its shard index is read"
@@ -255,19 +254,20 @@ class ShardIndexes:
         self.note(file, offset, length)
         table.stamp[file] = found.st_size, found.st_mtime_ns, found.st_ino
 
+    def note_absent(self, file: int) -> None:
+        """Take over that none of the chunks of a shard is stored."""
+        self.note(file, np.zeros(self.per_shard, np.int64), np.full(self.per_shard, -1, np.int64))
+
     def note(self, file: int, offset: np.ndarray, length: np.ndarray) -> None:
         """Take over where the chunks of a shard are: what :func:`parse_shard_index` returned."""
         table = self.table
-        assert table.offset is not None
-        assert table.length is not None
         position = np.unravel_index(file, table.file_grid)
         first = [int(p) * n for p, n in zip(position, self.per_shard, strict=True)]
         inside = tuple(
             slice(f, min(f + n, whole)) for f, n, whole in zip(first, self.per_shard, table.grid, strict=True)
         )
         used = tuple(slice(0, s.stop - s.start) for s in inside)
-        table.offset.reshape(table.grid)[inside] = offset[used]
-        table.length.reshape(table.grid)[inside] = length[used]
+        table.note_places(inside, offset[used], length[used])
 
 
 def _grid(shape: tuple[int, ...], chunk_shape: tuple[int, ...]) -> tuple[int, ...]:

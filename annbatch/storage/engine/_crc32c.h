@@ -12,8 +12,15 @@
 #include <stdint.h>
 #include <string.h>
 
+/* To Clang from version 14 on the instruction is a feature of its own, which SSE4.2 brings only as an option of the command line. */
+#if defined(__clang__)
+#define CRC_FEATURES "sse4.2,crc32"
+#else
+#define CRC_FEATURES "sse4.2"
+#endif
+
 #if defined(__x86_64__) && defined(__GNUC__)
-#define CRC_TARGET __attribute__((target("sse4.2")))
+#define CRC_TARGET __attribute__((target(CRC_FEATURES)))
 #define CRC_WORD(c, word) (c) = (uint32_t)__builtin_ia32_crc32di((c), (word))
 #define CRC_BYTE(c, byte) (c) = __builtin_ia32_crc32qi((c), (byte))
 static int crc_instruction_there(void) { return __builtin_cpu_supports("sse4.2"); }
@@ -31,7 +38,7 @@ static int crc_instruction_there(void) { return 1; }
 
 #if defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 10))
 #include <immintrin.h>
-#define CRC_WIDE_TARGET __attribute__((target("sse4.2,pclmul,avx512f,avx512vl,vpclmulqdq")))
+#define CRC_WIDE_TARGET __attribute__((target(CRC_FEATURES ",pclmul,avx512f,avx512vl,vpclmulqdq")))
 static int crc_wide_there(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("vpclmulqdq");
 }

@@ -17,7 +17,7 @@ import numpy as np
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from libc.errno cimport ENOENT
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -100,6 +100,8 @@ cdef enum:
     MAX_SCALED_READ = 1 << 18
     # Scratch that a worker may keep for later calls.
     MAX_IDLE_SCRATCH = 1 << 26
+    # Length of a chunk that is not stored, where places are uint32: as in storage/chunks/tables.py.
+    ABSENT = 0xFFFFFFFF
     # Tasks whose reads are announced to the system while the one before them waits.
     N_ANNOUNCED = 64
 
@@ -144,10 +146,9 @@ cdef list idle_scratch = []
 # A ChunkTable of storage/chunks/tables.py.
 cdef struct table_t:
     const char *memory
-    const int64_t *offset
-    const int64_t *length
+    const uint32_t *place  # of each chunk offset and length; NULL: in wide_place, or a chunk is a whole file
+    const int64_t *wide_place
     const uint32_t *mask
-    const int32_t *file
     const stamp_t *stamp
     int64_t n_files
     int64_t chunk_bytes
@@ -161,6 +162,8 @@ cdef struct table_t:
     const char *document
     int n_dims
     int64_t grid[MAX_DIMS]
+    int64_t chunk_grid[MAX_DIMS]
+    int64_t per_file[MAX_DIMS]  # chunks of a file along each axis; 0 in the first: a file for each chunk
     char separator
     const char *key_prefix
 
@@ -216,6 +219,43 @@ cdef struct chunk_file_t:
     int job
     int64_t number
     int64_t size
+
+
+cdef inline bint has_places(const table_t *table) noexcept nogil:
+    """Whether it is known where in a file a chunk is; else it is the whole file."""
+    return table.place != NULL or table.wide_place != NULL
+
+
+cdef inline int64_t chunk_offset(const table_t *table, int64_t chunk) noexcept nogil:
+    if table.place != NULL:
+        return table.place[2 * chunk]
+    return table.wide_place[2 * chunk]
+
+
+cdef inline int64_t chunk_length(const table_t *table, int64_t chunk) noexcept nogil:
+    """Bytes of a stored chunk; -1: it is not stored."""
+    cdef uint32_t n
+    if table.place != NULL:
+        n = table.place[2 * chunk + 1]
+        return -1 if n == ABSENT else n
+    return table.wide_place[2 * chunk + 1]
+
+
+cdef inline int64_t file_of(const table_t *table, int64_t chunk) noexcept nogil:
+    """Number of the file that holds a chunk."""
+    cdef int64_t number = 0, stride = 1
+    cdef int d
+    if table.n_files == 1:
+        return 0
+    if not table.per_file[0]:
+        return chunk
+    if table.n_dims == 1:
+        return chunk // table.per_file[0]
+    for d in range(table.n_dims - 1, -1, -1):
+        number += chunk % table.chunk_grid[d] // table.per_file[d] * stride
+        stride *= table.grid[d]
+        chunk = chunk // table.chunk_grid[d]
+    return number
 
 
 cdef void file_path(const table_t *table, int64_t number, char *path) noexcept nogil:
@@ -359,16 +399,16 @@ cdef void announce(run_t *run, job_t *job, int64_t t, const chunk_file_t *opened
     cdef const table_t *table = &job.table
     cdef const task_t *task
     cdef int64_t last = min(job.n_tasks, t + 1 + N_ANNOUNCED), stop = t + 1, k, at, p, low, high
-    if table.n_files > 1 and table.file == NULL:
+    if table.n_files > 1 and not table.per_file[0]:
         return  # a file for each chunk: opening it costs as much as reading it
-    while stop < last and (table.n_files == 1 or table.file[job.task[stop].chunk] == opened.number):
+    while stop < last and file_of(table, job.task[stop].chunk) == opened.number:
         stop += 1
     for k in range(max(raise_to(&job.n_announced, stop), t + 1), stop):
         task = job.task + k
-        at = 0 if table.offset == NULL else table.offset[task.chunk]
+        at = chunk_offset(table, task.chunk) if has_places(table) else 0
         if table.n_codecs:
-            if table.length != NULL and table.length[task.chunk] > 0:
-                file_advise(opened.fd, table.length[task.chunk], at)
+            if has_places(table) and chunk_length(table, task.chunk) > 0:
+                file_advise(opened.fd, chunk_length(table, task.chunk), at)
                 next_number(&run.n_announced)
         else:
             p = task.first_piece
@@ -477,17 +517,17 @@ cdef int run_task(run_t *run, int number, int64_t t, uintptr_t base, chunk_file_
         else:
             decoded -= task.low * table.itemsize
     else:
-        if table.length != NULL and table.length[chunk] < 0:
+        if has_places(table) and chunk_length(table, chunk) < 0:
             return place_filled(job, task, base, scratch)
-        file_number = 0 if table.n_files == 1 else chunk if table.file == NULL else table.file[chunk]
+        file_number = file_of(table, chunk)
         status = open_chunk_file(table, number, file_number, opened, detail)
         if status == -1:
             return place_filled(job, task, base, scratch)
         if status != FINE:
             return status
-        n = opened.size if table.length == NULL else table.length[chunk]
-        if table.offset != NULL:
-            at = table.offset[chunk]
+        n = opened.size
+        if has_places(table):
+            at, n = chunk_offset(table, chunk), chunk_length(table, chunk)
         if at < 0 or n > opened.size - at:
             return CUT_SHORT
         if run.waits:
@@ -619,9 +659,9 @@ cdef void densify_stretches(void *context, int worker) noexcept nogil:
 
 cdef object set_table(table_t *table, object chunk_table):
     """Point at the arrays of a chunk table (storage/chunks/tables.py); returns what must stay alive."""
-    cdef const int64_t[::1] int64s
+    cdef const int64_t[:, ::1] wide
+    cdef const uint32_t[:, ::1] narrow
     cdef const stamp_t[::1] stamps
-    cdef const int32_t[::1] int32s
     cdef const uint32_t[::1] uint32s
     cdef const uint8_t[::1] bytes_
     cdef bytes fill = chunk_table.fill
@@ -631,21 +671,19 @@ cdef object set_table(table_t *table, object chunk_table):
         bytes_ = chunk_table.memory
         table.memory = <const char *>&bytes_[0] if bytes_.shape[0] else <const char *>1
         return chunk_table
-    if chunk_table.offset is not None:
-        int64s = chunk_table.offset
-        table.offset = &int64s[0]
-    if chunk_table.length is not None:
-        int64s = chunk_table.length
-        table.length = &int64s[0]
+    places = chunk_table.chunk_places  # may be replaced by a wider one meanwhile
+    if places is not None and places.dtype == np.uint32:
+        narrow = places
+        table.place = &narrow[0, 0]
+    elif places is not None:
+        wide = places
+        table.wide_place = &wide[0, 0]
     if chunk_table.stamp is not None:
         stamps = chunk_table.stamp
         table.stamp = &stamps[0]
     if chunk_table.mask is not None:
         uint32s = chunk_table.mask
         table.mask = &uint32s[0]
-    if chunk_table.file is not None:
-        int32s = chunk_table.file
-        table.file = &int32s[0]
     table.n_files = chunk_table.n_files
     table.n_codecs = len(chunk_table.codecs)
     for i, (kind, parameter) in enumerate(chunk_table.codecs):
@@ -662,8 +700,9 @@ cdef object set_table(table_t *table, object chunk_table):
     table.separator = chunk_table.separator[0]
     table.n_dims = len(chunk_table.file_grid)
     for i, length in enumerate(chunk_table.file_grid):
-        table.grid[i] = length
-    return chunk_table
+        table.grid[i], table.chunk_grid[i] = length, chunk_table.grid[i]
+        table.per_file[i] = chunk_table.per_file[i] if chunk_table.per_file else 0
+    return chunk_table, places
 
 
 cdef class _Call:

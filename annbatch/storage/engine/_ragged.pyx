@@ -3,10 +3,13 @@
 Pointers of 8 bytes a row are what a large matrix costs in memory. A length fits 1 or 2 bytes nearly always, and the
 lengths of the rows before it in a block of 64 are added up faster than another cache line is fetched.
 
-The face, `annbatch.storage.row_pointers`, checks; the twins are in `tests/reference/ragged.py`.
+The faces, `annbatch.storage.row_pointers` and `annbatch.storage.text`, check; the twins are in
+`tests/reference/ragged.py`.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
 
 cdef enum:
     BLOCK_SHIFT = 6
@@ -79,3 +82,104 @@ def keep_lengths(const pointer_t[::1] pointers not None, Py_ssize_t first_row, l
             lengths[row] = <length_t> (pointers[i + 1] - pointers[i])
             if row & ((1 << BLOCK_SHIFT) - 1) == 0:
                 block_start[row >> BLOCK_SHIFT] = <int64_t> pointers[i]
+
+
+def decode_texts(const uint8_t[::1] data not None, const int64_t[::1] start not None,
+                 const int64_t[::1] length not None, object[::1] texts not None):
+    """Fill ``texts`` with the str whose UTF-8 begins at ``start`` and takes ``length`` bytes, all within ``data``.
+
+    About 40 ns a text; the GIL is held, because Python objects are made. Raises UnicodeDecodeError for what is no
+    UTF-8; halves of surrogate pairs, which Python strings may hold, pass.
+    """
+    cdef Py_ssize_t i
+    cdef const uint8_t *base = NULL
+    if data.shape[0]:
+        base = &data[0]
+    for i in range(start.shape[0]):
+        # Without a byte nothing is read, wherever the address leads.
+        texts[i] = PyUnicode_DecodeUTF8(<const char *> base + start[i], length[i], b"surrogatepass")
+
+
+def unpack_texts(const uint8_t[::1] chunk not None, int64_t[::1] length not None, uint8_t[::1] data not None):
+    """Put the texts of a decoded ``vlen-utf8`` chunk below each other: the first of them, as many as ``length`` has entries.
+
+    The chunk is a count (uint32, little-endian), then of each text its bytes (uint32) and these. ``data`` is as long as
+    ``chunk`` at least. One copy, without the GIL; whether it is UTF-8 is for the caller to see.
+
+    Returns
+    -------
+    int
+        Bytes of all texts together; -1 when the chunk has not so many, or ends inside one.
+    """
+    cdef Py_ssize_t i, n = length.shape[0], size = chunk.shape[0], at = 4, n_bytes = 0
+    cdef uint32_t here
+    cdef const uint8_t *source
+    cdef bint is_whole = size >= 4 and data.shape[0] >= size
+    if not is_whole:
+        return -1
+    source = &chunk[0]
+    with nogil:
+        is_whole = little_endian(source) >= <uint64_t> n
+        for i in range(n if is_whole else 0):
+            if size - at < 4:
+                is_whole = False
+                break
+            here = little_endian(source + at)
+            at += 4
+            if size - at < <Py_ssize_t> here:
+                is_whole = False
+                break
+            memcpy(&data[n_bytes], source + at, here)
+            length[i] = here
+            at += here
+            n_bytes += here
+    return n_bytes if is_whole else -1
+
+
+def number_texts(const uint8_t[::1] data not None, const int64_t[::1] length not None, uint64_t seed,
+                 int32_t[::1] slots not None, int32_t[::1] code not None, int64_t[::1] begin not None,
+                 int64_t[::1] size not None):
+    """Number the distinct ones of texts whose bytes lie below each other, in the order in which they come first.
+
+    ``slots`` is a hash table: a power of two of them, more than there are texts, all -1. ``code`` gets the number of each
+    text, ``begin`` and ``size`` where the bytes of each distinct one begin in ``data`` and how many they are; all as long
+    as ``length``. About 1 ns a byte; ``seed`` keeps files from being made for collisions.
+
+    Returns
+    -------
+    int
+        How many distinct ones there are.
+    """
+    cdef Py_ssize_t i, at = 0, slot, n_found = 0, mask = slots.shape[0] - 1
+    cdef int32_t found
+    cdef const uint8_t *base = NULL
+    if data.shape[0]:
+        base = &data[0]
+    with nogil:
+        for i in range(length.shape[0]):
+            slot = <Py_ssize_t> (hash_of(base + at, length[i], seed) & <uint64_t> mask)
+            found = slots[slot]
+            while found >= 0 and (size[found] != length[i] or memcmp(base + begin[found], base + at, length[i]) != 0):
+                slot = (slot + 1) & mask
+                found = slots[slot]
+            if found < 0:
+                slots[slot] = found = <int32_t> n_found
+                begin[n_found] = at
+                size[n_found] = length[i]
+                n_found += 1
+            code[i] = found
+            at += length[i]
+    return n_found
+
+
+cdef inline uint32_t little_endian(const uint8_t *at) noexcept nogil:
+    return at[0] | <uint32_t> at[1] << 8 | <uint32_t> at[2] << 16 | <uint32_t> at[3] << 24
+
+
+cdef inline uint64_t hash_of(const uint8_t *text, int64_t n_bytes, uint64_t seed) noexcept nogil:
+    """FNV-1a, whose low bits are then made to depend on all."""
+    cdef int64_t i
+    cdef uint64_t state = seed ^ <uint64_t> 0xcbf29ce484222325
+    for i in range(n_bytes):
+        state = (state ^ text[i]) * <uint64_t> 0x100000001b3
+    return state ^ (state >> 32)

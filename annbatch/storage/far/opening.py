@@ -269,7 +269,7 @@ def _part_metadata_keys(group: zarr.Group, needs: Needs) -> list[str]:
     for frame, columns in needs.frames.items():
         for name in _frame_columns(group[frame], columns)[1:] if frame in group else []:
             path = f"{frame}/{name}"
-            elem = group.get(path)
+            elem: Any = group.get(path)
             if hasattr(elem, "group_keys"):
                 is_categorical = "codes" in elem
                 if not is_categorical or hasattr(elem.get("categories"), "group_keys"):

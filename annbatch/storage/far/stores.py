@@ -247,10 +247,11 @@ class FsspecObjects(Objects):
 
     def text(self, key: str) -> str:
         """See the base class."""
-        path = self._path(key)
+        path = self.path(key)
         return path if "://" in path else str(self._files.unstrip_protocol(path))
 
-    def _path(self, key: str) -> str:
+    def path(self, key: str) -> str:
+        """Return the path of an object in the file system."""
         return "/".join(part for part in (self._root.rstrip("/"), key) if part)
 
     async def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -266,8 +267,8 @@ class FsspecObjects(Objects):
         """See the base class."""
         files = self.files
         if hasattr(files, "invalidate_cache"):
-            files.invalidate_cache(files._parent(self._path(key)))  # noqa: SLF001 (a listing may be old)
-        info = await self._call("info", self._path(key))
+            files.invalidate_cache(files._parent(self.path(key)))  # noqa: SLF001 (a listing may be old)
+        info = await self._call("info", self.path(key))
         if info.get("type") == "directory":
             raise FileNotFoundError(self.text(key))
         names = ("ETag", "etag", "e_tag", "generation", "LastModified", "last_modified", "updated", "mtime", "modified")
@@ -281,7 +282,7 @@ class FsspecObjects(Objects):
             data, found = await self._s3(key, Range=f"bytes={start}-{start + len(into) - 1}")
             check_same(found, stamp)
         else:
-            data = await self._call("cat_file", self._path(key), start=start, end=start + len(into))
+            data = await self._call("cat_file", self.path(key), start=start, end=start + len(into))
         if stamp is not None and len(data) != len(into):
             check_same(await self.stat(key), stamp)
         _fill(into, data)
@@ -289,7 +290,7 @@ class FsspecObjects(Objects):
     async def _s3(self, key: str, **kwargs: Any) -> tuple[bytes, Stamp]:
         """Ask s3fs for an object and for what it is."""
         files = self.files
-        bucket, name, version = files.split_path(self._path(key))
+        bucket, name, version = files.split_path(self.path(key))
         if version:
             kwargs["VersionId"] = version
         try:
@@ -313,7 +314,7 @@ class FsspecObjects(Objects):
         """See the base class."""
         if hasattr(self.files, "_call_s3"):
             return await self._s3(key)
-        data = await self._call("cat_file", self._path(key))
+        data = await self._call("cat_file", self.path(key))
         return data, Stamp(len(data), "")
 
     async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
@@ -321,13 +322,13 @@ class FsspecObjects(Objects):
         if hasattr(self.files, "_call_s3"):
             return await self._s3(key, Range=f"bytes=-{n_bytes}")
         stamp = await self.stat(key)
-        data = await self._call("cat_file", self._path(key), start=max(0, stamp.size - n_bytes), end=stamp.size)
+        data = await self._call("cat_file", self.path(key), start=max(0, stamp.size - n_bytes), end=stamp.size)
         return data, stamp
 
     async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
         """See the base class."""
         stamp = await self.stat(key)
-        data = await self._call("cat_file", self._path(key), start=0, end=min(n_bytes, max(stamp.size, 0)))
+        data = await self._call("cat_file", self.path(key), start=0, end=min(n_bytes, max(stamp.size, 0)))
         return data, stamp
 
 
@@ -466,6 +467,10 @@ def fsspec_objects(files: Any, path: str) -> Objects:
         headers = _plain_http(files)
         if headers is not None and path.startswith(("http://", "https://")):
             return PlainOrFsspec(HttpObjects(path, headers), FsspecObjects(files, path))
+    from .signed import SignedObjects, can_be_signed
+
+    if can_be_signed(files):
+        return SignedObjects(FsspecObjects(files, path))
     return FsspecObjects(files, path)
 
 

@@ -51,7 +51,7 @@ class FarTable(ChunkTable):
     options
         How it is read.
     stamps
-        By number of the file: what the object was when its part of ``offset`` and ``length`` was read.
+        By number of the file: what the object was when its part of ``chunk_places`` was read.
     shards
         Takes in the indexes of shards; None: there are no shards.
     files
@@ -95,7 +95,7 @@ class FarTable(ChunkTable):
     @property
     def is_whole(self) -> bool:
         """Whether a chunk is a whole object, whose size is not known."""
-        return self.offset is None
+        return self.chunk_places is None
 
     def located(self, tasks: np.ndarray) -> Located:
         """Return what the tasks (a table of TASK) need; an empty range from -1 for a chunk that is not stored.
@@ -103,12 +103,10 @@ class FarTable(ChunkTable):
         Where chunks are not encoded, that is only from the first to the last item that is wanted.
         """
         chunk = tasks["chunk"]
-        file = np.zeros(len(chunk), np.int64)
-        if self.n_files > 1:
-            file = chunk if self.file is None else self.file[chunk].astype(np.int64)
-        if self.offset is None or self.length is None:
+        file = self.files_of(chunk)
+        if self.chunk_places is None:
             return Located(file, np.zeros(len(chunk), np.int64), np.full(len(chunk), self.chunk_bytes, np.int64))
-        start, length = self.offset[chunk], self.length[chunk]
+        start, length = self.places_of(chunk)
         stop = start + length
         if not self.codecs:
             stop = np.minimum(stop, start + tasks["high"] * self.itemsize)
@@ -165,8 +163,8 @@ def read_shard_indexes(tables: Sequence[tuple[FarTable, np.ndarray]], cancel: Ca
     """Read the shard indexes that are not known yet, of tables and the chunks that are wanted of each, all together."""
     by_fetcher: dict[Fetcher, list[tuple[FarTable, int]]] = {}
     for table, chunks in tables:
-        if table.shards is not None and table.file is not None and len(chunks):
-            files = np.unique(table.file[chunks])
+        if table.shards is not None and len(chunks):
+            files = np.unique(table.files_of(chunks))
             missing = files[~table.shards.known[files]]
             by_fetcher.setdefault(table.fetcher, []).extend((table, int(file)) for file in missing)
     for queue, wanted in by_fetcher.items():
@@ -191,6 +189,7 @@ def _read_indexes(queue: Fetcher, wanted: list[tuple[FarTable, int]], cancel: Ca
             # No shard: all its chunks have the fill value.
             check_size(table, file, -1)
             absent.append(table)
+            shards.note_absent(file)
         elif isinstance(answer, BaseException):
             raise answer
         else:

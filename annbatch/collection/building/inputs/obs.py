@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # Rows that are looked at to learn what a row takes in memory.
 _SAMPLE_ROWS = 256
 
+# Names of rows that tell an input from others: all of them, or so many in evenly spread stretches of a million and more.
+_STRETCH_ROWS = 2**14
+_MOST_STRETCHES = 64
+
 
 class Obs(ABC):
     """The table of the rows of an input.
@@ -53,12 +57,21 @@ class Obs(ABC):
         """About what a row takes in memory."""
         return _row_bytes(self.sample)
 
+    def names(self, start: int, stop: int) -> pd.Index[Any]:
+        """Names of rows ``[start, stop)``."""
+        return self.rows(start, stop).index
+
     @property
     def digest(self) -> int:
-        """Signed 64-bit digest of the number of rows and the names of a few: other rows mostly have another."""
-        text = "\0".join([str(self.n_obs), *map(str, self.sample.index)])
-        code = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(code, "little", signed=True)
+        """Signed 64-bit digest of the number of rows and their names, of a million and more rows of the names of some."""
+        code = hashlib.blake2b(str(self.n_obs).encode(), digest_size=8)
+        n_stretches = -(-self.n_obs // _STRETCH_ROWS)
+        for number in range(min(n_stretches, _MOST_STRETCHES)):
+            # The first and the last are among them.
+            at = number if n_stretches <= _MOST_STRETCHES else number * (n_stretches - 1) // (_MOST_STRETCHES - 1)
+            names = self.names(at * _STRETCH_ROWS, min((at + 1) * _STRETCH_ROWS, self.n_obs))
+            code.update("".join(f"\0{name}" for name in names).encode(errors="surrogatepass"))
+        return int.from_bytes(code.digest(), "little", signed=True)
 
     @property
     def decoding_bytes(self) -> int:
@@ -103,6 +116,11 @@ class StoredObs(Obs):
         """Rows ``[start, stop)``, read from the file."""
         return self._reader.frame(rows=slice(start, stop))
 
+    def names(self, start: int, stop: int) -> pd.Index[Any]:
+        """Names of rows ``[start, stop)``, read from the file."""
+        names: pd.Index[Any] = self._reader.index(slice(start, stop))
+        return names
+
     def labels(self, name: str) -> pd.Categorical[Any]:
         """A whole column, without a Python object a row."""
         codes, categories = self._reader.labels(name)
@@ -119,6 +137,12 @@ class FrameObs(Obs):
     def rows(self, start: int, stop: int) -> pd.DataFrame:
         """Rows ``[start, stop)``, in memory."""
         return in_memory(self._frame.iloc[start:stop])
+
+    def names(self, start: int, stop: int) -> pd.Index[Any]:
+        """Names of rows ``[start, stop)``."""
+        if isinstance(self._frame, pd.DataFrame):
+            return self._frame.index[start:stop]
+        return super().names(start, stop)
 
     def labels(self, name: str) -> pd.Categorical[Any]:
         """A whole column as codes and categories."""

@@ -1,0 +1,130 @@
+"""Chunks of text of Zarr arrays in local folders, decoded without a Python object per text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from annbatch.storage.engine import _engine
+from annbatch.storage.engine._ragged import unpack_texts
+from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.text import is_utf8
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import zarr
+
+__all__ = ["TextChunks"]
+
+
+class TextChunks:
+    """The chunks of a one-dimensional array of text, as anndata and we write it: ``vlen-utf8``, compressed, a file each.
+
+    Attributes
+    ----------
+    rows
+        Rows of a chunk.
+    """
+
+    def __init__(self, array: zarr.Array[Any], folder: Path, decoders: list[Callable[[Any], Any]]) -> None:
+        self._array, self._folder, self._decoders = array, folder, decoders
+        self.rows = int(array.chunks[0])
+
+    @classmethod
+    def of(cls, array: Any) -> TextChunks | None:
+        """Return the chunks of an array; None when it is stored in another way."""
+        from zarr.storage import LocalStore
+
+        if not isinstance(getattr(array, "store", None), LocalStore) or len(array.shape) != 1:
+            return None
+        folder = Path(array.store.root, array.path)
+        try:
+            if array.metadata.zarr_format == 3:
+                document = json.loads((folder / "zarr.json").read_text())
+                is_plain = document["data_type"] == "string" and document["chunk_grid"]["name"] == "regular"
+                first, *steps = [step["name"] for step in document["codecs"]]
+            else:
+                document = json.loads((folder / ".zarray").read_text())
+                is_plain = True
+                compressor = [document["compressor"]] if document["compressor"] else []
+                first, *steps = [step["id"] for step in (document["filters"] or []) + compressor]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # zarr-python shall read it or say what is wrong
+        decoders = [_decoder(name) for name in reversed(steps)]
+        if not is_plain or first != "vlen-utf8" or None in decoders:
+            return None
+        return cls(array, folder, decoders)  # type: ignore[arg-type]
+
+    def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the UTF-8 bytes of the texts of rows (uint8), and how many each has (int64).
+
+        None when one of their chunks is not there or something is wrong with it: zarr-python knows what that means.
+
+        Parameters
+        ----------
+        rows
+            Whole chunks.
+
+        Raises
+        ------
+        CorruptDataError
+            A chunk is cut short, which zarr-python would not see.
+        """
+        pairs = []
+        for chunk in range(rows.start // self.rows, -(-rows.stop // self.rows)):
+            pair = self._read(chunk)
+            if pair is None:
+                return None
+            pairs.append(pair)
+        data, lengths = zip(*pairs, strict=True)
+        return (np.concatenate(data), np.concatenate(lengths)) if len(pairs) > 1 else pairs[0]
+
+    def _read(self, chunk: int) -> tuple[np.ndarray, np.ndarray] | None:
+        lengths = np.empty(min(self.rows, self._array.shape[0] - chunk * self.rows), np.int64)
+        try:
+            raw: Any = (self._folder / self._array.metadata.encode_chunk_key((chunk,))).read_bytes()
+            for decode in self._decoders:
+                raw = decode(raw)
+        except CorruptDataError as error:
+            msg = f"{self._folder}, chunk {chunk}: {error}"
+            raise CorruptDataError(msg) from None
+        except (OSError, ValueError, RuntimeError, TypeError):
+            return None
+        encoded = np.frombuffer(raw, np.uint8)
+        data = np.empty(len(encoded), np.uint8)
+        n_bytes = unpack_texts(encoded, lengths, data)
+        return (data[:n_bytes], lengths) if n_bytes >= 0 and is_utf8(data[:n_bytes], lengths) else None
+
+
+def _decoder(name: str) -> Callable[[Any], Any] | None:
+    """Return the decode function of an encoding step; None for one that is not known."""
+    if name == "crc32c":
+        return _without_checksum
+    if name not in ("blosc", "zstd", "zlib", "gzip", "lz4"):
+        return None
+    import numcodecs
+
+    # Decoding depends on no setting of these codecs.
+    decode: Callable[[Any], Any] = numcodecs.get_codec({"id": name}).decode
+    return (lambda raw: decode(_whole_blosc(raw))) if name == "blosc" else decode
+
+
+def _whole_blosc(raw: Any) -> Any:
+    """See that all bytes are there that a blosc frame says it has: the decoder reads beyond the end of what is cut short."""
+    found = np.frombuffer(raw, np.uint8)
+    if len(found) < 16 or int.from_bytes(found[12:16].tobytes(), "little") > len(found):
+        msg = f"cut short, {len(found)} bytes are left"
+        raise CorruptDataError(msg)
+    return raw
+
+
+def _without_checksum(raw: Any) -> Any:
+    found = np.frombuffer(raw, np.uint8)
+    if len(found) < 4 or _engine.crc32c(found[:-4]) != int.from_bytes(found[-4:].tobytes(), "little"):
+        msg = "the checksum of a chunk does not match"
+        raise ValueError(msg)
+    return found[:-4]

@@ -80,17 +80,20 @@ def plot(results: dict[str, Any], paths: list[Path]) -> None:
     mpl.rcParams["svg.hashsalt"] = "settings"
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    panels = 2 if results["rates"] else 1
+    figure, found = plt.subplots(1, panels, figsize=(4.5 * panels, 3.6), layout="constrained", squeeze=False)
+    left, right = found[0][0], found[0][-1]
     for name, rates in results["rates"].items():
         left.plot(CHUNK_SIZES, [statistics.median(each) for each in rates], "o-", label=name)
-    left.set_ylabel("rows per second (log scale)")
-    left.set_yscale("log")
+    if results["rates"]:
+        left.set_ylabel("rows per second (log scale)")
+        left.set_yscale("log")
     for rows, entropies in results["entropy"].items():
         points = [(c, e) for c, e in zip(CHUNK_SIZES, entropies, strict=True) if e is not None]
         right.plot(*zip(*points, strict=True), "o-", label=f"load requests of {int(rows):,} rows")
     right.set_ylabel("entropy of labels in a batch; 1: random draw")
     right.set_ylim(0, 1.05)
-    for axes in (left, right):
+    for axes in found[0]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(CHUNK_SIZES, [str(size) for size in CHUNK_SIZES])
         axes.set_xlabel("chunk_size")
@@ -105,7 +108,8 @@ def table(results: dict[str, Any]) -> str:
     names = list(results["rates"])
     loads = list(results["entropy"])
     lines = [
-        f"| `chunk_size` | {' | '.join(f'rows/s, {name}' for name in names)} | {' | '.join(f'entropy, {int(n):,}' for n in loads)} |",
+        " | ".join(["| `chunk_size`", *(f"rows/s, {name}" for name in names), *(f"entropy, {int(n):,}" for n in loads)])
+        + " |",
         "|---|" + "---|" * (len(names) + len(loads)),
     ]
     for position, chunk_size in enumerate(CHUNK_SIZES):
@@ -125,7 +129,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=40_000)
-    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="time for each rate; 0: quality only")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="document with the lines <!-- settings:begin -->")
     options = parser.parse_args()
@@ -134,8 +138,9 @@ def main() -> None:
         files = make_files(Path(folder) / "h5ad", 2, options.cells // 2)
         codes = codes_of(files)
         own = Path(folder) / "own.zarr"
-        DatasetCollection(own).add_adatas(files, rng=np.random.default_rng(0), progress=False)
-        sources = {"h5ad": [str(path) for path in files], "collection": [str(own)]}
+        if options.seconds:
+            DatasetCollection(own).add_adatas(files, rng=np.random.default_rng(0), progress=False)
+        sources = {"h5ad": [str(path) for path in files], "collection": [str(own)]} if options.seconds else {}
         rates: dict[str, list[list[float]]] = {name: [[] for _ in CHUNK_SIZES] for name in sources}
         for _ in range(options.rounds):
             for position, chunk_size in enumerate(CHUNK_SIZES):

@@ -70,7 +70,7 @@ def unite_categories(tables: Sequence[Any]) -> pd.Index[Any] | None:
     (kind,) = kinds
     united: pd.Index[Any]
     if kind == "text":
-        return pd.Index(sorted({str(label) for table in filled for label in table}), dtype=object)
+        return pd.Index(sorted({str(label) for table in filled for label in table}))
     if kind == "booleans":
         united = pd.Index(np.unique(np.concatenate([np.asarray(table, dtype=bool) for table in filled])))
         return united
@@ -178,6 +178,6 @@ def encode_together(
 def _like(categories: Any, united: pd.Index[Any]) -> pd.Index[Any]:
     """Labels as the kind of Index that `united` is, so that equal ones are found equal."""
     if united.dtype == object and len(categories) and kind_of(united) == "text":
-        return pd.Index([str(label) for label in categories], dtype=object)
+        return pd.Index([str(label) for label in categories])
     index: pd.Index[Any] = pd.Index(np.asarray(categories))
     return index.infer_objects() if index.dtype == object else index

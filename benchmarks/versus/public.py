@@ -89,6 +89,7 @@ ABSENT = {
         "a row of its batches is a perturbed cell with a control cell of the same file, which is another task "
         "(see docs/migrate/cell_load.md)"
     ),
+    "slafdb": "pip had found no set of its requirements after ten minutes",
     "protoplast 0.1.3": "its documented interface hands batches to a training run of Ray only, not to a loop",
 }
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from annbatch import storage
 from annbatch._shared.labels import encode_together
 from annbatch.storage.columns import CompactFrame, stacked
 
@@ -65,11 +64,6 @@ class ObsTable:
         if len(pieces) > 1:
             self.pieces[:] = [stacked_obs(pieces)]  # holds what it held, only in one piece
         return self.pieces[0]
-
-    def shared(self) -> ObsTable:
-        """Return the table with what there is per row in memory that all processes of the machine share."""
-        pieces = [piece if piece.was_sent else _sealed_again(storage.shared(piece)) for piece in self.pieces]
-        return ObsTable(pieces, self.lengths)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "pieces": [_sealed_again(piece) for piece in state["pieces"]]})

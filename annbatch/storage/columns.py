@@ -281,11 +281,6 @@ class CompactFrame:
         layout = pickle.dumps(self.values, protocol=5, buffer_callback=buffers.append)
         return layout, [read_only(np.frombuffer(buffer.raw(), np.uint8)) for buffer in buffers]
 
-    @property
-    def was_sent(self) -> bool:
-        """Whether this table came out of a pickle, or went into one: its arrays are where pickles have them."""
-        return "_values_as_bytes" in self.__dict__
-
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "values": self._values_as_bytes}
         state.pop("_values_as_bytes", None)

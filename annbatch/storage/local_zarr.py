@@ -42,7 +42,7 @@ class LocalGroup(zarr.Group):
             folder = _folder(self.store_path / path)
             names = ("zarr.json",) if self.metadata.zarr_format == 3 else (".zarray", ".zgroup")
             return any(os.path.exists(f"{folder}/{name}") for name in names)  # noqa: PTH110 (quick)
-        found: bool = super().__contains__(path)  # type: ignore[operator]
+        found: bool = super().__contains__(path)
         return found
 
 

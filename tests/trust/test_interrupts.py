@@ -22,7 +22,7 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 collection = DatasetCollection(sys.argv[1], mode="r")
-n_tries = int(sys.argv[2])
+n_wanted = int(sys.argv[2])
 
 def loader(prefetch):
     sampler = RandomSampler(chunk_size=4, preload_nchunks=8, batch_size=16, rng=np.random.default_rng(3))
@@ -35,14 +35,12 @@ def rows(passed):
         yield batch["index"].tolist()
 
 whole = list(rows(loader(0)))
-start = time.perf_counter()
-for batch in loader(2):
-    pass
-usual = time.perf_counter() - start
 random.seed(5)
-lost = 0
-interrupted = 0
-for number in range(n_tries):
+lost = interrupted = number = 0
+usual = 10.0  # seconds of a pass: the least that one has taken
+while interrupted < n_wanted and number < 20 * n_wanted:
+    number += 1
+    start = time.perf_counter()
     tried = loader(number % 3)
     received = []
     signal.signal(signal.SIGALRM, interrupt)
@@ -51,6 +49,7 @@ for number in range(n_tries):
         for batch in tried:
             received.append(batch["index"].tolist())
         signal.setitimer(signal.ITIMER_REAL, 0)
+        usual = min(usual, time.perf_counter() - start)
     except KeyboardInterrupt:
         interrupted += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -70,27 +69,28 @@ deadline = time.monotonic() + 10
 while any(thread.name.startswith("annbatch") for thread in threading.enumerate()) and time.monotonic() < deadline:
     time.sleep(0.01)
 assert not [thread for thread in threading.enumerate() if thread.name.startswith("annbatch")]
-print(n_tries, interrupted, lost)
+print(interrupted, lost)
 """
 
 
 def interrupted(root, n):
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(root), str(n)], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-c", CHILD, str(root), str(n)], capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Exception ignored" not in done.stderr, done.stderr[-3000:]
-    tries, caught, lost = map(int, done.stdout.split())
-    assert caught > tries // 4
+    caught, lost = map(int, done.stdout.split())
+    assert caught == n
     assert lost <= caught // 4
 
 
 def test_at_some_moments(tmp_path):
     damage.make_collection(tmp_path / "c.zarr")
-    interrupted(tmp_path / "c.zarr", 30)
+    interrupted(tmp_path / "c.zarr", 15)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 def test_at_five_hundred_moments(tmp_path):
     damage.make_collection(tmp_path / "c.zarr")
     interrupted(tmp_path / "c.zarr", 500)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from annbatch._shared.collection_format import dataset_name
 from annbatch.storage.manifest import MANIFEST, listed_documents
 
+from .clients import fsspec_objects
 from .fetch import fetcher
 from .hdf5 import open_far_files
 from .hdf5_opening import fetch_needed
 from .options import FarOptions
-from .stores import fsspec_objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,10 +14,10 @@ from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.manifest import Files, check_file, described_files
 
 from .cache import range_cache
+from .clients import objects_of
 from .fetch import fetcher
 from .options import FarOptions
 from .ranges import Located
-from .stores import objects_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

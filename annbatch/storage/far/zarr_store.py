@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.storage import WrapperStore
 
+from .clients import objects_of
 from .fetch import fetcher, retried
 from .options import FarOptions
-from .stores import objects_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .inputs import Input, InputSpec
 
 
-class _Held:
+class _OpenInput:
     """An input that tasks have open."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class _Held:
 
 
 # Blocks of one input follow each other, and its row pointers are in memory once, however many threads read from it.
-_held: dict[Hashable, _Held] = {}
+_held: dict[Hashable, _OpenInput] = {}
 _held_lock = threading.Lock()
 
 
@@ -35,7 +35,7 @@ def held_input(key: Hashable, spec: InputSpec, scratch: Path) -> Iterator[Input]
     """
     with _held_lock:
         idle = [_held.pop(other) for other, held in list(_held.items()) if other != key and not held.users]
-        held = _held.setdefault(key, _Held())
+        held = _held.setdefault(key, _OpenInput())
         held.users += 1
     try:
         _close(idle)
@@ -55,7 +55,7 @@ def close_inputs() -> None:
     _close(idle)
 
 
-def _close(held: list[_Held]) -> None:
+def _close(held: list[_OpenInput]) -> None:
     for each in held:
         if each.source is not None:
             each.source.close()

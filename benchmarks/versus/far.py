@@ -2,7 +2,7 @@
 
 A server on this machine holds the data and answers late (``--latencies``, in ms) or at a limited rate (``--bandwidth``, in
 MB/s). Each side runs in a process of its own, in turn, on the collection that it built itself. Writes a table and the raw
-figures to ``--out``.
+figures to ``--out``, beside rows of earlier runs that were not measured again, and the table into ``--write``.
 
     python -m benchmarks.versus.far --data /tmp/versus --out docs/versus
     python -m benchmarks.versus.far --data /tmp/versus --out /tmp/out --cells 2000 --files 2 --rounds 1 --seconds 0.5 --latencies 15
@@ -23,8 +23,10 @@ from typing import Any
 
 from benchmarks.far.server import serving
 
+from .__main__ import commit
 from .data import Data
 from .environments import Environments
+from .report import rewrite_section
 from .running import WorkerError, run_worker
 
 _CONSOLIDATE = "import sys, warnings, zarr; warnings.simplefilter('ignore'); zarr.consolidate_metadata(sys.argv[1])"
@@ -116,7 +118,10 @@ class FarVersus:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the results as a markdown table."""
-    lines = ["| network | what | ours, rows/s | peer, rows/s | ratio | goal |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| network | what | ours, rows/s | peer, rows/s | ratio | goal | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for result in results:
         shown = []
         for name in ("ours", "peer"):
@@ -125,8 +130,16 @@ def table(results: list[dict[str, Any]]) -> str:
             shown.append(spread)
         ratio = "" if result["ratio"] is None else f"{result['ratio']:.2f} x"
         goal = "" if result["goal"] is None else f"{result['goal']:.2f} x"
-        lines.append(f"| {result['network']} | {result['title']} | {' | '.join(shown)} | {ratio} | {goal} |")
+        cells = [result["network"], result["title"], *shown, ratio, goal, result["commit"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def beside_earlier(results: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Return the rows of an earlier run with those measured now in their places, and the rest after them."""
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    rows = {(row["network"], row["title"]): row for row in (*earlier, *results)}
+    return list(rows.values())
 
 
 def main() -> None:
@@ -141,6 +154,9 @@ def main() -> None:
     parser.add_argument("--latencies", type=float, nargs="*", default=[5.0, 15.0, 50.0], help="ms before each answer")
     parser.add_argument("--bandwidth", type=float, default=125.0, help="MB/s of one more round at 15 ms; 0: without it")
     parser.add_argument("--only", default="", help="cases whose title contains this")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="document with the lines <!-- versus-far:begin --> and end"
+    )
     parser.add_argument("--python", help="interpreter for the environments where this one is too old")
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=PYTHON", help="an environment that is there"
@@ -170,11 +186,14 @@ def main() -> None:
         network = f"{latency:g} ms" + (f", {bandwidth:g} MB/s" if bandwidth else "")
         with serving(args.data, latency, bandwidth) as url:
             for case in cases:
-                result = {"network": network, **versus.run(case, url)}
+                result = {"network": network, "commit": commit(), **versus.run(case, url)}
                 results.append(result)
                 print(f"{network}: {result['title']}: {result['rates']} {result['ratio']}", flush=True)
-        (args.out / "far.json").write_text(json.dumps(results, indent=1) + "\n")
-        (args.out / "far.md").write_text(table(results))
+        rows = beside_earlier(results, args.out / "far.json")
+        (args.out / "far.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (args.out / "far.md").write_text(table(rows))
+        if args.write:
+            rewrite_section(args.write, "versus-far", table(rows))
     print(table(results))
     shutil.rmtree(args.data / "cache", ignore_errors=True)
 

@@ -68,6 +68,11 @@ class _Thread(threading.Thread):
         try:
             super().start()
         except RuntimeError as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                # Ctrl-C between two steps of the wait, which then stumbles over its own lock.
+                raise error.__context__ from None
+            if "start new thread" not in str(error):
+                raise
             msg = (
                 "the thread that reads ahead could not be started: there is no memory for its stack, or no more threads are "
                 "allowed (ulimit -v, ulimit -u); pass prefetch=0"

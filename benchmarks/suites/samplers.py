@@ -213,7 +213,8 @@ class FirstRequest:
     def setup(self, n_obs: int, request: str) -> None:
         self.sampler = RandomSampler(**SINGLE, rng=np.random.default_rng(0))
         last = -(-n_obs // SINGLE["preload_nchunks"]) - 1
-        self.state = {**self.sampler.state_dict(), "request": {"first": 0, "middle": last // 2, "last": last}[request]}
+        number = {"first": 0, "middle": last // 2, "last": last}[request]
+        self.state = {**self.sampler.state_dict(), "n_obs": n_obs, "request": number}
 
     def request(self, n_obs: int) -> None:
         self.sampler.load_state_dict(self.state)

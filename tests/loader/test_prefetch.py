@@ -235,6 +235,25 @@ def test_a_thread_without_memory_is_a_memory_error_and_not_waited_for(monkeypatc
     assert list(ReadAhead(iter([[0]]), 1)) == [0]
 
 
+def test_an_interrupt_while_the_start_is_waited_for_stays_one(monkeypatch):
+    """``Condition.wait`` lets go of its lock and then of it once more, when Ctrl-C comes in between."""
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            threading.Lock().release()
+
+    ahead = ReadAhead(iter([[0]]), 1)
+    with monkeypatch.context() as there:
+        there.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(ahead)
+    assert wait_until(lambda: n_threads() == 0)
+
+
 # -- through the loader
 
 

@@ -32,7 +32,7 @@ from annbatch.storage.cpus import threads_each
 from .annotations import Covariates, LabelTables, as_wanted_labels
 from .arguments import as_sampler
 from .batches import BatchReader
-from .datasets import Dataset, Table, Wanted, collection_groups
+from .datasets import Dataset, Table, Wanted, X, collection_groups
 from .device import OnDevice, as_device
 from .exports import check_installed, gpu_is_there, let_torch_warn_unheard, makers
 from .genes import Genes
@@ -534,6 +534,11 @@ class Loader(IterableStyle):
     def covariates(self) -> tuple[str, ...]:
         """Names of the columns of ``batch["covariates"]``, in their order."""
         return self._wanted.covariates
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether ``batch["X"]`` is normalised or in logarithms, as `normalize_total` and `log1p` say."""
+        return self._scaling.scale_of(X) is not None
 
     @property
     def _obs(self) -> list[pd.DataFrame] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["own_copy", "own_rows", "own_slice", "sealed", "sealed_dtype", "sealed_frame"]
+__all__ = ["own_copy", "own_slice", "sealed", "sealed_dtype", "sealed_frame"]
 
 
 def own_copy(frame: pd.DataFrame) -> pd.DataFrame:
@@ -18,13 +18,8 @@ def own_copy(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def own_rows(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
-    """Copy out rows (int64, any order) of a frame with sealed categories."""
-    return _with_own_columns(frame.take(rows))
-
-
 def own_slice(frame: pd.DataFrame, start: int, stop: int) -> pd.DataFrame:
-    """Cut rows out of a frame that :func:`own_rows` made, so that no two slices overlap: each is its taker's own."""
+    """Cut rows out of a frame that is nobody else's, so that no two slices overlap: each is its taker's own."""
     # The copy, of no values, is one that pandas does not take for a part of another frame.
     return _with_own_columns(frame.iloc[start:stop].copy(deep=False))
 

@@ -190,7 +190,8 @@ class MatchedSampler(ClassBasedSampler):
         if lacking.any():
             msg = (
                 f"every context must hold control rows, but of those in rows [{start}, {stop}) these hold treated rows and none: "
-                f"{shown_labels(self._context_labels[lacking])}"
+                f"{shown_labels(self._context_labels[lacking])}; leave these contexts out (obs_filter= or subset of a Loader), or "
+                "choose coarser ones"
             )
             raise ValueError(msg)
         cells = cells.copy()

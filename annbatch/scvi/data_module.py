@@ -85,6 +85,9 @@ class SCVIDataModule(AnnDataModule):
             if not (isinstance(loader, Loader) or (name == "validation" and loader is None)):
                 msg = f"{name} must be a Loader, got {type(loader).__name__}"
                 raise TypeError(msg)
+            if loader is not None and loader.is_scaled:
+                msg = f"{name} must hand out raw counts, which scvi-tools models: leave out normalize_total and log1p"
+                raise ValueError(msg)
         super().__init__(train=train, validation=validation)
         self.model_name = model_name
         self.unlabeled_category = unlabeled_category

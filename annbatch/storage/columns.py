@@ -203,7 +203,7 @@ class CompactFrame:
 
     def take(self, rows: np.ndarray) -> pd.DataFrame:
         """Copy out rows (int64, in range, any order). Categories and the names of the columns are shared with this table."""
-        frame = self._with_texts(self.values.take(rows), rows)
+        frame = self._with_texts(_taken(self.values, rows), rows)
         frame.index, frame.columns = self.index(rows), self.axis
         return frame
 
@@ -215,7 +215,7 @@ class CompactFrame:
         It shares nothing with this table; with ``copy=False`` it may, for a table that is not used any more.
         """
         table = self if columns is None else self._only(columns)
-        values = table.values.copy(deep=copy) if rows is None else table.values.take(rows)
+        values = table.values.copy(deep=copy) if rows is None else _taken(table.values, rows)
         for number, dtype in enumerate(values.dtypes):
             if isinstance(dtype, pd.CategoricalDtype):
                 own = pd.CategoricalDtype(dtype.categories.copy(deep=True), ordered=dtype.ordered)
@@ -290,6 +290,12 @@ class CompactFrame:
         layout, buffers = state["values"]
         self.__dict__["_values_as_bytes"] = state["values"]
         self.__dict__.update({**state, "values": pickle.loads(layout, buffers=buffers)})  # noqa: S301 (a part of a pickle)
+
+
+def _taken(values: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Copy out rows. All of them in their order pandas 3 would hand out without a copy until somebody writes, not always noticed."""
+    taken = values.take(rows)
+    return taken.copy(deep=True) if len(rows) == len(values) else taken
 
 
 def natural_text_dtype() -> Any:

@@ -48,6 +48,12 @@ def test_without_keys_all_cells_are_alike():
     assert (module.n_batch, module.n_labels, module.n_cats_per_cov) == (1, 1, None)
 
 
+@pytest.mark.parametrize("scale", [{"normalize_total": 1e4}, {"log1p": True}])
+def test_counts_that_are_none_any_more_are_refused(scale):
+    with pytest.raises(ValueError, match="validation must hand out raw counts.*leave out normalize_total"):
+        SCVIDataModule(loader(), loader(**scale))
+
+
 def test_an_unlabeled_category_among_the_labels_is_the_one():
     module = SCVIDataModule(loader(), labels_key="cell_type", unlabeled_category="B")
     (batch,) = module.inference_dataloader()

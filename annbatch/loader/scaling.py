@@ -202,6 +202,13 @@ def _folder_of(group: Any) -> Path | None:
     return place.parent if place is not None and is_dataset else None
 
 
+def _newest(file: Path) -> int:
+    """Return when the file, or any file below the folder of a Zarr document, was changed last, in ns."""
+    if file.name != "zarr.json":
+        return file.stat().st_mtime_ns
+    return max(path.stat().st_mtime_ns for path in file.parent.rglob("*"))
+
+
 def _identity(sources: Sequence[Any], folder: Path) -> list[Any] | None:
     """What tells these matrices from others, and from what they were before they were written anew."""
     facts: list[Any] = []
@@ -209,10 +216,10 @@ def _identity(sources: Sequence[Any], folder: Path) -> list[Any] | None:
         where, _, inside = source.location.partition(" :: ")
         file = Path(where) if Path(where).is_file() else Path(where) / inside.strip("/") / "zarr.json"
         try:
-            status = file.stat()
+            status, newest = file.stat(), _newest(file)
             name = str(file.absolute().relative_to(folder))
         except (OSError, ValueError):
             return None
         n_values = source.row_pointers.n_values if source.is_sparse else -1
-        facts.append([name, list(source.shape), n_values, status.st_size, status.st_mtime_ns])
+        facts.append([name, list(source.shape), n_values, status.st_size, newest])
     return facts

@@ -336,7 +336,9 @@ def _text_of(column: pd.Series[Any]) -> _Text | None:
         return None
     codes, texts = pd.factorize(values)
     missing = {type(value): value for value in values[codes < 0]}
-    if len(missing) > 1:
+    # pandas takes texts that differ only after a NUL for the same.
+    is_there = codes >= 0
+    if len(missing) > 1 or not np.array_equal(np.asarray(texts, dtype=object)[codes[is_there]], values[is_there]):
         return None
     codes = read_only(codes.astype(code_dtype(len(texts))))
     text = CodedText(codes, texts, next(iter(missing.values()), np.nan), dtype)

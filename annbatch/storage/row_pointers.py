@@ -11,7 +11,7 @@ from annbatch._shared.running_sum import starts_of
 
 from .engine._ragged import BLOCK_ROWS, check_pointers, find_extents, keep_lengths
 from .errors import CorruptDataError
-from .shared_arrays import is_settled, kept
+from .shared_arrays import is_settled, kept, shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,27 +90,33 @@ class RowPointers:
 
     @classmethod
     def shared(cls, stored: StoredArray, n_values: int) -> RowPointers:
-        """Return the same as :meth:`read`, from what another process of this machine has read where there is such."""
-        identity = None
-        if stored.shape[0] > _FEW_ROWS:
-            found = stored.identity()
-            if found is not None and is_settled(found.newest_ns):
-                identity = found.text
-        if identity is None:
+        """Return the same as :meth:`read`, from what another process of this machine has read where there is such.
+
+        Where only reading tells whether the data are the same, they are read, and then shared by what they are.
+        """
+        if stored.shape[0] <= _FEW_ROWS:
+            return cls.read(stored, n_values)
+        found = stored.identity()
+        if found is None:
+            pointers = cls.read(stored, n_values)
+            return cls(shared(pointers.lengths), shared(pointers.block_start), pointers.n_values)
+        if not is_settled(found.newest_ns):
             return cls.read(stored, n_values)
 
         def make() -> tuple[int, list[np.ndarray]]:
             pointers = cls.read(stored, n_values)
             again = stored.identity()
-            if again is None or again.text != identity:
+            if again is None or again.text != found.text:
                 raise _ChangedError(pointers)
             return pointers.n_values, [pointers.lengths, pointers.block_start]
 
         try:
-            last, arrays = kept(f"row pointers\n{stored.shape} {stored.dtype} {n_values}\n{identity}", make)
+            last, (lengths, block_start) = kept(
+                f"row pointers\n{stored.shape} {stored.dtype} {n_values}\n{found.text}", make
+            )
         except _ChangedError as error:
             return error.pointers
-        return cls(arrays[0], arrays[1], last)
+        return cls(lengths, block_start, last)
 
     @classmethod
     def of_lengths(cls, lengths: np.ndarray) -> RowPointers:

@@ -91,9 +91,13 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
+def _name(key: str) -> str:
+    return _digest(key)[:40] + _SUFFIX
+
+
 def _path(key: str) -> Path | None:
     folder = _folder()
-    return None if folder is None else folder / (_digest(key)[:40] + _SUFFIX)
+    return None if folder is None else folder / _name(key)
 
 
 def _make_room(folder: Path, needed: int, limit: int) -> bool:
@@ -176,9 +180,9 @@ def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
-def _mapped(key: str, *, writable: bool = False) -> _Stored | None:
-    """Map a file; None where it is not there, or not to be trusted."""
-    path = _path(key)
+def _mapped(key: str, *, writable: bool = False, folder: Path | None = None) -> _Stored | None:
+    """Map a file of our folder, or of another one; None where it is not there, or not to be trusted."""
+    path = _path(key) if folder is None or not _mapping.can_map_files else folder / _name(key)
     if path is None:
         return None
     try:
@@ -202,7 +206,7 @@ def _mapped(key: str, *, writable: bool = False) -> _Stored | None:
             arrays.append(part.view(dtype).reshape(shape))
         with contextlib.suppress(OSError):
             os.utime(path)  # used last now
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     finally:
         os.close(handle)
@@ -278,8 +282,22 @@ def _key_of(array: np.ndarray) -> str | None:
     key = f"content {hashlib.blake2b(data, digest_size=20).hexdigest()} {array.dtype.str} {array.shape}"
     if not (_use(key) or _write(key, None, [array])):
         return None
+    if array.flags.writeable and not _is_true(key):
+        return None
     _note(array, key, _engine.crc32c(data) if checksum is None else checksum)
     return key
+
+
+def _is_true(key: str) -> bool:
+    """Say whether a file holds what its key says; it goes if not: somebody changed the array while it was written."""
+    found = _mapped(key)
+    if found is not None and hashlib.blake2b(_bytes_of(found.arrays[0]), digest_size=20).hexdigest() in key:
+        return True
+    path = _path(key)
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return False
 
 
 def _use(key: str) -> bool:
@@ -298,8 +316,9 @@ def _note(array: np.ndarray, key: str, checksum: int | None) -> None:
     _known[number] = _Known(weakref.ref(array, lambda _: _known.pop(number, None)), key, checksum)
 
 
-def _array_of(key: str, writable: bool, transposed: bool) -> np.ndarray:  # noqa: FBT001
-    found = _mapped(key, writable=writable)
+def _array_of(key: str, folder: str, writable: bool, transposed: bool) -> np.ndarray:  # noqa: FBT001
+    # The folder of the process that it comes from, which this one may not have heard of.
+    found = _mapped(key, writable=writable, folder=Path(folder))
     if found is None:
         raise ArrayGoneError(key)
     (array,) = found.arrays
@@ -329,7 +348,9 @@ class _Referring:
         if id(value) == self._not_shared or (transposed and not value.flags.f_contiguous):
             return NotImplemented
         key = _key_of(value.T if transposed else value)
-        return NotImplemented if key is None else (_array_of, (key, value.flags.writeable, transposed))
+        if key is None:
+            return NotImplemented
+        return _array_of, (key, str(_folder()), value.flags.writeable, transposed)
 
 
 class _Pickler(_Referring, pickle.Pickler):
@@ -405,6 +426,6 @@ def shared(array: np.ndarray) -> np.ndarray:
         return array
     key = _key_of(array)
     try:
-        return array if key is None else _array_of(key, writable=False, transposed=False)
+        return array if key is None else _array_of(key, str(_folder()), writable=False, transposed=False)
     except ArrayGoneError:
         return array

@@ -50,6 +50,17 @@ def test_all_settings(options, folder, tmp_path):
     assert fetch.counts["requests"] == before
 
 
+def test_names_beyond_ascii_are_not_taken_for_each_other(options, folder):
+    files = s3fs.S3FileSystem(**options)
+    for number, name in enumerate(("é.h5ad", "?.h5ad")):
+        files.put(str(folder / f"cells_{number}.h5ad"), f"cells/{name}")
+    far = Loader(chunk_size=4, preload_nchunks=4, batch_size=16, storage_options=options, shuffle=False)
+    local = Loader(chunk_size=4, preload_nchunks=4, batch_size=16, shuffle=False)
+    far.add_paths(["s3://cells/é.h5ad", "s3://cells/?.h5ad"])
+    local.add_paths([folder / "cells_0.h5ad", folder / "cells_1.h5ad"])
+    check(far, local)
+
+
 def test_mapped_collection(options, folder):
     far = MappedCollection(["s3://cells/cells_0.h5ad"], obs_keys=["label"], storage_options=options)
     local = MappedCollection([folder / "cells_0.h5ad"], obs_keys=["label"])

@@ -8,8 +8,10 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import zarr
 
 from annbatch import DatasetCollection, Loader
+from annbatch.collection.verify import accept
 from annbatch.storage import Scale
 from tests.cells import as_array, full_cells, write
 from tests.reference.rows import scaled_rows
@@ -226,6 +228,20 @@ def test_a_damaged_file_of_medians_is_not_trusted(tmp_path, paths):
         kept.write_text(text)
         np.testing.assert_array_equal(batches(), first)
     assert json.loads(kept.read_text()) == good
+
+
+def test_a_median_of_values_that_were_changed_is_not_trusted(tmp_path, paths):
+    """Values may be changed on purpose, which leaves the documents of the matrix as they are."""
+    place = tmp_path / "cells.zarr"
+    DatasetCollection(place).add_adatas(paths, progress=False, rng=np.random.default_rng(0))
+    small_loader(normalize_total="median").use_collection(place)
+    first = json.loads((tmp_path / "cells.zarr.totals.json").read_text())["X"]["median"]
+    for dataset in place.glob("dataset_*"):
+        values = zarr.open_group(dataset, mode="r+")["X/data"]
+        values[:] = values[:] * 2
+    accept(place, progress=False)
+    small_loader(normalize_total="median").use_collection(place)
+    assert json.loads((tmp_path / "cells.zarr.totals.json").read_text())["X"]["median"] == 2 * first
 
 
 def test_sparse_arrays_and_empty_data():

@@ -72,3 +72,11 @@ def test_rows_are_those_of_the_frames_below_each_other(always_few, drawn):
         pd.testing.assert_frame_equal(together.frame(), expected, **options)
         elsewhere = pickle.loads(pickle.dumps(together))
         pd.testing.assert_frame_equal(elsewhere.take(rows), expected.take(rows), **options)
+
+
+def test_text_that_differs_after_a_nul_stays_different():
+    frame = pd.DataFrame({"x": ["a\0b", "a\0c", "a"], "y": ["", "\0x", ""]})
+    compact = CompactFrame.of_frame(frame)
+    pd.testing.assert_frame_equal(
+        compact.take(np.array([2, 1, 0])).reset_index(drop=True), frame[::-1].reset_index(drop=True)
+    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import scipy.sparse as sp
 import zarr
 
 from annbatch import ClassSampler, Loader, MappedCollection
-from annbatch.storage import open_group, open_matrix, shared_arrays
+from annbatch.storage import CorruptDataError, open_group, open_matrix, shared_arrays
 from annbatch.storage.row_pointers import RowPointers
 from tests.cells import write
 
@@ -87,6 +89,7 @@ def is_mapped(array: np.ndarray) -> bool:
     return type(getattr(array, "obj", array)).__name__ == "FileMap"
 
 
+@pytest.mark.parametrize("stored", [".zarr"], indirect=True)
 def test_row_pointers_are_read_once_and_mapped_from_then_on(folder, stored, monkeypatch):
     first = pointers_of(stored)
     assert is_mapped(first.lengths)
@@ -100,32 +103,31 @@ def test_row_pointers_are_read_once_and_mapped_from_then_on(folder, stored, monk
     assert [stat.S_IMODE(path.stat().st_mode) for path in files(folder)] == [0o600]
 
 
+@pytest.mark.parametrize("stored", [".zarr"], indirect=True)
 def test_data_that_changed_in_place_are_read_again(folder, stored):
     pointers_of(stored)
     lengths = np.arange(N_ROWS)[::-1] % 5  # as many values, the same size
     indptr = np.concatenate([[0], np.cumsum(lengths)])
-    if stored.suffix == ".h5ad":
-        with h5py.File(stored, "r+") as file:
-            file["X/indptr"][:] = indptr
-    else:
-        zarr.open_group(stored, mode="r+")["X/indptr"][:] = indptr
+    zarr.open_group(stored, mode="r+")["X/indptr"][:] = indptr
     settle(stored)
     np.testing.assert_array_equal(pointers_of(stored).lengths, lengths)
     assert len(files(folder)) == 2
 
 
+@pytest.mark.parametrize("stored", [".zarr"], indirect=True)
 def test_data_that_changed_a_moment_ago_are_not_kept(folder, stored, monkeypatch):
     monkeypatch.setattr(shared_arrays, "_SETTLED_NS", 10**18)
     pointers_of(stored)
     assert files(folder) == []
 
 
+@pytest.mark.parametrize("stored", [".zarr"], indirect=True)
 def test_data_that_change_while_they_are_read_are_not_kept(folder, stored, monkeypatch):
     read = RowPointers.read
 
     def changing(*arguments):
         found = read(*arguments)
-        os.utime(stored if stored.suffix == ".h5ad" else stored / "X/indptr/zarr.json", ns=(OLD_NS + 5, OLD_NS + 5))
+        os.utime(stored / "X/indptr/zarr.json", ns=(OLD_NS + 5, OLD_NS + 5))
         return found
 
     monkeypatch.setattr(RowPointers, "read", changing)
@@ -133,6 +135,61 @@ def test_data_that_change_while_they_are_read_are_not_kept(folder, stored, monke
     assert files(folder) == []
 
 
+@pytest.mark.parametrize("stored", [".zarr"], indirect=True)
+def test_chunks_behind_a_link_are_read_each_time(folder, stored):
+    """They can be exchanged for others without a change to anything in the store."""
+    chunks, elsewhere = stored / "X/indptr/c", stored.parent / "elsewhere"
+    chunks.rename(elsewhere)
+    chunks.symlink_to(elsewhere)
+    settle(stored)
+    pointers_of(stored)
+    other = write_rows(stored.parent / "other.zarr", np.arange(N_ROWS)[::-1] % 5)
+    shutil.rmtree(elsewhere)
+    (other / "X/indptr/c").rename(elsewhere)
+    np.testing.assert_array_equal(pointers_of(stored).lengths, np.arange(N_ROWS)[::-1] % 5)
+
+
+def test_hdf5_is_read_by_every_process_and_shared_by_what_it_holds(folder, tmp_path):
+    """HDF5 may answer from memory what was in a file before it changed, and a dataset may lie in other files."""
+    path = write_rows(tmp_path / "a.h5ad", np.arange(N_ROWS) % 5)
+    assert is_mapped(pointers_of(path).lengths)
+    held = h5py.File(path, "r")
+    indptr = held["X/indptr"]
+    indptr[:]
+    other = write_rows(tmp_path / "b.h5ad", np.arange(N_ROWS)[::-1] % 5)
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+    settle(path)
+    with suppress(CorruptDataError):
+        Loader().add_dataset(ad.io.sparse_dataset(held["X"]))
+    held.close()
+    np.testing.assert_array_equal(pointers_of(path).lengths, np.arange(N_ROWS)[::-1] % 5)
+
+
+def test_an_array_that_changes_while_it_is_written_is_not_kept(folder, monkeypatch):
+    array = np.arange(5000.0)
+    write = shared_arrays._write
+
+    def changing(key, facts, arrays):
+        arrays[0][7] = -1
+        return write(key, facts, arrays)
+
+    monkeypatch.setattr(shared_arrays, "_write", changing)
+    data = shared_arrays._dumps(array)
+    assert files(folder) == []
+    np.testing.assert_array_equal(pickle.loads(data), array)
+
+
+def test_a_process_with_another_folder_finds_what_it_is_sent(folder, monkeypatch, tmp_path):
+    array = np.arange(5000.0)
+    data = shared_arrays._dumps(array)
+    monkeypatch.setenv("ANNBATCH_CACHE_DIR", str(tmp_path / "another"))
+    found = pickle.loads(data)
+    np.testing.assert_array_equal(found, array)
+    assert is_mapped(found)
+
+
+@pytest.mark.parametrize("stored", [".zarr"], indirect=True)
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "head", "writable", "link"])
 def test_a_file_that_cannot_be_trusted_is_made_anew(folder, stored, damage):
     pointers_of(stored)
@@ -303,7 +360,7 @@ class Probe:
         return process.exitcode
 
     def tell(self):
-        shared_arrays._SETTLED_NS = 0  # as where it was sent from
+        shared_arrays._SETTLED_NS, shared_arrays._SMALLEST_SENT = 0, 1000  # as where it was sent from
         loader, mapped = self.held
         sampler = loader.batch_sampler
         assert is_mapped(loader._table.labels.codes("kind"))

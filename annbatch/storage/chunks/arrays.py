@@ -138,7 +138,10 @@ class StoredArray(ABC):
         return np.ascontiguousarray(values, native(values.dtype))
 
     def identity(self) -> Identity | None:
-        """Return what tells the data from others without reading them; None where nothing does."""
+        """Return what tells the data from others without reading them; None where nothing does.
+
+        HDF5 has none: of a file that was open before it changed, it may answer from what it has in memory.
+        """
         return None
 
     def check_claim(self) -> None:  # noqa: B027 - what is in memory is there
@@ -246,17 +249,6 @@ class Hdf5Array(StoredArray):
             msg = f"{self.location}: the file was changed, replaced or removed after it was opened"
             raise CorruptDataError(msg)
 
-    def identity(self) -> Identity | None:
-        """See the base class."""
-        file = self.dataset.file
-        if self.is_far or self._may_change or file.driver != "sec2":
-            return None
-        try:
-            found = os.fstat(file.id.get_vfd_handle())  # of what is open, whatever the path now leads to
-        except (OSError, NotImplementedError):
-            return None
-        return Identity(f"{self.path} :: {self.name}\n{_all_of(found)}", max(found.st_mtime_ns, found.st_ctime_ns))
-
     def check_claim(self) -> None:
         """See the base class."""
         check_claim(self.dataset, self.location)
@@ -288,6 +280,10 @@ class Hdf5Array(StoredArray):
         self._check_unchanged()
         state = {key: value for key, value in self.__dict__.items() if key != "_table"}
         return {**state, "_dataset": None, "_own_file": None}
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 # Arrays that have opened their file again, oldest first: of thousands of files only the last few stay open. Another thread that
@@ -340,7 +336,9 @@ class ZarrArray(StoredArray):
         folder = f"{store.root}/{self.array.path}"
         lines, newest = [folder], 0
         try:
-            for at, folders, names in os.walk(folder):
+            for at, folders, names in os.walk(folder, onerror=_raise):
+                if any(os.path.islink(f"{at}/{name}") for name in folders):  # noqa: PTH114
+                    return None  # what lies behind it may change unseen
                 folders.sort()
                 for name in sorted(names):
                     found = os.stat(f"{at}/{name}")  # noqa: PTH116

@@ -68,12 +68,13 @@ class FarFile(io.RawIOBase):
         self._at = 0
         self._following, self._n_ahead = -1, 1
         self._lacking: set[int] | None = None
-        self._name = objects.text(key)
+        # h5py writes a question mark for whatever is not ASCII, so that two names could become one.
+        self._name = ascii_text = objects.text(key).encode("ascii", "backslashreplace").decode()
         with _lock:
             n_same = 1
             while (other := _open_files.get(self._name)) is not None and other is not self:
                 n_same += 1
-                self._name = f"{objects.text(key)} ({n_same})"
+                self._name = f"{ascii_text} ({n_same})"
             _open_files[self._name] = self
 
     def __reduce__(self) -> tuple[Any, ...]:

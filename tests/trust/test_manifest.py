@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
 import time
 import warnings
 
@@ -18,7 +20,7 @@ from annbatch import DatasetCollection, Loader, storage, write_sharded
 from annbatch.cli import main
 from annbatch.collection.manifest import write_manifest
 from annbatch.collection.verify import verify
-from annbatch.storage import manifest
+from annbatch.storage import CorruptDataError, manifest
 from tests.cells import cells
 
 from . import damage
@@ -184,3 +186,21 @@ def test_thousands_of_files_are_cheap(tmp_path):
     os.truncate(tmp_path / "one.zarr/x/c/777", 0)
     with pytest.raises(storage.CorruptDataError, match=r"x/c/777 is cut short: it had 1 bytes"):
         manifest.check_dataset(tmp_path / "one.zarr")
+
+
+def test_a_collection_that_was_built_anew_is_not_read_with_old_labels(tmp_path):
+    """By a loader that has read nothing yet, and by a pickle of it."""
+
+    def build(seed):
+        DatasetCollection(tmp_path / "c.zarr").add_adatas(
+            [cells(50, seed=0)], rng=np.random.default_rng(seed), progress=False
+        )
+
+    build(0)
+    loader = Loader(batch_size=10, labels=["cell_type"]).use_collection(tmp_path / "c.zarr")
+    data = pickle.dumps(loader)
+    shutil.rmtree(tmp_path / "c.zarr")
+    build(1)
+    for each in (loader, pickle.loads(data)):
+        with pytest.raises(CorruptDataError, match="changed, replaced or removed after it was opened"):
+            next(iter(each))

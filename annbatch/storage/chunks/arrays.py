@@ -309,6 +309,7 @@ class ZarrArray(StoredArray):
         self.location = f"{_store_name(array)} :: {array.path or '/'}"
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
         self.is_far = not self.is_local
+        self._stamp = self._stamp_now()
 
     @property
     def read_rows(self) -> int:
@@ -354,7 +355,22 @@ class ZarrArray(StoredArray):
         """See the base class."""
         check_claim(self.array, self.location)
 
+    def _stamp_now(self) -> tuple[int, int, int] | None:
+        """Tell the document of a local array from the one that may replace it."""
+        if not self.is_local:
+            return None
+        store: Any = self.array.store
+        name = "zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray"
+        return _file_stamp(f"{store.root}/{self.array.path}/{name}")
+
+    def _check_unchanged(self) -> None:
+        """Raise when the array is no longer the one that was opened, of which row pointers and labels may be known already."""
+        if self._stamp_now() != self._stamp:
+            msg = f"{self.location} was changed, replaced or removed after it was opened"
+            raise CorruptDataError(msg)
+
     def _make_table(self) -> ChunkTable | None:
+        self._check_unchanged()
         if not self.is_local:
             from annbatch.storage.far.tables import far_table
 

@@ -102,7 +102,8 @@ Solid: measured. Dotted: the straight line beyond what was run, from the last tw
 
 Row pointers, labels, names and text are read by the first process of a machine, and written to files in a folder of yours. That process and all
 others (workers that are forked or spawned, ranks, the next run) map these files, so that the pages are in memory once.
-The files are told apart by path, size, times and inode of the data; data that changed have other files. The folder is
+The files are told apart by path, size, times and inode of the data; data that changed have other files. Row pointers of HDF5 files, and of stores with
+links in them, each process reads itself, since nothing but reading tells what they are; processes that read the same then map one file. The folder is
 
 - `annbatch-<user id>` in the system's folder for temporary files (`TMPDIR`), or in the folder that the environment variable
   `ANNBATCH_CACHE_DIR` names; `ANNBATCH_CACHE_DIR=""` switches this off. It should be on a disk of the machine itself: other machines

@@ -77,7 +77,7 @@ def cells(
     return ad.AnnData(
         counts if dense else sp.csr_matrix(counts),
         obs=pd.DataFrame(dict(obs), index=[f"{prefix}_{i}" for i in range(n_obs)]),
-        var=pd.DataFrame(index=pd.Index(names, dtype=object)),
+        var=pd.DataFrame(index=pd.Index(names, dtype=pd.Index(["text"]).dtype)),
     )
 
 

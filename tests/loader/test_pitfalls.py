@@ -159,7 +159,7 @@ def test_what_scvi_tools_does(collection):
             # Stored compactly as integers, handed out as what they were.
             assert batch["X"].dtype == torch.float32
             np.testing.assert_array_equal(as_array(batch["X"]), counts[batch["index"]])
-            assert batch["obs"].index.tolist() == obs.index[batch["index"]].tolist()
+            assert batch["obs"].index.tolist() == obs.index[np.asarray(batch["index"])].tolist()
     assert loader._batch_sampler.batch_size == 8
     assert {len(set(batch["obs"]["label"])) for batch in by_class} == {1}
 

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from .http import NotPlainError
 from .signed import SignedObjects, can_be_signed
-from .stores import FsspecObjects, HttpObjects, Objects, ObstoreObjects, ZarrObjects
+from .stores import FsspecObjects, HttpObjects, Objects, ObstoreObjects, RoutedObjects, ZarrObjects
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
-
-    from .stores import Stamp
 
 __all__ = ["fsspec_objects", "objects_of"]
 
@@ -52,7 +50,7 @@ def _plain_http(files: Any) -> dict[str, str] | None:
     return None if given or client else headers
 
 
-class PlainOrFsspec(Objects):
+class PlainOrFsspec(RoutedObjects):
     """Plain HTTP, until an answer shows that a general client is needed: a redirect, or data of unknown length."""
 
     def __init__(self, plain: Objects, general: Objects) -> None:
@@ -65,29 +63,9 @@ class PlainOrFsspec(Objects):
         """See the base class."""
         return self._general.text(key).partition("?")[0]
 
-    async def _call(self, name: str, *args: Any) -> Any:
+    async def _call(self, name: str, key: str, *args: Any) -> Any:
         try:
-            return await getattr(self._plain, name)(*args)
+            return await getattr(self._plain, name)(key, *args)
         except NotPlainError:
             self._plain = self._general
-            return await getattr(self._plain, name)(*args)
-
-    async def stat(self, key: str) -> Stamp:
-        """See the base class."""
-        return await self._call("stat", key)  # type: ignore[no-any-return]
-
-    async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
-        """See the base class."""
-        await self._call("read", key, start, into, stamp)
-
-    async def read_all(self, key: str) -> tuple[Any, Stamp]:
-        """See the base class."""
-        return await self._call("read_all", key)  # type: ignore[no-any-return]
-
-    async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
-        """See the base class."""
-        return await self._call("read_end", key, n_bytes)  # type: ignore[no-any-return]
-
-    async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
-        """See the base class."""
-        return await self._call("read_start", key, n_bytes)  # type: ignore[no-any-return]
+            return await getattr(self._plain, name)(key, *args)

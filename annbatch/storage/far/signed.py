@@ -9,14 +9,11 @@ from __future__ import annotations
 import os
 import time
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from .http import NotPlainError
-from .stores import FsspecObjects, HttpObjects, Objects
-
-if TYPE_CHECKING:
-    from .stores import Stamp
+from .stores import FsspecObjects, HttpObjects, RoutedObjects
 
 __all__ = ["SignedObjects", "can_be_signed"]
 
@@ -46,7 +43,7 @@ def _is_special(scheme: str, host: str) -> bool:
     return scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
 
 
-class SignedObjects(Objects):
+class SignedObjects(RoutedObjects):
     """Objects of S3."""
 
     def __init__(self, general: FsspecObjects) -> None:
@@ -97,23 +94,3 @@ class SignedObjects(Objects):
             if signed is None or time.monotonic() - signed < _FRESH_S:
                 self._is_refused = True
             return answer
-
-    async def stat(self, key: str) -> Stamp:
-        """See the base class."""
-        return await self._call("stat", key)  # type: ignore[no-any-return]
-
-    async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
-        """See the base class."""
-        await self._call("read", key, start, into, stamp)
-
-    async def read_all(self, key: str) -> tuple[Any, Stamp]:
-        """See the base class."""
-        return await self._call("read_all", key)  # type: ignore[no-any-return]
-
-    async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
-        """See the base class."""
-        return await self._call("read_end", key, n_bytes)  # type: ignore[no-any-return]
-
-    async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
-        """See the base class."""
-        return await self._call("read_start", key, n_bytes)  # type: ignore[no-any-return]

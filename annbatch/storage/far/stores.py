@@ -70,6 +70,34 @@ class Objects(ABC):
         return (await self.read_start(key, 1))[1]
 
 
+class RoutedObjects(Objects):
+    """Objects for which each call is passed on to one of several clients."""
+
+    @abstractmethod
+    async def _call(self, name: str, key: str, *args: Any) -> Any:
+        """Let a client do what the method of this name does."""
+
+    async def stat(self, key: str) -> Stamp:
+        """See the base class."""
+        return await self._call("stat", key)  # type: ignore[no-any-return]
+
+    async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
+        """See the base class."""
+        await self._call("read", key, start, into, stamp)
+
+    async def read_all(self, key: str) -> tuple[Any, Stamp]:
+        """See the base class."""
+        return await self._call("read_all", key)  # type: ignore[no-any-return]
+
+    async def read_end(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
+        return await self._call("read_end", key, n_bytes)  # type: ignore[no-any-return]
+
+    async def read_start(self, key: str, n_bytes: int) -> tuple[Any, Stamp]:
+        """See the base class."""
+        return await self._call("read_start", key, n_bytes)  # type: ignore[no-any-return]
+
+
 def _fill(into: memoryview, data: Any) -> None:
     """Copy what a store answered; a TransientError where it is of another length."""
     if len(data) != len(into):

@@ -885,14 +885,10 @@ class Loader(IterableStyle):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key != "_passes"}
-        if storage.is_spawning():
-            # What these hold per row, too, the process that is being started maps from files.
-            state["_packed"] = storage.packed({key: state.pop(key) for key in _SENT_TOGETHER})
-        return state
+        return storage.packed_state(state, _SENT_TOGETHER)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        packed = state.pop("_packed", None)
-        self.__dict__.update(state if packed is None else {**state, **packed.value()})
+        self.__dict__.update(storage.unpacked_state(state))
         self._passes = weakref.WeakSet()
 
     @property  # type: ignore[misc]

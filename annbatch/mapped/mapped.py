@@ -13,7 +13,7 @@ import pandas as pd
 from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
 from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
-from annbatch.storage import BufferPool, FarOptions, is_spawning, packed
+from annbatch.storage import BufferPool, FarOptions, packed_state, unpacked_state
 from annbatch.storage.cpus import threads_each
 from annbatch.storage.frames import Labels
 from annbatch.storage.reading.median import check_scaled_dtype
@@ -529,14 +529,10 @@ class MappedCollection(MapStyle):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in self.__dict__.items() if key not in ("storage_idx", "indices")}
-        if is_spawning():
-            # What these hold per row the process that is being started maps from files.
-            state["_packed"] = packed({key: state.pop(key) for key in _SENT_TOGETHER})
-        return state
+        return packed_state(state, _SENT_TOGETHER)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        sent = state.pop("_packed", None)
-        self.__dict__.update(state if sent is None else {**state, **sent.value()})
+        self.__dict__.update(unpacked_state(state))
 
     def _read(self, numbers: np.ndarray, num_threads: int) -> dict[str, SampleColumn]:
         if self.closed:

@@ -19,7 +19,7 @@ from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense
 from .reading.scale import Scale
 from .reading.totals import row_totals
-from .shared_arrays import Packed, is_spawning, packed, reduced, shared
+from .shared_arrays import packed_state, reduced, shared, unpacked_state
 from .sources import DenseSource, SparseSource, open_matrix
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "DenseSource",
     "FarOptions",
     "Needs",
-    "Packed",
     "Part",
     "Scale",
     "SparseSource",
@@ -41,17 +40,17 @@ __all__ = [
     "fetched_ahead",
     "find_datasets",
     "home_of",
-    "is_spawning",
     "is_store",
     "is_url",
     "open_group",
     "open_groups",
     "open_matrix",
-    "packed",
+    "packed_state",
     "read_csr",
     "read_dense",
     "read_frame",
     "reduced",
     "row_totals",
     "shared",
+    "unpacked_state",
 ]

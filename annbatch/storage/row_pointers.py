@@ -112,7 +112,7 @@ class RowPointers:
 
         try:
             last, (lengths, block_start) = kept(
-                f"row pointers\n{stored.shape} {stored.dtype} {n_values}\n{found.text}", make
+                f"row pointers\n{stored.shape} {stored.dtype} {n_values}\n{found.text}", make, 2
             )
         except _ChangedError as error:
             return error.pointers

@@ -41,7 +41,7 @@ from .engine import _engine, _mapping
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Packed", "is_settled", "is_spawning", "kept", "packed", "reduced", "shared"]
+__all__ = ["is_settled", "is_spawning", "kept", "packed_state", "reduced", "shared", "unpacked_state"]
 
 FOLDER_VARIABLE = "ANNBATCH_CACHE_DIR"
 SIZE_VARIABLE = "ANNBATCH_CACHE_SIZE"
@@ -56,6 +56,9 @@ _SMALLEST_KEPT = 1 << 16
 _SETTLED_NS = 2 * 10**9
 _ABANDONED_NS = 3600 * 10**9
 _IN_USE_NS = 300 * 10**9
+
+# Where a state has what was packed.
+_PACKED = "_packed"
 
 T = TypeVar("T")
 
@@ -221,15 +224,19 @@ def is_settled(newest_ns: int) -> bool:
     return newest_ns + _SETTLED_NS < time.time_ns()
 
 
-def kept(key: str | None, make: Callable[[], tuple[Any, Sequence[np.ndarray]]]) -> tuple[Any, Sequence[np.ndarray]]:
+def kept(
+    key: str, make: Callable[[], tuple[Any, Sequence[np.ndarray]]], n_arrays: int
+) -> tuple[Any, Sequence[np.ndarray]]:
     """Return what was read from stored data, mapped from its file if another process has read it before.
 
     Parameters
     ----------
     key
-        Says what it is and names the identity of the data that it was read from. None: that is not known, so nothing is kept.
+        Says what it is and names the identity of the data that it was read from.
     make
         Reads it: facts that are plain data, and C-contiguous arrays.
+    n_arrays
+        How many of them.
 
     Returns
     -------
@@ -238,10 +245,8 @@ def kept(key: str | None, make: Callable[[], tuple[Any, Sequence[np.ndarray]]]) 
     arrays
         Read-only where they are mapped.
     """
-    if key is None:
-        return make()
     found = _mapped(key)
-    if found is None:
+    if found is None or len(found.arrays) != n_arrays:
         facts, arrays = make()
         if sum(array.nbytes for array in arrays) < _SMALLEST_KEPT or not _write(key, facts, arrays):
             return facts, arrays
@@ -372,20 +377,22 @@ def is_spawning() -> bool:
     return get_spawning_popen() is not None
 
 
-class Packed:
-    """A value whose big arrays are in files. Pickles of it are for processes of this machine, to be read at once."""
+def packed_state(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the state of an object for its pickle. A process that is being started maps big arrays below `names` from files.
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    The values of these names may refer to each other.
+    """
+    if not is_spawning():
+        return state
+    rest = {name: value for name, value in state.items() if name not in names}
+    return {**rest, _PACKED: _dumps({name: state[name] for name in names})}
 
-    def value(self) -> Any:
-        """Return the value."""
-        return pickle.loads(self._data)  # noqa: S301 (part of a pickle that is being read)
 
-
-def packed(value: Any) -> Packed:
-    """Pack what goes to a process that is being started, see :func:`is_spawning`."""
-    return Packed(_dumps(value))
+def unpacked_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what :func:`packed_state` was given."""
+    rest = dict(state)
+    data = rest.pop(_PACKED, None)
+    return rest if data is None else {**rest, **pickle.loads(data)}  # noqa: S301 (part of a pickle that is being read)
 
 
 def reduced(

@@ -46,7 +46,7 @@ def qualities(codes: np.ndarray) -> dict[str, list[float | None]]:
 
 def entropy_of(chunk_size: int, preload_nchunks: int, codes: np.ndarray) -> float | None:
     sampler = RandomSampler(chunk_size, preload_nchunks, BATCH_SIZE, rng=np.random.default_rng(0))
-    batches = islice(rows_of_batches(sampler.sample(len(codes))), N_BATCHES)
+    batches = islice(rows_of_batches(sampler.sample(len(codes)), len(codes)), N_BATCHES)
     return shuffle_quality(batches, codes, len(codes)).entropy
 
 

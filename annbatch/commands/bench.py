@@ -121,7 +121,7 @@ def _classes(loader: Loader, labels: Sequence[str] | None) -> tuple[dict[str, np
 
 def _mixed(sampler: RandomSampler, classes: dict[str, npt.NDArray[np.integer[Any]]], n_obs: int) -> dict[str, Any]:
     """Tell how well a setting mixes: of the column that it mixes worst. Nothing is read: a sampler knows the rows."""
-    batches = list(islice(rows_of_batches(sampler.sample(n_obs)), _BATCHES_LOOKED_AT))
+    batches = list(islice(rows_of_batches(sampler.sample(n_obs), n_obs), _BATCHES_LOOKED_AT))
     found: dict[str, Any] = {"label": None, "entropy": None, "gap": shuffle_quality(batches, None, n_obs).gap}
     for name, codes in classes.items():
         share = shuffle_quality(batches, codes, n_obs).entropy

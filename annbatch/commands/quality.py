@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from annbatch._shared.requests import requested_rows
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -140,11 +142,8 @@ def ideal_gap(n_rows: int, n: int) -> float:
     return float(low)
 
 
-def rows_of_batches(requests: Iterable[Any]) -> Iterable[npt.NDArray[np.int64]]:
-    """Yield the row numbers of each batch of a sampler's pass, without reading anything."""
+def rows_of_batches(requests: Iterable[Any], n_rows: int) -> Iterable[npt.NDArray[np.int64]]:
+    """Yield the row numbers of each batch of a sampler's pass over ``n_rows`` rows, without reading anything."""
     for request in requests:
-        wanted = request["requests"]
-        if not isinstance(wanted, np.ndarray):
-            wanted = np.concatenate([np.arange(piece.start, piece.stop) for piece in wanted])
-        for split in request["splits"]:
-            yield wanted[split].astype(np.int64)
+        rows = requested_rows(request["requests"], n_rows)
+        yield from (rows[split] for split in request["splits"])

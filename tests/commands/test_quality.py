@@ -62,7 +62,7 @@ def test_single_rows_are_ideal_and_chunks_of_sorted_rows_are_not():
     found = {}
     for chunk_size, preload_nchunks in ((1, 2048), (32, 64), (512, 4)):
         sampler = RandomSampler(chunk_size, preload_nchunks, 1024, rng=np.random.default_rng(0))
-        found[chunk_size] = shuffle_quality(rows_of_batches(sampler.sample(len(codes))), codes, len(codes))
+        found[chunk_size] = shuffle_quality(rows_of_batches(sampler.sample(len(codes)), len(codes)), codes, len(codes))
     assert found[1].entropy == pytest.approx(1, abs=0.01)
     assert found[1].gap == pytest.approx(1, abs=0.15)
     assert found[1].entropy > found[32].entropy > found[512].entropy
@@ -73,7 +73,7 @@ def test_rows_of_batches_are_those_that_a_loader_would_read():
     sampler = ClassSampler(
         4, 4, 8, classes=pd.Categorical(np.repeat([0, 1], 64)), num_samples=64, rng=np.random.default_rng(0)
     )
-    batches = list(rows_of_batches(sampler.sample(128)))
+    batches = list(rows_of_batches(sampler.sample(128), 128))
     assert [len(batch) for batch in batches] == [8] * 8
     assert all(len(set(batch // 64)) == 1 for batch in batches)
 

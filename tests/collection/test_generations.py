@@ -73,28 +73,28 @@ def stop(monkeypatch):
 
 class TestLateTasks:
     def test_a_block_of_a_closed_generation_is_not_kept(self, generation):
-        part = generation.part()
-        part.write_bytes(b"block")
+        draft = generation.draft()
+        draft.write_bytes(b"block")
         generation.close()
         with pytest.raises(ClosedError, match="another call has taken over"):
-            generation.keep_block(part, "0-0-5")
+            generation.keep_block(draft, "0-0-5")
 
     def test_what_a_late_worker_makes_anew_is_removed_again(self, generation):
-        part = generation.part()
+        draft = generation.draft()
         closed = generation.close()
-        (part / "dataset_0" / "X").mkdir(parents=True)  # as zarr-python does
+        (draft / "dataset_0" / "X").mkdir(parents=True)  # as zarr-python does
         with pytest.raises(ClosedError):
-            generation.keep_dataset(part, "dataset_0", 5)
-        generation.drop(part)
+            generation.keep_dataset(draft, "dataset_0", 5)
+        generation.drop(draft)
         assert not generation.path.exists()
         assert closed.exists()
 
     def test_a_task_may_be_run_twice(self, generation):
         for values in (b"first", b"first"):
-            part = generation.part()
-            part.mkdir()
-            (part / "dataset_0").write_bytes(values)
-            generation.keep_dataset(part, "dataset_0", 5)
+            draft = generation.draft()
+            draft.mkdir()
+            (draft / "dataset_0").write_bytes(values)
+            generation.keep_dataset(draft, "dataset_0", 5)
         assert not any(generation.drafts.iterdir())
         assert generation.problems("dataset_0", 5) == []
 

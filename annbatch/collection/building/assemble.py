@@ -81,7 +81,7 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
     if path.exists():
         wrote(task.stop - task.start)
         return path
-    part = generation.part()
+    draft = generation.draft()
     schema = task.schema.read()
     rows = SpilledRows([Spill(block) for block in task.blocks], task.start, task.stop)
     sink_type = H5Sink if path.suffix == H5AD_SUFFIX else ZarrSink
@@ -91,8 +91,8 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
         generation.check_open()
 
     try:
-        part.mkdir()
-        with sink_type(part / task.name, task.layout, task.obs_row_bytes) as sink:
+        draft.mkdir()
+        with sink_type(draft / task.name, task.layout, task.obs_row_bytes) as sink:
             write_dataset(
                 sink,
                 rows,
@@ -106,10 +106,10 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
             if task.sources:
                 write_sources(sink, task.sources)
         if sink_type is ZarrSink:
-            write_manifest(part / task.name)
-        generation.keep_dataset(part, task.name, rows.n_obs)
+            write_manifest(draft / task.name)
+        generation.keep_dataset(draft, task.name, rows.n_obs)
     except BaseException:
-        generation.drop(part)  # a disk that is full should not stay so because of half a dataset
+        generation.drop(draft)  # a disk that is full should not stay so because of half a dataset
         raise
     return path
 

@@ -65,7 +65,7 @@ def deal(task: DealTask) -> Path:
     path = task.generation.blocks / task.name
     if path.exists():
         return path
-    part = task.generation.part()
+    draft = task.generation.draft()
     schema = task.schema.read()
     order = np.argsort(task.places, kind="stable")
     fields: dict[str, Field] = {}
@@ -82,10 +82,10 @@ def deal(task: DealTask) -> Path:
     notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
     places = np.ascontiguousarray(task.places[order], np.int64)
     try:
-        write_spill(part, places, fields | obs_fields, ranges, notes)
-        task.generation.keep_block(part, task.name)
+        write_spill(draft, places, fields | obs_fields, ranges, notes)
+        task.generation.keep_block(draft, task.name)
     except BaseException:
-        task.generation.drop(part)  # a disk that is full should not stay so because of half a file
+        task.generation.drop(draft)  # a disk that is full should not stay so because of half a file
         raise
     return path
 

@@ -108,33 +108,33 @@ class Generation:
             msg = f"{self.path}: the call that this task belongs to has ended"
             raise ClosedError(msg)
 
-    def part(self) -> Path:
+    def draft(self) -> Path:
         """A place for something new, under a name that no other task has."""
         self.check_open()
         return self.drafts / secrets.token_hex(8)
 
-    def keep_block(self, part: Path, name: str) -> None:
+    def keep_block(self, draft: Path, name: str) -> None:
         """A block is complete."""
         self.check_open()
-        part.replace(self.blocks / name)
+        draft.replace(self.blocks / name)
 
-    def keep_dataset(self, part: Path, name: str, n_obs: int) -> None:
-        """The dataset ``part / name`` is complete: it gets a receipt, is on the disk, and moves to its place in one step."""
-        files = dict(_files(part / name))
-        (part / _RECEIPT).write_text(json.dumps({"n_obs": n_obs, "files": files}))
-        sync_tree(part)
+    def keep_dataset(self, draft: Path, name: str, n_obs: int) -> None:
+        """The dataset ``draft / name`` is complete: it gets a receipt, is on the disk, and moves to its place in one step."""
+        files = dict(_files(draft / name))
+        (draft / _RECEIPT).write_text(json.dumps({"n_obs": n_obs, "files": files}))
+        sync_tree(draft)
         self.check_open()
         try:
-            part.rename(self.ready / name)
+            draft.rename(self.ready / name)
         except OSError:
             if not self.dataset(name).exists():
                 raise
-            remove(part)  # the same task was run twice, as some executors do when a worker is slow to answer
+            remove(draft)  # the same task was run twice, as some executors do when a worker is slow to answer
         sync(self.ready)
 
-    def drop(self, part: Path) -> None:
+    def drop(self, draft: Path) -> None:
         """Remove what was not finished, and folders that were made anew after all had been removed."""
-        remove(part)
+        remove(draft)
         if not (self.path / _OPEN).exists():
             for folder in (self.drafts, self.path, self.path.parent):
                 with suppress(OSError):

@@ -14,7 +14,7 @@ except ImportError:
         from pytorch_lightning import LightningDataModule
     except ImportError as error:
         msg = 'annbatch.lightning needs Lightning, which is not installed: pip install "annbatch[lightning]"'
-        raise ImportError(msg) from error
+        raise ImportError(msg, name="lightning") from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -3,7 +3,7 @@
 try:
     from .data_module import SCVIDataModule
 except ImportError as error:
-    if "needs Lightning" not in str(error):
+    if error.name != "lightning":
         raise
     msg = 'annbatch.scvi needs scvi-tools, which is not installed: pip install "annbatch[scvi]" (Python 3.12 or later)'
     raise ImportError(msg) from error

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["check_is_store", "home_of", "is_store", "open_group", "open_groups"]
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
-_DOCUMENTS = dict.fromkeys(("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")).keys()  # in this order
+# The likeliest first.
+_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
@@ -142,11 +143,11 @@ def check_documents(folder: str | os.PathLike[str]) -> None:
     with os.scandir(folder) as entries:
         found = {entry.name: entry for entry in entries}
     has_members = True
-    for name in _DOCUMENTS & found.keys():
+    for name in found.keys() & set(_DOCUMENTS):
         document = parsed_document(f"{os.fspath(folder)}/{name}")
         has_members &= name != ".zarray" and document.get("node_type") != "array"
     if has_members:
-        for name in sorted(found.keys() - _DOCUMENTS):
+        for name in sorted(found.keys() - set(_DOCUMENTS)):
             below = found[name]
             # Folders of chunks hold none of these.
             if below.is_dir() and any(os.path.exists(f"{below.path}/{mark}") for mark in _DOCUMENTS):  # noqa: PTH110

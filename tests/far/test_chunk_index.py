@@ -156,6 +156,16 @@ DAMAGE = {
 }
 
 
+def check_that_fetching_ends(folder, n_rounds):
+    with RangeServer(folder) as server:
+        (far,) = storage.open_groups([f"{server.url}/a.h5"])
+        dataset = far["x"]
+        n_rounds()
+        hdf5_index.fetch_chunk_indexes([dataset])
+        assert n_rounds() <= 3
+        far.close()
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_a_damaged_node_is_left_to_hdf5(damage, level, tmp_path, n_rounds):
@@ -164,13 +174,7 @@ def test_a_damaged_node_is_left_to_hdf5(damage, level, tmp_path, n_rounds):
     data = bytearray(path.read_bytes())
     data[at : at + 56] = DAMAGE[damage](bytes(data[at : at + 56]))
     path.write_bytes(data)
-    with RangeServer(tmp_path) as server:
-        (far,) = storage.open_groups([f"{server.url}/a.h5"])
-        dataset = far["x"]
-        n_rounds()
-        hdf5_index.fetch_chunk_indexes([dataset])
-        assert n_rounds() <= 3
-        far.close()
+    check_that_fetching_ends(tmp_path, n_rounds)
 
 
 def test_nodes_that_lead_in_a_circle_or_to_each_other_end(tmp_path, n_rounds):
@@ -186,13 +190,7 @@ def test_nodes_that_lead_in_a_circle_or_to_each_other_end(tmp_path, n_rounds):
                 struct.pack_into("<Q", data, at + 48 + 32 * entry, child)
             struct.pack_into("<H", data, at + 6, 64)
     path.write_bytes(data)
-    with RangeServer(tmp_path) as server:
-        (far,) = storage.open_groups([f"{server.url}/a.h5"])
-        dataset = far["x"]
-        n_rounds()
-        hdf5_index.fetch_chunk_indexes([dataset])
-        assert n_rounds() <= 3
-        far.close()
+    check_that_fetching_ends(tmp_path, n_rounds)
 
 
 def test_a_bound_on_what_is_kept(tmp_path, n_rounds, monkeypatch):

@@ -118,12 +118,13 @@ def _fetch_nodes(trees: Sequence[_Tree]) -> None:
             (file, at, min(at + tree.node_bytes, file.stamp.size)) for at in missing
         )
     for queue, nodes in by_queue.items():
-        files = list(dict.fromkeys(file for file, _, _ in nodes))
+        numbers: dict[FarFile, int] = {}
         located = Located(
-            np.array([files.index(file) for file, _, _ in nodes], np.int64),
+            np.array([numbers.setdefault(file, len(numbers)) for file, _, _ in nodes], np.int64),
             np.array([start for _, start, _ in nodes], np.int64),
             np.array([stop for _, _, stop in nodes], np.int64),
         )
+        files = list(numbers)
         ranges = merged(located)
         wants = []
         for number, start, stop in zip(*(part.tolist() for part in ranges[:3]), strict=True):

@@ -81,21 +81,24 @@ class _Thread(threading.Thread):
 
 
 class _Channel:
-    """What thread and consumer share. Does not know the consumer, so that dropping that is noticed."""
+    """What thread and consumer share. Does not keep the consumer, so that dropping that is noticed."""
 
     #: Who makes the items, once it does.
     thread: threading.Thread | None = None
 
-    def __init__(self, n_loads: int) -> None:
+    def __init__(self, n_loads: int, consumer: object) -> None:
         self.items: SimpleQueue[Any] = SimpleQueue()
-        self.room: SimpleQueue[None] = SimpleQueue()
+        self.room: SimpleQueue[Any] = SimpleQueue()
         self.stopped = False
+        # Python drops a Ctrl-C that comes inside of a destructor, and the rest of the destructor with it. No signal comes
+        # between a reference and its callback in C, so the thread is woken all the same.
+        self._consumer = weakref.ref(consumer, self.room.put)
         for _ in range(min(n_loads, _MOST_LOADS)):
             self.room.put(None)
 
     def wait_for_room(self) -> bool:
         self.room.get()
-        return not self.stopped
+        return not self.stopped and self._consumer() is not None
 
     def stop(self) -> None:
         self.stopped = True
@@ -135,7 +138,7 @@ class ReadAhead(Iterator[T], Generic[T]):
         self, loads: Iterator[Iterable[T]], n_ahead: int, stop_waiting: Callable[[], None] | None = None
     ) -> None:
         self._stop_waiting = stop_waiting
-        self._channel = _Channel(1 + n_ahead)
+        self._channel = _Channel(1 + n_ahead, self)
         # Who takes them out, the thread or whoever closes this, closes them: Ctrl-C may come while the thread is started,
         # and then nobody can tell whether it runs.
         self._loads: list[Iterator[Iterable[T]]] = [loads]
@@ -194,11 +197,13 @@ class ReadAhead(Iterator[T], Generic[T]):
         """Stop the thread, wait for it (at most `timeout_s`), and drop what it has read."""
         if self._closed:
             return
-        self._closed = True
-        channel, self._channel = self._channel, _Channel(0)
+        # Noted after it is done: Ctrl-C may come between any two of these steps, and the destructor then does them again.
+        channel = self._channel
         channel.stop()
         if self._stop_waiting is not None:
             self._stop_waiting()
+        self._closed = True
+        self._channel = _Channel(0, self)
         loads = _taken(self._loads)
         if loads is not None:
             _close(loads)

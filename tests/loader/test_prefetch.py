@@ -257,6 +257,47 @@ def test_an_interrupt_while_the_start_is_waited_for_stays_one(monkeypatch):
 # -- through the loader
 
 
+def interrupted_at(number, call):
+    """Call, with a KeyboardInterrupt before the instruction `number` of what reads ahead: whether it came to that."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if frame.f_code.co_filename != read_ahead.__file__:
+            return None
+        if event == "opcode":
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with suppress(KeyboardInterrupt):
+            call()
+    finally:
+        sys.settrace(previous)
+    return count >= number
+
+
+@pytest.mark.parametrize("n_taken", [1, 13], ids=["full", "all_read"])
+@pytest.mark.parametrize("how", ["close", "drop"])
+def test_an_interrupt_at_any_instruction_of_leaving_leaves_no_thread(monkeypatch, how, n_taken):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # what Python does with a Ctrl-C inside of a destructor
+    number, before, was_interrupted = 0, n_threads(), True
+    while was_interrupted:
+        number += 1
+        held = [ReadAhead(iter(Loads(7)), 1)]
+        for _ in range(n_taken):
+            next(held[0])
+        was_interrupted = interrupted_at(number, held[0].close if how == "close" else held.clear)
+        held.clear()
+        assert wait_until(lambda: n_threads() == before), f"a thread is left by instruction {number}"
+    assert number > 20
+
+
 def test_loader_makes_threads_when_iteration_starts():
     loader = small_loader(prefetch=2).add_adata(full_cells())
     batches = iter(loader)

@@ -21,6 +21,9 @@ warnings.simplefilter("ignore")
 def interrupt(*_):
     raise KeyboardInterrupt
 
+# Python drops a Ctrl-C that comes inside of a destructor, and says so.
+sys.unraisablehook = lambda what: what.exc_type is KeyboardInterrupt or sys.__unraisablehook__(what)
+
 collection = DatasetCollection(sys.argv[1], mode="r")
 n_wanted = int(sys.argv[2])
 

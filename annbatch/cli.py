@@ -159,7 +159,7 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", type=_path, metavar="PATH_OR_URL", nargs="+")
     _add_storage_options(parser)
     parser.add_argument("--batch-size", type=int, default=4096, metavar="ROWS")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for each setting (default 3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each setting (default 2)")
     parser.add_argument(
         "--label",
         action="append",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,11 +83,35 @@ def test_info_shows_runs_and_the_largest_chunk_size(place, capsys):
 
 
 def test_info_of_files(tmp_path, inputs, capsys):
-    assert main(["info", inputs[0]]) == 0
-    assert "AnnData" in capsys.readouterr().out
+    assert main(["info", *inputs]) == 0
+    said = capsys.readouterr().out
+    assert said.count("AnnData") == 2
+    assert all(path in said for path in inputs)
+    assert main(["info", *inputs, "--json"]) == 0
+    assert [found["path"] for found in json.loads(capsys.readouterr().out)] == inputs
     DatasetCollection(tmp_path / "h5", is_collection_h5ad=True).add_adatas(inputs, progress=False)
     assert main(["info", str(tmp_path / "h5")]) == 0
     assert "collection of h5ad files" in capsys.readouterr().out
+
+
+def test_info_says_how_a_matrix_is_stored_and_who_reads_it(tmp_path, place, capsys):
+    assert main(["info", str(place)]) == 0
+    assert "      blosc (lz4hc), crc32c: read directly\n" in capsys.readouterr().out
+    adata = cells(20, seed=0, prefix="c")
+    adata.layers["dense"] = adata.X.toarray()
+    adata.layers["csc"] = adata.X.tocsc()
+    path = write(adata, tmp_path / "a", fmt="gzip")
+    with h5py.File(path, "r+") as file:
+        del file["X/data"]
+        file["X"].create_dataset("data", data=adata.X.data.astype("int32"), chunks=True, scaleoffset=0)
+    assert main(["info", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "values scaleoffset; indices gzip: read through h5py, which is slower: of the filter scaleoffset\n" in said
+    assert "      gzip: read directly\n" in said
+    assert "it is stored by columns (CSC): no loader reads it\n" in said
+    assert main(["info", str(path), "--json"]) == 0
+    dense = json.loads(capsys.readouterr().out)["datasets"][0]["matrices"]["layers/dense"]
+    assert (dense["codecs"], dense["not_direct"]) == (["gzip"], None)
 
 
 @pytest.mark.parametrize("what", ["collection", "file"])

@@ -248,7 +248,7 @@ class Loader(IterableStyle):
                 msg = f"device needs torch tensors, got to={to!r} and preload_to_gpu={preload_to_gpu!r} beside it"
                 raise ValueError(msg)
             to, preload_to_gpu = "torch", False
-        self._to = as_choice("to", to, (None, "torch", "jax"))
+        self._to: Literal["torch", "jax"] | None = as_choice("to", to, (None, "torch", "jax"))
         if self._to is not None:
             check_installed(self._to, f"to={self._to!r}")
         # Looked up now, so that a slip shows here; by name, so that the loader can go to another process.
@@ -534,6 +534,11 @@ class Loader(IterableStyle):
     def covariates(self) -> tuple[str, ...]:
         """Names of the columns of ``batch["covariates"]``, in their order."""
         return self._wanted.covariates
+
+    @property
+    def to(self) -> Literal["torch", "jax"] | None:
+        """The library whose arrays batches hold, as `to` said (`device` says "torch"); None: NumPy and scipy, or cupy."""
+        return self._to
 
     @property
     def is_scaled(self) -> bool:

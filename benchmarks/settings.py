@@ -119,16 +119,16 @@ def table(results: dict[str, Any]) -> str:
         entropies = ["" if value is None else f"{value:.2f}" for value in found]
         lines.append(f"| {chunk_size} | {' | '.join([*rates, *entropies])} |")
     data = f"{results['cells']:,} cells of 40 types, sorted by type in each of two files"
-    entropy = (
-        "entropy of the types in a batch of 128 as a share of that of random draws, by rows of a load request, in the sorted files"
-    )
+    entropy = "entropy of the types in a batch of 128 as a share of that of random draws, by rows of a load request, in the sorted files"
     command = f"`python -m benchmarks.settings --cells {results['cells']}{'' if names else ' --seconds 0'}` at commit {results['commit']}"
     if names:
         machine = f"{results['cpus']} CPUs, load {results['load']:.1f} at the start"
         rates = f"rates of load requests of {LOAD_ROWS[1]:,} rows, files in the page cache"
         caption = f"{command}, {machine}: {data}; {rates}; {entropy}."
     else:
-        caption = f"{command}: {data}; {entropy}. No rates: they depend on disk and data; `annbatch bench` measures yours."
+        caption = (
+            f"{command}: {data}; {entropy}. No rates: they depend on disk and data; `annbatch bench` measures yours."
+        )
     return "\n".join([*lines, "", caption])
 
 

@@ -448,10 +448,9 @@ def test_a_collection_in_the_wrong_place_is_called_one(tmp_path):
     path = str(tmp_path / "c.zarr")
     paths = []
     for number in range(2):
-        paths.append(str(tmp_path / f"{number}.h5ad"))
         cells = ad.AnnData(np.ones((6, 3), "float32"))
         cells.obs_names = [f"{number}_{row}" for row in range(6)]
-        cells.write_h5ad(paths[-1])
+        paths.append(str(write(cells, tmp_path / f"{number}.h5ad")))
     DatasetCollection(path).add_adatas(paths, progress=False)
     loader = Loader(batch_size=2)
     with pytest.raises(

@@ -10,8 +10,9 @@ from .cpus import available_cpus
 from .errors import CorruptDataError, damage_named
 from .far.fetch import Cancel
 from .far.fetch import counts as far_counts
+from .far.handed import StoredObject, as_places
 from .far.needs import Needs
-from .far.opening import far_group, fetched_ahead, find_datasets, is_url
+from .far.opening import far_group, fetched_ahead, find_datasets, is_far_place, is_url
 from .far.options import FarOptions
 from .frames import read_frame
 from .opening import home_of, is_store, open_group, open_groups
@@ -33,6 +34,8 @@ __all__ = [
     "Part",
     "Scale",
     "SparseSource",
+    "StoredObject",
+    "as_places",
     "available_cpus",
     "damage_named",
     "far_counts",
@@ -40,6 +43,7 @@ __all__ = [
     "fetched_ahead",
     "find_datasets",
     "home_of",
+    "is_far_place",
     "is_store",
     "is_url",
     "open_group",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from annbatch._shared.collection_format import dataset_name
-from annbatch.storage.manifest import MANIFEST, listed_documents
+from annbatch.storage.manifest import MANIFEST, is_true_copy, listed_documents
 
 from .clients import fsspec_objects
 from .fetch import fetcher
@@ -107,7 +107,7 @@ def _open_zarr(store: FarStore, path: str, name: str) -> zarr.Group:
     import zarr
 
     try:
-        return zarr.open_group(store, path=path, mode="r")
+        return _with_true_copies(zarr.open_group(store, path=path, mode="r"))
     except FileNotFoundError as error:
         if store.refused is not None:
             msg = f"{name}: {store.refused}"
@@ -156,7 +156,26 @@ def far_group(group: zarr.Group, options: FarOptions | None = None) -> zarr.Grou
     ):
         return group
     inner = store._store if isinstance(store, FarStore) else store  # noqa: SLF001 (ours)
-    return zarr.open_group(FarStore(inner, options), path=group.path, mode="r")
+    far, zarr_format = FarStore(inner, options), group.metadata.zarr_format
+    if zarr_format == 3:
+        _fetch_together([(far, [_path(group, "zarr.json")])])
+    return _with_true_copies(zarr.open_group(far, path=group.path, mode="r", zarr_format=zarr_format))
+
+
+def _with_true_copies(group: zarr.Group) -> zarr.Group:
+    """Return a group without its copies of the documents below it where they are not what manifests say.
+
+    Then the documents themselves are read, and compared.
+    """
+    import zarr
+
+    store: FarStore = group.store  # type: ignore[assignment]
+    if not _is_consolidated(group) or group.metadata.zarr_format != 3:
+        return group
+    data = store.document(group.path)
+    if data is None or is_true_copy(data):
+        return group
+    return zarr.open_group(store, path=group.path, mode="r", zarr_format=3, use_consolidated=False)
 
 
 # -- what opening will need

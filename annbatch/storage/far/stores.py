@@ -33,7 +33,15 @@ class Stamp(NamedTuple):
 
 
 class Objects(ABC):
-    """Objects of a store, by key. All calls are awaited in zarr-python's event loop."""
+    """Objects of a store, by key. All calls are awaited in zarr-python's event loop.
+
+    Attributes
+    ----------
+    is_verbatim
+        Whether an object is, byte for byte, what was put there.
+    """
+
+    is_verbatim = True
 
     @abstractmethod
     def text(self, key: str) -> str:
@@ -431,7 +439,11 @@ class ZarrObjects(Objects):
     """Objects of any store that zarr-python reads from. Only a change of size is noticed."""
 
     def __init__(self, store: Store) -> None:
+        from zarr.storage import MemoryStore, ZipStore
+
         self._store = store
+        # Others may make metadata documents anew.
+        self.is_verbatim = isinstance(store, MemoryStore | ZipStore)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ZarrObjects, (self._store,)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .stores import Objects
     from .zarr_store import FarStore
 
-__all__ = ["far_group", "fetched_ahead", "find_datasets", "is_far_place", "is_url", "open_far"]
+__all__ = ["far_groups", "fetched_ahead", "find_datasets", "is_far_place", "is_url", "open_far"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(::|://)")
 _HDF5_NAMES = (".h5ad", ".h5", ".hdf5")
@@ -69,6 +69,7 @@ def open_far(places: Sequence[str | StoredObject], options: FarOptions | None = 
     from .zarr_store import FarStore
 
     options = FarOptions() if options is None else options
+    options.open_cache()
     kinds = _kinds(places, options)
     files = open_far_files([_object_at(at, options) for at, kind in zip(places, kinds, strict=True) if kind], options)
     stores = []
@@ -143,23 +144,57 @@ def _queue(options: FarOptions) -> Fetcher:
     return fetcher(options.max_requests, options.max_in_flight)
 
 
-def far_group(group: zarr.Group, options: FarOptions | None = None) -> zarr.Group:
-    """Return a group of any store so that it is read as far ones are; a local one as it is."""
+def far_groups(groups: Sequence[Any], options: FarOptions | None = None) -> list[Any]:
+    """Return groups of any stores so that they are read as far ones are; local ones, and HDF5, as they are."""
     import zarr
+
+    from .zarr_store import FarStore
+
+    if options is not None and any(_is_to_be_far(group, options) for group in groups):
+        options.open_cache()
+    stores: list[FarStore] = []
+    far: list[tuple[Any, FarStore | None]] = []
+    for group in groups:
+        found = None
+        if _is_to_be_far(group, options):
+            inner = group.store._store if isinstance(group.store, FarStore) else group.store  # noqa: SLF001 (ours)
+            found = next((store for store in stores if _are_same(store._store, inner)), None)  # noqa: SLF001
+            if found is None:
+                found = FarStore(inner, options)
+                stores.append(found)
+        far.append((group, found))
+    _fetch_together(
+        [(store, [_path(group, "zarr.json")]) for group, store in far if store and group.metadata.zarr_format == 3]
+    )
+    return [
+        group
+        if store is None
+        else _with_true_copies(
+            zarr.open_group(store, path=group.path, mode="r", zarr_format=group.metadata.zarr_format)
+        )
+        for group, store in far
+    ]
+
+
+def _is_to_be_far(group: Any, options: FarOptions | None) -> bool:
     from zarr.storage import LocalStore, MemoryStore
 
     from .zarr_store import FarStore
 
-    store = group.store
-    if isinstance(store, LocalStore | MemoryStore) or (
-        isinstance(store, FarStore) and options in (None, store.far_options)
-    ):
-        return group
-    inner = store._store if isinstance(store, FarStore) else store  # noqa: SLF001 (ours)
-    far, zarr_format = FarStore(inner, options), group.metadata.zarr_format
-    if zarr_format == 3:
-        _fetch_together([(far, [_path(group, "zarr.json")])])
-    return _with_true_copies(zarr.open_group(far, path=group.path, mode="r", zarr_format=zarr_format))
+    store = getattr(group, "store", None)
+    if store is None or isinstance(store, LocalStore | MemoryStore):
+        return False
+    return not (isinstance(store, FarStore) and options in (None, store.far_options))
+
+
+def _are_same(store: Any, other: Any) -> bool:
+    """Whether two stores are one, but for what may be written to them."""
+    if store is other:
+        return True
+    try:
+        return bool(store.with_read_only(read_only=True) == other.with_read_only(read_only=True))
+    except NotImplementedError:
+        return False
 
 
 def _with_true_copies(group: zarr.Group) -> zarr.Group:

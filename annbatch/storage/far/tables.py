@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.manifest import Files, check_file, described_files
 
 from .clients import objects_of
+from .errors import Abandoned
 from .fetch import fetcher
 from .options import FarOptions
 from .ranges import Located
@@ -57,6 +61,8 @@ class FarTable(ChunkTable):
         What the manifest of the dataset says of the objects; None where there is none.
     document_key
         Key of the array's metadata; "" for HDF5.
+    index_lock
+        Of a process (by its number): whoever reads shard indexes holds it, so that each is read once.
     """
 
     objects: Objects | None = None
@@ -65,6 +71,7 @@ class FarTable(ChunkTable):
     shards: ShardIndexes | None = None
     files: Files | None = None
     document_key: str = ""
+    index_lock: tuple[int, threading.Lock] | None = None
 
     @property
     def fetcher(self) -> Fetcher:
@@ -153,16 +160,62 @@ def far_hdf5_table(table: ChunkTable, file: FarFile) -> FarTable:
 
 
 def read_shard_indexes(tables: Sequence[tuple[FarTable, np.ndarray]], cancel: Cancel | None = None) -> None:
-    """Read the shard indexes that are not known yet, of tables and the chunks that are wanted of each, all together."""
-    by_fetcher: dict[Fetcher, list[tuple[FarTable, int]]] = {}
-    for table, chunks in tables:
-        if table.shards is not None and len(chunks):
-            files = np.unique(table.files_of(chunks))
-            missing = files[~table.shards.known[files]]
-            by_fetcher.setdefault(table.fetcher, []).extend((table, int(file)) for file in missing)
-    for queue, wanted in by_fetcher.items():
-        if wanted:
-            _read_indexes(queue, list(dict.fromkeys(wanted)), cancel)
+    """Read the shard indexes that are not known yet, of tables and the chunks that are wanted of each, all together.
+
+    What another thread is reading is waited for.
+    """
+    missing = [(table, files) for table, chunks in tables if len(files := _unknown(table, chunks))]
+    if not missing:
+        return
+    with ExitStack() as held:
+        # In one order, so that nobody waits in a circle.
+        for table in sorted(dict.fromkeys(table for table, _ in missing), key=id):
+            lock = _index_lock(table)
+            for _ in range(10 * _PATIENCE_S):
+                if lock.acquire(timeout=0.1):
+                    held.callback(lock.release)
+                    break
+                if cancel is not None and cancel.is_set:
+                    raise Abandoned
+        by_fetcher: dict[Fetcher, list[tuple[FarTable, int]]] = {}
+        for table, files in missing:
+            assert table.shards is not None
+            still = files[~table.shards.known[files]]
+            by_fetcher.setdefault(table.fetcher, []).extend((table, int(file)) for file in still)
+        for queue, wanted in by_fetcher.items():
+            if wanted:
+                _read_indexes(queue, list(dict.fromkeys(wanted)), cancel)
+
+
+def _unknown(table: FarTable, chunks: np.ndarray) -> np.ndarray:
+    """Return the numbers of the files with these chunks whose shard indexes are not known."""
+    if table.shards is None or not len(chunks):
+        return np.empty(0, np.int64)
+    files = np.unique(table.files_of(chunks))
+    unknown: np.ndarray = files[~table.shards.known[files]]
+    return unknown
+
+
+def _index_lock(table: FarTable) -> threading.Lock:
+    with _making_locks:
+        # One that was held when this process was forked is never released here.
+        if table.index_lock is None or table.index_lock[0] != os.getpid():
+            table.index_lock = os.getpid(), threading.Lock()
+        return table.index_lock[1]
+
+
+_making_locks = threading.Lock()
+# Seconds after which one is not waited for any more: Ctrl-C may have come between taking it and noting that.
+_PATIENCE_S = 60
+
+
+def _after_fork() -> None:
+    global _making_locks
+    _making_locks = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _read_indexes(queue: Fetcher, wanted: list[tuple[FarTable, int]], cancel: Cancel | None) -> None:

@@ -85,14 +85,14 @@ def test_decoding_starts_while_others_are_on_their_way(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reading._Wave, "finish", watched)
     with RangeServer(tmp_path) as server:
-        far = Loader(chunk_size=2000, preload_nchunks=1, batch_size=2000, shuffle=False, max_in_flight="8MB")
+        far = Loader(chunk_size=2000, preload_nchunks=1, batch_size=2000, shuffle=False, max_in_flight="2MB")
         far.add_paths([f"{server.url}/{number}.h5ad" for number in range(2)])
         server.faults.append(Fault("hang", "1.h5ad", times=10**6))
         batches = iter(far)
         waiting = threading.Thread(target=lambda: next(batches, None), daemon=True)
         waiting.start()
-        is_decoded = decoded.wait(60)
+        is_decoded = decoded.wait(30)
         batches.close()
-        waiting.join(60)
+        waiting.join(30)
         assert not waiting.is_alive()
     assert is_decoded

@@ -310,6 +310,8 @@ class ZarrArray(StoredArray):
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
         self.is_far = not self.is_local
         self._stamp = self._stamp_now()
+        if self.is_far:
+            self._table = self._make_table()  # one for all threads, so that each shard index is read once
 
     @property
     def read_rows(self) -> int:

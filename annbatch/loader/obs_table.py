@@ -55,8 +55,8 @@ class ObsTable:
         return ObsTable(pieces, self.lengths + tuple(frame.n_rows for frame in obs))
 
     def shared(self) -> ObsTable:
-        """Return the table with its text in memory that all processes of the machine share."""
-        return ObsTable([piece.shared() for piece in self.pieces], self.lengths)
+        """Return the table in memory that all processes of the machine share."""
+        return ObsTable([_sealed_again(piece.shared()) for piece in self.pieces], self.lengths)
 
     @property
     def _whole(self) -> CompactFrame:
@@ -112,7 +112,7 @@ class ObsTable:
 
 
 def _sealed_again(piece: CompactFrame) -> CompactFrame:
-    """Seal the categories of a table that came out of a pickle, where they are as good as new."""
+    """Seal the categories of a table that came out of a pickle, where they are as good as new; others are sealed already."""
     for number, dtype in enumerate(piece.values.dtypes):
         if isinstance(dtype, pd.CategoricalDtype):
             codes = piece.values.iloc[:, number].array.codes

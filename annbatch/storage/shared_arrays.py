@@ -431,6 +431,9 @@ def shared(array: np.ndarray) -> np.ndarray:
     """
     if not _is_big(array) or not array.flags.c_contiguous:
         return array
+    known = _known.get(id(array))
+    if known is not None and known.array() is array and known.checksum is None:
+        return array  # it is from a file already
     key = _key_of(array)
     try:
         return array if key is None else _array_of(key, str(_folder()), writable=False, transposed=False)

@@ -381,7 +381,8 @@ def parsed_document(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = os.fspath(path)
     found = os.stat(path)
-    if found.st_size > _MOST_KEPT_BYTES or found.st_mtime_ns + _SETTLED_NS > time.time_ns():
+    newest = max(found.st_mtime_ns, found.st_ctime_ns)
+    if found.st_size > _MOST_KEPT_BYTES or newest + _SETTLED_NS > time.time_ns():
         return _parsed(path, read_document(path))
     return _parsed_of(path, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev))
 

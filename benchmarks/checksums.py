@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
+
+from benchmarks.paired import ratios
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,23 +85,6 @@ def by_loader(place: Path, chunk_size: int, n_chunks: int) -> Callable[[int], No
             pass
 
     return read
-
-
-def ratios(readers: list[Callable[[int], None]], n_rounds: int) -> np.ndarray:
-    """Processor time of the first divided by that of the second, for every pair."""
-
-    def seconds(read: Callable[[int], None], number: int) -> float:
-        start = time.process_time()
-        read(number)
-        return time.process_time() - start
-
-    found = []
-    for number in range(-2, n_rounds):
-        order = (0, 1) if number % 2 else (1, 0)
-        took = {side: seconds(readers[side], max(number, 0)) for side in order}
-        if number >= 0:  # the first two rounds warm up
-            found.append(took[0] / max(took[1], 1e-9))
-    return np.array(found)
 
 
 def main() -> int:

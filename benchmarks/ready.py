@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.versus.report import rewrite_section
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-MARKS = ("<!-- ready:begin -->", "<!-- ready:end -->")
 
 
 def make_collection(folder: Path, n_cells: int) -> str:
@@ -120,10 +120,7 @@ def main() -> int:
         f"`python -m benchmarks.ready --cells {options.cells} --rounds {options.rounds}{cpu}`, {os.cpu_count()} CPUs:"
     )
     if options.update:
-        text = options.update.read_text()
-        before, _, rest = text.partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        options.update.write_text("\n".join([before + MARKS[0], head, "", *found, MARKS[1]]) + after)
+        rewrite_section(options.update, "ready", "\n".join([head, "", *found]))
     return 0
 
 

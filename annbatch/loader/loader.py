@@ -22,8 +22,9 @@ from annbatch._shared.args import (
     as_names,
     as_numeric,
     as_paths,
+    levels_to_user,
 )
-from annbatch._shared.row_filter import as_conditions
+from annbatch._shared.row_filter import as_conditions, what_is_not_there
 from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
@@ -104,7 +105,8 @@ class Loader(IterableStyle):
     obs_filter
         ``{column: value}`` or ``{column: [values]}``. Only rows for which all conditions hold are read: the loader is a view of
         them. NaN (or None) among the values selects rows whose value is missing. A dataset without the column has no such
-        rows. The columns need not be among `obs_columns`.
+        rows. The columns need not be among `obs_columns`. A value that no row of any dataset has brings up a UserWarning when the
+        loader is first used, since data that is added later may have it.
     join
         None: the var of all datasets must be identical. ``"inner"``, ``"outer"``: datasets are aligned by var name, keeping
         the variables of all datasets (in the order of the first), or of any (sorted, when they differ). Values that a
@@ -248,7 +250,7 @@ class Loader(IterableStyle):
                 msg = f"device needs torch tensors, got to={to!r} and preload_to_gpu={preload_to_gpu!r} beside it"
                 raise ValueError(msg)
             to, preload_to_gpu = "torch", False
-        self._to = as_choice("to", to, (None, "torch", "jax"))
+        self._to: Literal["torch", "jax"] | None = as_choice("to", to, (None, "torch", "jax"))
         if self._to is not None:
             check_installed(self._to, f"to={self._to!r}")
         # Looked up now, so that a slip shows here; by name, so that the loader can go to another process.
@@ -299,6 +301,7 @@ class Loader(IterableStyle):
         self._has_collection = False
         # The rows of a loader that subset or split made; None: all that the filter lets pass.
         self._chosen: View | None = None
+        self._has_looked_for_values = False
         self._n_subsets = 0
         self._position: LoaderPosition | None = None
         self._resume: LoaderPosition | None = None
@@ -477,6 +480,7 @@ class Loader(IterableStyle):
         # Medians of totals are known before a pass begins: of several DataLoader workers each would go through all rows.
         self._scaling = self._scaling.added(table, None if self._table.lengths else kept, self._num_threads)
         self._table = table
+        self._has_looked_for_values = False
 
     def _check_may_add(self) -> None:
         if self._chosen is not None:
@@ -536,6 +540,11 @@ class Loader(IterableStyle):
         return self._wanted.covariates
 
     @property
+    def to(self) -> Literal["torch", "jax"] | None:
+        """The library whose arrays batches hold, as `to` said (`device` says "torch"); None: NumPy and scipy, or cupy."""
+        return self._to
+
+    @property
     def is_scaled(self) -> bool:
         """Whether ``batch["X"]`` is normalised or in logarithms, as `normalize_total` and `log1p` say."""
         return self._scaling.scale_of(X) is not None
@@ -580,8 +589,20 @@ class Loader(IterableStyle):
             unknown = [column for column in self._wanted.obs_filter if column not in there]
             if unknown:
                 msg += f"; no dataset has {', '.join(map(repr, unknown))}, there is {there}"
-            raise ValueError(msg)
+            lost = what_is_not_there(self._wanted.obs_filter, table.filtered_by)
+            raise ValueError(f"{msg}; {lost}" if lost else msg)
+        self._warn_of_lost_values()
         return self._view
+
+    def _warn_of_lost_values(self) -> None:
+        """Say, once, which values of the filter no row has: when the loader is first used, and so all data is there."""
+        if self._has_looked_for_values or not self._wanted.obs_filter:
+            return
+        self._has_looked_for_values = True
+        lost = what_is_not_there(self._wanted.obs_filter, self._table.filtered_by)
+        worker = current_worker()
+        if lost and (worker is None or worker.id == 0):
+            warnings.warn(f"obs_filter: {lost}", UserWarning, stacklevel=levels_to_user())
 
     def _fingerprint(self) -> dict[str, Any]:
         facts = dict(self._checked_table().fingerprint)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from annbatch._shared.args import levels_to_user
 from annbatch._shared.collection_format import is_marked
-from annbatch._shared.row_filter import passing
+from annbatch._shared.row_filter import Found, found_in, passing
 from annbatch.storage import FarOptions, Needs, fetched_ahead, is_store, is_url, open_group, open_groups, open_matrix
 from annbatch.storage.frames import FrameReader, Labels
 
@@ -39,6 +39,8 @@ class MappedFile:
         How many these are.
     var_names
         Gene names; the same object for files with the same genes.
+    filtered_by
+        Per column of the filter which of its values there are; without columns that the file lacks.
     matrices
         Per key the matrix to read rows from. Keys that the file lacks are left out.
     obs
@@ -51,6 +53,7 @@ class MappedFile:
     rows: np.ndarray | None
     n_rows: int
     var_names: pd.Index[Any]
+    filtered_by: Mapping[str, Found] = field(default_factory=dict)
     matrices: dict[str, Any] = field(default_factory=dict)
     obs: dict[str, np.ndarray | Labels | None] = field(default_factory=dict)
 
@@ -178,14 +181,21 @@ def _names_and_rows(
     names = pd.Index(names.astype(str).to_numpy(dtype=object), dtype=object)
     rows = None
     n_rows = reader.n_rows
+    filtered_by: dict[str, Found] = {}
     if obs_filter:
         keep = np.ones(n_rows, dtype=bool)
         for column, values in obs_filter.items():
-            keep &= passing(*reader.labels(column), values) if column in reader.columns else False
+            if column not in reader.columns:
+                keep[:] = False
+                continue
+            labels = reader.labels(column)
+            keep &= passing(labels.codes, labels.categories, values)
+            filtered_by[column] = found_in(labels.codes, labels.categories, values)
         rows = np.flatnonzero(keep)
         n_rows = len(rows)
     # Opened again for labels that are asked for later, maybe from another working directory.
-    return MappedFile(path if isinstance(path, str) else path.absolute(), str(path), far, rows, n_rows, names)
+    where = path if isinstance(path, str) else path.absolute()
+    return MappedFile(where, str(path), far, rows, n_rows, names, filtered_by)
 
 
 def _column(reader: FrameReader, key: str, rows: np.ndarray | None, *, as_labels: bool) -> np.ndarray | Labels | None:

@@ -6,6 +6,7 @@ straight to where they belong. What that table cannot describe is read through z
 functions.
 """
 
+from .chunks.described import storage_of
 from .cpus import available_cpus
 from .errors import CorruptDataError, damage_named
 from .far.fetch import Cancel
@@ -52,5 +53,6 @@ __all__ = [
     "reduced",
     "row_totals",
     "shared",
+    "storage_of",
     "unpacked_state",
 ]

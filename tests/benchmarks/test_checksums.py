@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from annbatch import DatasetCollection
 from benchmarks import checksums
+from benchmarks.paired import ratios
 
 
 def test_what_is_compared(tmp_path):
@@ -13,4 +14,4 @@ def test_what_is_compared(tmp_path):
     assert checked.without_checksums == []
     assert len(bare.without_checksums) > 10
     for make in (checksums.by_engine, checksums.by_loader):
-        assert len(checksums.ratios([make(place, 4, 4) for place in places], 2)) == 2
+        assert len(ratios([make(place, 4, 4) for place in places], 2)) == 2

@@ -180,9 +180,10 @@ def test_nobody_at_home():
 
 
 @pytest.mark.parametrize("prefetch", [1, 4])
-def test_a_pass_that_is_left_ends_at_once(prefetch, server):
+def test_a_pass_that_is_left_ends_at_once(prefetch, server, monkeypatch):
     far = loader_at(f"{server.url}/cells.zarr", chunk_size=1, preload_nchunks=100, prefetch=prefetch)
     list(far)  # the shard indexes are known, the connections open
+    monkeypatch.setattr(http, "TIMEOUT_S", 60)
     server.faults.append(Fault("hang", times=10**6))
     server.most_open = 0
     far = iter(far)
@@ -194,7 +195,7 @@ def test_a_pass_that_is_left_ends_at_once(prefetch, server):
     assert server.most_open >= 4
     before = time.monotonic()
     far.close()
-    assert time.monotonic() - before < 0.25  # less than a single time-out
+    assert time.monotonic() - before < 20  # far less than a single time-out, also on a busy machine
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("annbatch-")]
 
 

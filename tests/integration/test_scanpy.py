@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 
 from annbatch import DatasetCollection, Loader, MappedCollection
-from tests.cells import as_array
+from tests.cells import as_array, write
 
 # anndata 0.13 says it of itself under pandas 3.
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
@@ -60,7 +60,7 @@ def judged(scanpy, real):
 @pytest.fixture(scope="module")
 def places(real, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scanpy")
-    real.write_h5ad(folder / "real.h5ad")
+    write(real, folder / "real.h5ad")
     collection = DatasetCollection(folder / "real.zarr")
     collection.add_adatas([folder / "real.h5ad"], shuffle=False, progress=False)
     return {"h5ad": folder / "real.h5ad", "collection": folder / "real.zarr"}

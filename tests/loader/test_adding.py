@@ -228,6 +228,16 @@ def test_missing_parts_are_named(tmp_path, kwargs, message):
         small_loader(**kwargs).add_paths([write(full_cells(), tmp_path / "a.h5ad")])
 
 
+def test_names_of_another_kind_are_shown_what_there_is():
+    with pytest.raises(
+        KeyError, match="2 unknown ones: 'ENSG1', 'ENSG2'. All of them .* look like 'g0', 'g1', 'g2', ..."
+    ):
+        small_loader(var_names=["ENSG1", "ENSG2"]).add_adata(full_cells())
+    with pytest.raises(KeyError) as caught:
+        small_loader(var_names=["g1", "nope"]).add_adata(full_cells())
+    assert "All of them" not in str(caught.value)
+
+
 @pytest.mark.parametrize("suffix", [None, ".zarr", ".h5ad"])
 def test_a_frame_in_obsm_is_refused_by_name(tmp_path, suffix):
     adata = full_cells()
@@ -448,10 +458,9 @@ def test_a_collection_in_the_wrong_place_is_called_one(tmp_path):
     path = str(tmp_path / "c.zarr")
     paths = []
     for number in range(2):
-        paths.append(str(tmp_path / f"{number}.h5ad"))
         cells = ad.AnnData(np.ones((6, 3), "float32"))
         cells.obs_names = [f"{number}_{row}" for row in range(6)]
-        cells.write_h5ad(paths[-1])
+        paths.append(str(write(cells, tmp_path / f"{number}.h5ad")))
     DatasetCollection(path).add_adatas(paths, progress=False)
     loader = Loader(batch_size=2)
     with pytest.raises(

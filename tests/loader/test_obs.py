@@ -257,7 +257,7 @@ def many_rows(tmp_path_factory):
         index=[f"cell_{i:018d}" for i in range(n)],
     )
     adata = ad.AnnData(np.ones((n, 1), np.float32), obs=obs)
-    adata.write_h5ad(folder / "a.h5ad", convert_strings_to_categoricals=False)
+    write(adata, folder / "a.h5ad")
     collection = DatasetCollection(folder / "c.zarr")
     collection.add_adatas([folder / "a.h5ad"], shuffle=False, dataset_size=n // 2, progress=False)
     # What is imported, or kept for ever, shall not count.

@@ -13,6 +13,7 @@ import zarr
 
 from annbatch.storage import CorruptDataError, frames
 from annbatch.storage.frames import FrameReader, read_frame
+from tests.cells import write
 
 # anndata 0.13 asks pandas 3 for an option that it has deprecated, each time it writes text.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string' option")
@@ -48,7 +49,7 @@ def modern(request, tmp_path):
     """A file that this anndata wrote: its obs element and its obs in memory, as anndata reads it."""
     adata = ad.AnnData(np.zeros((6, 2), np.float32), obs=modern_obs())
     if request.param == "h5ad":
-        adata.write_h5ad(tmp_path / "a.h5ad", convert_strings_to_categoricals=False)
+        write(adata, tmp_path / "a.h5ad")
         with h5py.File(tmp_path / "a.h5ad") as file:
             yield file["obs"], ad.read_h5ad(tmp_path / "a.h5ad").obs
     else:
@@ -279,7 +280,7 @@ def test_row_names_are_text(tmp_path):
 
 def test_a_table_without_rows(tmp_path):
     adata = ad.AnnData(np.zeros((0, 2), np.float32), obs=modern_obs().iloc[:0])
-    adata.write_h5ad(tmp_path / "a.h5ad", convert_strings_to_categoricals=False)
+    write(adata, tmp_path / "a.h5ad")
     with h5py.File(tmp_path / "a.h5ad") as file:
         assert read_frame(file["obs"]).shape == (0, 8)
         for name in modern_obs().columns:

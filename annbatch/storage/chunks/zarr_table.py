@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-__all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_table"]
+__all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_obstacle", "zarr_table"]
 
 # Of so many, tables are made unseen.
 _MANY_CHUNKS = 1 << 22
@@ -76,6 +76,30 @@ def described_table(array: zarr.Array[Any], document: Any, folder: str) -> Chunk
         fill = array.fill_value
         table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
     return table
+
+
+def zarr_obstacle(document: Any, array: zarr.Array[Any]) -> str:
+    """Say why :func:`described_table` has no table."""
+    dtype = np.dtype(array.dtype)
+    if dtype.kind not in "biufc" or dtype.itemsize > 16:
+        return f"its values are {dtype}"
+    if not dtype.isnative:
+        return "its bytes are in the other order"
+    if 0 in array.shape:
+        return "there is nothing in it"
+    if array.metadata.zarr_format == 2:
+        if document["order"] != "C" and array.ndim > 1:
+            return "it lies in Fortran order"
+        steps = [(step["id"], step) for step in (*(document["filters"] or []), document["compressor"]) if step]
+    else:
+        named = document["codecs"]
+        if [step["name"] for step in named] == ["sharding_indexed"]:
+            named = named[0]["configuration"]["codecs"]
+        steps = [(step["name"].removeprefix("numcodecs."), step.get("configuration", {})) for step in named]
+        if any(name == "bytes" and step.get("endian", "little") != "little" for name, step in steps):
+            return "its bytes are in the other order"
+    unknown = [name for name, step in steps if name != "bytes" and _codecs([(name, step)], dtype.itemsize) is None]
+    return f"of the codec {', '.join(unknown)}" if unknown else "its chunks lie in a way of their own"
 
 
 def _version_2(document: dict[str, Any], folder: str, dtype: np.dtype) -> ChunkTable | None:

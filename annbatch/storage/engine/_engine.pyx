@@ -198,7 +198,7 @@ cdef struct failure_t:
     int64_t number
     int64_t detail
 
-cdef struct run_t:
+cdef struct call_t:
     job_t *job
     int n_jobs
     dense_job_t *dense
@@ -329,7 +329,7 @@ cdef int decode_in_python(PyObject *decoder, const char *source, int64_t n, char
         return PYTHON
 
 
-# Exceptions of Python decoders, by the run they happened in, until the run's face raises them.
+# Exceptions of Python decoders, by the call they happened in, until the engine's face raises them.
 cdef dict kept_errors = {}
 
 
@@ -390,7 +390,7 @@ cdef int place_filled(const job_t *job, const task_t *task, uintptr_t base, scra
     return FINE
 
 
-cdef void announce(run_t *run, job_t *job, int64_t t, const chunk_file_t *opened) noexcept nogil:
+cdef void announce(call_t *call, job_t *job, int64_t t, const chunk_file_t *opened) noexcept nogil:
     """Tell the system which reads of the open file come after task ``t``.
 
     A few threads that wait for one read each leave a disk or a network mostly idle. What is announced is read
@@ -409,7 +409,7 @@ cdef void announce(run_t *run, job_t *job, int64_t t, const chunk_file_t *opened
         if table.n_codecs:
             if has_places(table) and chunk_length(table, task.chunk) > 0:
                 file_advise(opened.fd, chunk_length(table, task.chunk), at)
-                next_number(&run.n_announced)
+                next_number(&call.n_announced)
         else:
             p = task.first_piece
             while p < task.stop_piece:
@@ -418,26 +418,26 @@ cdef void announce(run_t *run, job_t *job, int64_t t, const chunk_file_t *opened
                     high += job.piece[p].n
                     p += 1
                 file_advise(opened.fd, (high - low) * table.itemsize, at + low * table.itemsize)
-                next_number(&run.n_announced)
+                next_number(&call.n_announced)
 
 
-cdef int64_t read_bytes(run_t *run, int fd, char *to, int64_t n, int64_t at) noexcept nogil:
+cdef int64_t read_bytes(call_t *call, int fd, char *to, int64_t n, int64_t at) noexcept nogil:
     """Read as ``file_read`` does, and note whether that had to wait."""
-    cdef int64_t start = 0 if run.waits else now_ns(), got = file_read(fd, to, n, at)
-    if not run.waits and now_ns() - start >= run.waiting_ns + n:
-        run.waits = True
+    cdef int64_t start = 0 if call.waits else now_ns(), got = file_read(fd, to, n, at)
+    if not call.waits and now_ns() - start >= call.waiting_ns + n:
+        call.waits = True
     return got
 
 
-cdef int64_t read_pieces(run_t *run, int fd, iovec *to, int n_pieces, int64_t n, int64_t at) noexcept nogil:
+cdef int64_t read_pieces(call_t *call, int fd, iovec *to, int n_pieces, int64_t n, int64_t at) noexcept nogil:
     """Read as ``file_read_pieces`` does, and note whether that had to wait."""
-    cdef int64_t start = 0 if run.waits else now_ns(), got = file_read_pieces(fd, to, n_pieces, at)
-    if not run.waits and now_ns() - start >= run.waiting_ns + n:
-        run.waits = True
+    cdef int64_t start = 0 if call.waits else now_ns(), got = file_read_pieces(fd, to, n_pieces, at)
+    if not call.waits and now_ns() - start >= call.waiting_ns + n:
+        call.waits = True
     return got
 
 
-cdef int read_plain(run_t *run, const job_t *job, const task_t *task, uintptr_t base, int64_t at, int64_t n,
+cdef int read_plain(call_t *call, const job_t *job, const task_t *task, uintptr_t base, int64_t at, int64_t n,
                     int fd, scratch_t *scratch, int64_t *detail) noexcept nogil:
     """Read the pieces of a chunk that is stored as it is; pieces that are only copied go straight to their address."""
     cdef iovec vector[MAX_VECTOR]
@@ -466,12 +466,12 @@ cdef int read_plain(run_t *run, const job_t *job, const task_t *task, uintptr_t 
         if high * itemsize > n:
             return CUT_SHORT
         if copies:
-            got = read_pieces(run, fd, vector, k, wanted, at + low * itemsize)
+            got = read_pieces(call, fd, vector, k, wanted, at + low * itemsize)
         else:
             items = scratch_buffer(scratch, 0, <size_t>wanted)
             if items == NULL:
                 return MEMORY
-            got = read_bytes(run, fd, items, wanted, at + low * itemsize)
+            got = read_bytes(call, fd, items, wanted, at + low * itemsize)
         if got < 0:
             detail[0] = -got
             return CANNOT_READ
@@ -491,10 +491,10 @@ cdef int read_plain(run_t *run, const job_t *job, const task_t *task, uintptr_t 
     return FINE
 
 
-cdef int run_task(run_t *run, int number, int64_t t, uintptr_t base, chunk_file_t *opened, scratch_t *scratch,
+cdef int call_task(call_t *call, int number, int64_t t, uintptr_t base, chunk_file_t *opened, scratch_t *scratch,
                   int64_t *detail) noexcept nogil:
     """Read, decode and place one chunk: task ``t`` of a job."""
-    cdef job_t *job = run.job + number
+    cdef job_t *job = call.job + number
     cdef const table_t *table = &job.table
     cdef const task_t *task = job.task + t
     cdef int64_t chunk = task.chunk, p, n, at = 0, got, file_number
@@ -509,7 +509,7 @@ cdef int run_task(run_t *run, int number, int64_t t, uintptr_t base, chunk_file_
             return place_filled(job, task, base, scratch)
         decoded = <const char *><uintptr_t>job.fetched[t].address
         if table.n_codecs:
-            status = decode_chunk(job, task, decoded, n, scratch, &decoded, &run.error)
+            status = decode_chunk(job, task, decoded, n, scratch, &decoded, &call.error)
             if status != FINE:
                 return status
         elif n < (task.high - task.low) * table.itemsize:
@@ -530,20 +530,20 @@ cdef int run_task(run_t *run, int number, int64_t t, uintptr_t base, chunk_file_
             at, n = chunk_offset(table, chunk), chunk_length(table, chunk)
         if at < 0 or n > opened.size - at:
             return CUT_SHORT
-        if run.waits:
-            announce(run, job, t, opened)
+        if call.waits:
+            announce(call, job, t, opened)
         if not table.n_codecs:
-            return read_plain(run, job, task, base, at, n, opened.fd, scratch, detail)
+            return read_plain(call, job, task, base, at, n, opened.fd, scratch, detail)
         buffer = scratch_buffer(scratch, 0, <size_t>max(n, 1))
         if buffer == NULL:
             return MEMORY
-        got = read_bytes(run, opened.fd, buffer, n, at)
+        got = read_bytes(call, opened.fd, buffer, n, at)
         if got < 0:
             detail[0] = -got
             return CANNOT_READ
         if got != n:
             return CUT_SHORT
-        status = decode_chunk(job, task, buffer, n, scratch, &decoded, &run.error)
+        status = decode_chunk(job, task, buffer, n, scratch, &decoded, &call.error)
         if status != FINE:
             return status
     for p in range(task.first_piece, task.stop_piece):
@@ -553,53 +553,53 @@ cdef int run_task(run_t *run, int number, int64_t t, uintptr_t base, chunk_file_
     return FINE
 
 
-cdef void fail(run_t *run, failure_t *failure, int kind, int job, int64_t chunk, int64_t number) noexcept nogil:
+cdef void fail(call_t *call, failure_t *failure, int kind, int job, int64_t chunk, int64_t number) noexcept nogil:
     """Note how a worker failed, and let all of them stop."""
     failure.kind, failure.job, failure.chunk, failure.number = kind, job, chunk, number
-    run.stop = True
+    call.stop = True
 
 
 cdef void place_tasks(void *context, int worker) noexcept nogil:
     """Take tasks from the queue until it is empty or a worker failed."""
-    cdef run_t *run = <run_t *>context
-    cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
-    cdef failure_t *failure = run.failure + worker
+    cdef call_t *call = <call_t *>context
+    cdef scratch_t *scratch = &(<Scratch>call.scratch[worker]).scratch
+    cdef failure_t *failure = call.failure + worker
     cdef chunk_file_t opened
     cdef int64_t number, t
     cdef int i = 0, status
     opened.fd = -1
-    while not run.stop:
-        number = next_number(&run.next_number)
-        if number >= run.n_in_queue:
+    while not call.stop:
+        number = next_number(&call.next_number)
+        if number >= call.n_in_queue:
             break
-        while i + 1 < run.n_jobs and run.job[i + 1].first_number <= number:
+        while i + 1 < call.n_jobs and call.job[i + 1].first_number <= number:
             i += 1
-        t = number - run.job[i].first_number
-        status = run_task(run, i, t, 0, &opened, scratch, &failure.detail)
+        t = number - call.job[i].first_number
+        status = call_task(call, i, t, 0, &opened, scratch, &failure.detail)
         if status != FINE:
-            fail(run, failure, status, i, run.job[i].task[t].chunk, number)
+            fail(call, failure, status, i, call.job[i].task[t].chunk, number)
     if opened.fd >= 0:
         file_close(opened.fd)
 
 
-cdef bint stage(run_t *run, int job, int64_t first, int64_t stop, char *base, chunk_file_t *opened, scratch_t *scratch,
+cdef bint stage(call_t *call, int job, int64_t first, int64_t stop, char *base, chunk_file_t *opened, scratch_t *scratch,
                 failure_t *failure, int64_t number) noexcept nogil:
     """Place the tasks first <= task < stop of a job in scratch memory; False when one failed."""
     cdef int64_t t
     cdef int status
     for t in range(first, stop):
-        status = run_task(run, job, t, <uintptr_t>base, opened, scratch, &failure.detail)
+        status = call_task(call, job, t, <uintptr_t>base, opened, scratch, &failure.detail)
         if status != FINE:
-            fail(run, failure, status, job, run.job[job].task[t].chunk, number)
+            fail(call, failure, status, job, call.job[job].task[t].chunk, number)
             return False
     return True
 
 
 cdef void densify_stretches(void *context, int worker) noexcept nogil:
     """Take stretches of rows from the queue and make them dense, until it is empty or a worker failed."""
-    cdef run_t *run = <run_t *>context
-    cdef scratch_t *scratch = &(<Scratch>run.scratch[worker]).scratch
-    cdef failure_t *failure = run.failure + worker
+    cdef call_t *call = <call_t *>context
+    cdef scratch_t *scratch = &(<Scratch>call.scratch[worker]).scratch
+    cdef failure_t *failure = call.failure + worker
     cdef chunk_file_t value_file, column_file
     cdef dense_job_t *dense
     cdef const stretch_t *stretch
@@ -610,25 +610,25 @@ cdef void densify_stretches(void *context, int worker) noexcept nogil:
     cdef char *columns
     cdef char *row
     value_file.fd = column_file.fd = -1
-    while not run.stop:
-        number = next_number(&run.next_number)
-        if number >= run.n_in_queue:
+    while not call.stop:
+        number = next_number(&call.next_number)
+        if number >= call.n_in_queue:
             break
-        while i + 1 < run.n_dense and run.dense[i + 1].first_number <= number:
+        while i + 1 < call.n_dense and call.dense[i + 1].first_number <= number:
             i += 1
-        dense = run.dense + i
+        dense = call.dense + i
         stretch = dense.stretch + (number - dense.first_number)
-        value_size = run.job[dense.values].placing.target_size
-        column_size = run.job[dense.columns].placing.target_size
+        value_size = call.job[dense.values].placing.target_size
+        column_size = call.job[dense.columns].placing.target_size
         values = scratch_buffer(scratch, 3, <size_t>(stretch.n_values * value_size + 1))
         columns = scratch_buffer(scratch, 4, <size_t>(stretch.n_values * column_size + 1))
         if values == NULL or columns == NULL:
-            fail(run, failure, MEMORY, dense.values, 0, number)
+            fail(call, failure, MEMORY, dense.values, 0, number)
             break
         if not (
-            stage(run, dense.values, stretch.first_value_task, stretch.stop_value_task, values, &value_file, scratch,
+            stage(call, dense.values, stretch.first_value_task, stretch.stop_value_task, values, &value_file, scratch,
                   failure, number)
-            and stage(run, dense.columns, stretch.first_column_task, stretch.stop_column_task, columns, &column_file,
+            and stage(call, dense.columns, stretch.first_column_task, stretch.stop_column_task, columns, &column_file,
                       scratch, failure, number)
         ):
             break
@@ -708,7 +708,7 @@ cdef object set_table(table_t *table, object chunk_table):
 cdef class _Call:
     """One call of the engine: what its workers share, and what must stay alive until they are done."""
 
-    cdef run_t state
+    cdef call_t state
     cdef list keep, scratch
 
     def __cinit__(self, list jobs):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.storage.chunks.described import document_of
 from annbatch.storage.chunks.tables import ChunkTable
 from annbatch.storage.chunks.zarr_table import ShardIndexes, described_table, parse_shard_index
 from annbatch.storage.errors import CorruptDataError
@@ -119,14 +119,10 @@ class FarTable(ChunkTable):
 
 def far_table(array: zarr.Array[Any]) -> FarTable | None:
     """Return the chunk table of an array of any store but a local folder; None as for ``zarr_table``."""
-    from zarr.core.buffer import default_buffer_prototype
-
     from .zarr_store import FarStore
 
-    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     try:
-        text = array.metadata.to_buffer_dict(default_buffer_prototype())[name].to_bytes()
-        document = json.loads(text)
+        name, document = document_of(array)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     table = described_table(array, document, array.path)

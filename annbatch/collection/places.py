@@ -267,7 +267,7 @@ class LocalZarr(_Folder):
         path = self.root / "zarr.json"
         try:
             found = path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         # Of many datasets it is megabytes, and a call asks for it several times.
         stamp = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

@@ -13,6 +13,7 @@ per row, as integer codes and the categories that they number; and a whole table
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -518,7 +519,8 @@ def _parent(elem: Any) -> Any:
 
 def _location(elem: Any) -> str:
     if isinstance(elem, h5py.Group | h5py.Dataset):
-        return f"{elem.file.filename} :: {elem.name.strip('/')}"
+        # Not by `elem.file`, which makes an object for the file each time; this is asked for with every read.
+        return f"{os.fsdecode(h5py.h5f.get_name(elem.id))} :: {elem.name.strip('/')}"
     store_path = getattr(elem, "store_path", None)
     return repr(elem) if store_path is None else str(store_path)
 

@@ -252,7 +252,7 @@ def test_objects_in_a_file_are_not_made(column, tmp_path):
     assert not (tmp_path / "trapped").exists()
 
 
-@pytest.mark.parametrize("column", ["note", "maybe/values", "maybe/mask"])
+@pytest.mark.parametrize("column", ["note", "maybe/values"])
 def test_a_disk_that_fails_is_no_damage(column, store, monkeypatch):
     """EIO stays an OSError that names the file."""
     original = zarr.storage.LocalStore.get

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .building.inputs.inputs import Input
 
+_DOCUMENT = "zarr.json"
 # Attribute of a collection that is no folder: datasets that are being copied to it.
 _UNPUBLISHED = "annbatch-unpublished"
 
@@ -324,7 +325,8 @@ class OtherZarr(Place):
 
     Datasets are built in a temporary folder of this machine and copied. An attribute of the group lists them until all
     are there, and readers take no notice of them; it goes in the same write in which the marker comes. A shard is in
-    memory while it is copied.
+    memory while it is copied. Metadata follow chunks, so that nobody takes half a dataset for a whole one, but in stores that do not
+    take chunks of an array that they do not know (icechunk, where nobody sees anything before it is committed).
     """
 
     def __init__(self, group: zarr.Group) -> None:
@@ -398,8 +400,15 @@ class OtherZarr(Place):
         """Copy a finished dataset here, its marker last."""
         prefix = "/".join(part for part in (self._group.path, key or "") if part)
         files = sorted(path for path in dataset.rglob("*") if path.is_file())
-        files.sort(key=lambda path: (path.name == "zarr.json", -len(path.parts)))
-        _copy_into(self._given.store, prefix, dataset, files)
+        upwards = sorted((path for path in files if path.name == _DOCUMENT), key=lambda path: -len(path.parts))
+        chunks = [path for path in files if path.name != _DOCUMENT]
+        store = self._given.store
+        try:
+            _copy_into(store, prefix, dataset, chunks[:1])
+        except KeyError:
+            _copy_into(store, prefix, dataset, [*reversed(upwards), *chunks])
+        else:
+            _copy_into(store, prefix, dataset, [*chunks[1:], *upwards])
 
     def scratch_parent(self) -> None:
         """The system's own."""

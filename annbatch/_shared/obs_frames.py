@@ -32,22 +32,22 @@ def stack_frames(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         return pd.concat(frames)
     columns = list(dict.fromkeys(name for frame in frames for name in frame.columns))
     # Column by column, because concatenating whole frames takes the dtype of empty ones into account (and warns).
-    data = {
-        name: _stack_column([frame.get(name) for frame in frames], [frame.index for frame in frames])
-        for name in columns
-    }
-    index = frames[0].index.append([frame.index for frame in frames[1:]])
-    return pd.DataFrame(data, index=index, columns=columns)
+    indexes = [frame.index for frame in frames]
+    data = {name: _stack_column([frame.get(name) for frame in frames], indexes) for name in columns}
+    stacked = pd.DataFrame(data, index=pd.RangeIndex(sum(map(len, frames))), columns=columns)
+    stacked.index = indexes[0].append(indexes[1:])
+    return stacked
 
 
-def _stack_column(columns: Sequence[pd.Series | None], indexes: Sequence[pd.Index]) -> object:
+def _stack_column(columns: Sequence[pd.Series | None], indexes: Sequence[pd.Index]) -> pd.Series:
+    """Put a column's parts below each other: a series, as pandas 3 takes an array of texts for another kind than objects."""
     present = [column for column in columns if column is not None]
     filled = [
         (pd.Series(np.nan, index=index) if column is None else column)
         for column, index in zip(columns, indexes, strict=True)
         if len(index)
     ]
-    return pd.concat(filled or present, ignore_index=True).array
+    return pd.concat(filled or present, ignore_index=True)
 
 
 def unite_frames(frames: Sequence[pd.DataFrame], finish: Finish = as_it_is) -> list[pd.DataFrame]:

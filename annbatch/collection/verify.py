@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from annbatch._shared.collection_format import H5AD_SUFFIX, is_marked, sorted_datasets
 from annbatch.storage import CorruptDataError, available_cpus, open_matrix
+from annbatch.storage.chunks.hdf5_table import edges_are_bare
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
 from annbatch.storage.manifest import MANIFEST, dataset_damage, has_manifest
@@ -361,6 +362,8 @@ def _has_checksums(elem: Any) -> bool:
     if isinstance(elem, h5py.Dataset):
         if elem.dtype.kind == "O":
             return False  # filters see where text lies in the file, not the text
+        if edges_are_bare(elem):
+            return False
         # Deflate ends with a checksum of its own.
         return bool(elem.fletcher32) or elem.compression == "gzip"
     codecs = elem.metadata.to_dict().get("codecs")

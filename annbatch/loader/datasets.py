@@ -645,7 +645,7 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
         collection = storage.open_group(collection, far)
     if hasattr(collection, "attrs") and hasattr(collection, "keys"):
         if hasattr(collection, "store"):
-            collection = storage.far_group(collection, far)
+            (collection,) = storage.far_groups([collection], far)
         if not is_marked(collection.attrs):
             msg = (
                 "collection must be a DatasetCollection, or a zarr group or path that holds one, got a group without "
@@ -661,7 +661,7 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
                 f"{type(collection).__name__} with {group!r} ({type(group).__name__}) in it"
             )
             raise TypeError(msg)
-    return groups
+    return storage.far_groups(groups, far)
 
 
 def _in_memory(frame: Any) -> Any:

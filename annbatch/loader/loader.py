@@ -21,7 +21,6 @@ from annbatch._shared.args import (
     as_list,
     as_names,
     as_numeric,
-    as_paths,
     levels_to_user,
 )
 from annbatch._shared.row_filter import as_conditions, what_is_not_there
@@ -433,13 +432,15 @@ class Loader(IterableStyle):
         self._add([Dataset.from_matrix(matrix, obs, var, self._wanted, name) for matrix, obs, var, name in added])
         return self
 
-    def add_paths(self, paths: Sequence[str | os.PathLike[str]]) -> Self:
+    def add_paths(self, paths: Sequence[str | os.PathLike[str] | tuple[Any, str] | Any]) -> Self:
         """Add ``.h5ad`` and ``.zarr`` paths and URLs; rows are read from them as they lie there.
 
         Parameters
         ----------
         paths
-            Paths and URLs of AnnData files. Files of both kinds may be mixed.
+            Paths and URLs of AnnData files, of both kinds and also mixed. Where a URL does not do: an open file of fsspec
+            (``files.open("cells/a.h5ad")``), or a pair of a store, of obstore, fsspec or zarr-python, and a path in it
+            (``(store, "a.h5ad")``).
 
         Returns
         -------
@@ -453,16 +454,16 @@ class Loader(IterableStyle):
             As :meth:`add_adatas`.
         """
         self._check_may_add()
-        paths = as_paths("paths", paths)
+        places = storage.as_places("paths", paths)
         # Those that are far are opened together.
-        far = storage.open_groups([path for path in paths if storage.is_url(path)], self._far)
+        far = storage.open_groups([place for place in places if storage.is_far_place(place)], self._far)
         opened = iter(far)
         with storage.fetched_ahead(far, self._wanted.needs):
-            added = [self._dataset_at(path, next(opened) if storage.is_url(path) else None) for path in paths]
+            added = [self._dataset_at(at, next(opened) if storage.is_far_place(at) else None) for at in places]
         self._add(added)
         return self
 
-    def _dataset_at(self, path: str | os.PathLike[str], group: Any) -> Dataset:
+    def _dataset_at(self, path: str | os.PathLike[str] | storage.StoredObject, group: Any) -> Dataset:
         group = storage.open_group(path, quick=True) if group is None else group
         try:
             dataset = Dataset.from_group(group, self._wanted, str(path))

@@ -11,6 +11,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from annbatch.storage import tell_untold
+
 from .device import HandOver
 from .read_ahead import ReadAhead, in_order
 
@@ -130,6 +132,7 @@ class LoaderPass(Iterator["LoaderOutput"]):
     def __next__(self) -> LoaderOutput:
         if self._closed:
             raise StopIteration
+        tell_untold()
         batch: LoaderOutput
         try:
             batch, position = next(self._items)
@@ -140,6 +143,7 @@ class LoaderPass(Iterator["LoaderOutput"]):
         if batch is _END:
             self._closed = True
             self._items.close()
+            tell_untold()
             raise StopIteration
         return batch.take() if isinstance(batch, HandOver) else batch
 

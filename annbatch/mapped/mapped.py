@@ -59,7 +59,8 @@ class MappedCollection(MapStyle):
     Parameters
     ----------
     path_list
-        Paths and URLs of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
+        Paths and URLs of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed. Open files of fsspec and pairs
+        of a store and a path in it, as in :meth:`annbatch.Loader.add_paths`.
     layers_keys
         Matrices to return, one key or several. None or ``"X"`` is ``.X``; ``"raw.X"`` is ``.raw.X``, which is never joined;
         others are keys of ``.layers``. An empty list: none.
@@ -161,7 +162,7 @@ class MappedCollection(MapStyle):
 
     def __init__(
         self,
-        path_list: Sequence[str | os.PathLike[str]],
+        path_list: Sequence[str | os.PathLike[str] | tuple[Any, str] | Any],
         layers_keys: str | Sequence[str] | None = None,
         obs_keys: str | Sequence[str] | None = None,
         obsm_keys: str | Sequence[str] | None = None,

@@ -32,6 +32,8 @@ _ALWAYS_FEW = 4096
 _ROWS_PER_VALUE = 16
 # A frame of more separate columns than 100 is one that pandas warns of.
 _INSERTED_AT_ONCE = 64
+# Of an array of objects that are all text, a frame makes a column of another dtype; of a series it does not.
+_OBJECTS_ARE_LOOKED_AT = int(pd.__version__.partition(".")[0]) >= 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,9 +189,18 @@ class CompactFrame:
         )
 
     def shared(self) -> CompactFrame:
-        """Return the same, its text in arrays that processes share."""
+        """Return the same, of arrays that processes share; columns of Python objects stay as they are."""
         names = self.names.shared() if isinstance(self.names, LongText) else self.names
-        return replace(self, texts={place: text.shared() for place, text in self.texts.items()}, names=names)
+        texts = {place: text.shared() for place, text in self.texts.items()}
+        if any(is_object_dtype(dtype) for dtype in self.values.dtypes):
+            return replace(self, texts=texts, names=names)
+        layout, buffers = self._values_as_bytes
+        known = [shared(buffer) for buffer in buffers]
+        is_new = any(one is not other for one, other in zip(known, buffers, strict=True))
+        values = pickle.loads(layout, buffers=known) if is_new else self.values  # noqa: S301 (what was made just now)
+        table = replace(self, values=values, texts=texts, names=names)
+        table.__dict__["_values_as_bytes"] = layout, known  # so that a pickle finds the very same arrays
+        return table
 
     @property
     def n_rows(self) -> int:
@@ -260,7 +271,8 @@ class CompactFrame:
         for number, (place, text) in enumerate(self.texts.items()):
             if number % _INSERTED_AT_ONCE == _INSERTED_AT_ONCE - 1:
                 frame = frame.copy()
-            frame.insert(place, place, _as_pandas(text.whole() if rows is None else text.take(rows), text.dtype))
+            values = _as_pandas(text.whole() if rows is None else text.take(rows), text.dtype, frame.index)
+            frame.insert(place, place, values)
         return frame
 
     def index(self, rows: np.ndarray | None) -> pd.Index[Any]:
@@ -317,13 +329,15 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 def row_names(index: pd.Index[Any]) -> LongText | pd.Index[Any]:
     """Return the names of rows without an object each, where they are plain text."""
-    is_text = infer_dtype(index, skipna=False) in ("string", "empty")
-    if type(index) is not pd.Index or not is_text:
+    kind = infer_dtype(index, skipna=False)
+    if type(index) is not pd.Index or kind not in ("string", "empty"):
         return index
+    # pandas 3 makes its own kind of text of objects, when it puts indexes below each other.
+    is_natural = is_object_dtype(index.dtype) and kind == "string"
     writer = TextWriter(len(index))
     for start in range(0, len(index), ROWS_AT_ONCE):
         _write(writer, np.asarray(index[start : start + ROWS_AT_ONCE], dtype=object))
-    return LongText(writer.written(), None, np.nan, index.dtype)
+    return LongText(writer.written(), None, np.nan, natural_text_dtype() if is_natural else index.dtype)
 
 
 def _text_of(column: pd.Series[Any]) -> _Text | None:
@@ -351,8 +365,10 @@ def _write(writer: TextWriter, texts: np.ndarray) -> None:
     writer.write(*pair)
 
 
-def _as_pandas(texts: np.ndarray, dtype: Any) -> Any:
-    return pd.array(texts, dtype=dtype) if isinstance(dtype, pd.StringDtype) else texts
+def _as_pandas(texts: np.ndarray, dtype: Any, index: pd.Index[Any]) -> Any:
+    if isinstance(dtype, pd.StringDtype):
+        return pd.array(texts, dtype=dtype)
+    return pd.Series(texts, index=index, dtype=dtype, copy=False) if _OBJECTS_ARE_LOOKED_AT else texts
 
 
 # -- below each other
@@ -404,9 +420,7 @@ def _values(frame: CompactFrame, wanted: Iterable[Any]) -> pd.DataFrame:
         values.columns = pd.Index(list(places), dtype=object)
         return values
     columns = {
-        name: pd.Series(
-            _as_pandas(frame.texts[place].whole(), frame.texts[place].dtype), dtype=frame.texts[place].dtype
-        )
+        name: pd.Series(frame.texts[place].whole(), index=frame.values.index, dtype=frame.texts[place].dtype)
         if place in frame.texts
         else frame.values[place]
         for name, place in places.items()

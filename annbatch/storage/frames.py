@@ -21,18 +21,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h5py
 import numpy as np
 import pandas as pd
+import zarr
 
 from annbatch._shared.labels import code_dtype
+from annbatch._shared.running_sum import starts_of
 
+from .chunks.straight import read_straight
+from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
 from .claims import check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
+from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
 from .local_zarr import LocalGroup
 from .text import TextWriter, numbered, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from .chunks.tables import ChunkTable
 
 __all__ = ["FrameReader", "Labels", "read_frame"]
 
@@ -67,6 +74,12 @@ class _StoredColumn:
     ordered: bool = False
     mask: Any = None
     na_is_nan: bool = False
+
+    @cached_property
+    def table(self) -> ChunkTable | None:
+        """Where the values are that the engine reads; None: they are read through their library."""
+        values = self.values
+        return zarr_table(values) if self.field is None and _is_row_of_numbers(values) else None
 
 
 class FrameReader:
@@ -354,7 +367,8 @@ class FrameReader:
         with damage_named(f"column {name!r} of {_location(self._elem)}"):
             column = self._stored(name)
             for part in (column.values, column.categories, column.mask):
-                if hasattr(part, "store_path") and not _is_group(part):
+                # Those of numbers are looked at where zarr-python reads them: the engine looks at each file itself.
+                if hasattr(part, "store_path") and not _is_group(part) and not _is_row_of_numbers(part):
                     check_folder(part)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
@@ -418,14 +432,14 @@ class FrameReader:
                 values = column.values
                 return read_elem(values.plain() if isinstance(values, LocalGroup) else values)[rows]
         with self._naming(name):
-            values = _decoded(_read_raw(column, rows))
+            values = _read_decoded(column, rows)
         if column.mask is None:
             return values
         return _masked(values, _read_raw(_StoredColumn(column.mask), rows).astype(bool), na_is_nan=column.na_is_nan)
 
     def _categories(self, column: _StoredColumn, name: str) -> np.ndarray:
         with self._naming(name):
-            return _decoded(_read_raw(_StoredColumn(column.categories))).reshape(-1)
+            return _read_decoded(_StoredColumn(column.categories)).reshape(-1)
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -518,6 +532,11 @@ def _unmasked(elem: Any) -> Any:
     return elem["values"] if _is_group(elem) else elem
 
 
+def _is_row_of_numbers(values: Any) -> bool:
+    """Whether these are numbers of a one-dimensional array of a Zarr store."""
+    return isinstance(values, zarr.Array) and values.ndim == 1 and np.dtype(values.dtype).kind in "biufc"
+
+
 def _holds_numbers(column: _StoredColumn) -> bool:
     return _kind_of(column) in tuple("biuf")
 
@@ -564,6 +583,13 @@ def _read_raw(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray
 def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarray:
     values = column.values
     if column.field is None:
+        if column.table is not None:
+            start, stop, _ = (rows or _ALL).indices(values.shape[0])
+            straight = read_straight(column.table, np.dtype(values.dtype), start, max(start, stop))
+            if straight is not None:
+                return straight
+        if _is_row_of_numbers(values):
+            check_folder(values)
         return np.asarray(values[rows])
     if isinstance(values, h5py.Dataset):
         return np.asarray(values.fields(column.field)[rows])
@@ -606,6 +632,22 @@ def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None
         except Exception:  # noqa: BLE001 - whatever the library raises
             return chunk
     return None
+
+
+def _read_decoded(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray:
+    """Read values as :func:`_read_raw` does, but text as an object array of str."""
+    chunks = TextChunks.of(column.values) if column.field is None and _may_be_text(column) else None
+    start, stop, _ = (0, 0, 1) if chunks is None else (rows or _ALL).indices(column.values.shape[0])
+    if chunks is not None and stop > start:
+        first = start // chunks.rows * chunks.rows
+        pair = chunks.read(slice(first, stop))
+        if pair is not None:
+            data, lengths = pair
+            texts = np.empty(stop - start, dtype=object)
+            wanted = slice(start - first, stop - first)
+            decode_texts(data, starts_of(lengths)[wanted], lengths[wanted], texts)
+            return texts
+    return _decoded(_read_raw(column, rows))
 
 
 def _decoded(values: np.ndarray) -> np.ndarray:

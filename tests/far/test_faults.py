@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -166,6 +167,22 @@ def test_who_must_not_read_learns_it_at_opening(name, status, server):
     server.faults.append(Fault("status", times=10**6, status=status))
     with pytest.raises(PermissionError, match=f"status {status}: it was told to"):
         loader_at(f"{server.url}/{name}")
+
+
+def test_a_password_in_the_url_is_handed_in_and_not_told(server, folder):
+    url = server.url.replace("://", "://someone:secret@")
+    check(loader_at(f"{url}/cells_0.h5ad"), loader_at(folder / "cells_0.h5ad"))
+    assert server.authorizations[-1] == b"Basic " + base64.b64encode(b"someone:secret")
+    with pytest.raises(FileNotFoundError, match="127.0.0.1.*nothing.h5ad") as caught:
+        loader_at(f"{url}/nothing.h5ad")
+    assert "secret" not in str(caught.value)
+
+
+def test_files_of_a_server_share_its_connections(server):
+    far = Loader(chunk_size=50, preload_nchunks=4, batch_size=200, max_requests=8, obs_columns=[])
+    far.add_paths([f"{server.url}/cells_0.h5ad"] * 12)
+    assert len(list(far)) == 18
+    assert server.n_connections <= 8
 
 
 @pytest.mark.parametrize("name", ["nothing.zarr", "nothing.h5ad", "nothing"])

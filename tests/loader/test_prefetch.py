@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import threading
 import time
 import traceback
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -259,27 +260,61 @@ def test_an_interrupt_while_the_start_is_waited_for_stays_one(monkeypatch):
 
 def interrupted_at(number, call):
     """Call, with a KeyboardInterrupt before the instruction `number` of what reads ahead: whether it came to that."""
-    count = 0
+    count, here = 0, threading.get_ident()
+
+    def step(*_):
+        nonlocal count
+        if threading.get_ident() == here:
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
+
+    with stepping(step), suppress(KeyboardInterrupt):
+        call()
+    return count >= number
+
+
+@contextmanager
+def stepping(step):
+    """Call `step` before every instruction of what reads ahead, in this thread at least."""
+    if hasattr(
+        sys, "monitoring"
+    ):  # from Python 3.12 on, where a trace of instructions misses those of functions just entered
+        tool, event = sys.monitoring.PROFILER_ID, sys.monitoring.events.INSTRUCTION
+        sys.monitoring.use_tool_id(tool, __name__)
+        sys.monitoring.register_callback(tool, event, step)
+        for code in codes_of_read_ahead():
+            sys.monitoring.set_local_events(tool, code, event)
+        try:
+            yield
+        finally:
+            sys.monitoring.register_callback(tool, event, None)
+            for code in codes_of_read_ahead():
+                sys.monitoring.set_local_events(tool, code, 0)
+            sys.monitoring.free_tool_id(tool)
+        return
 
     def trace(frame, event, _):
-        nonlocal count
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if frame.f_code.co_filename != read_ahead.__file__:
             return None
         if event == "opcode":
-            count += 1
-            if count == number:
-                raise KeyboardInterrupt
+            step()
         return trace
 
     previous = sys.gettrace()
     sys.settrace(trace)
     try:
-        with suppress(KeyboardInterrupt):
-            call()
+        yield
     finally:
         sys.settrace(previous)
-    return count >= number
+
+
+def codes_of_read_ahead():
+    """Code of all functions of the module."""
+    owners = [read_ahead, *(item for item in vars(read_ahead).values() if isinstance(item, type))]
+    found = {item.__code__ for owner in owners for item in vars(owner).values() if inspect.isfunction(item)}
+    return [code for code in found if code.co_filename == read_ahead.__file__]
 
 
 @pytest.mark.parametrize("n_taken", [1, 13], ids=["full", "all_read"])

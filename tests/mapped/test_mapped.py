@@ -622,7 +622,7 @@ def test_bad_paths(tmp_path, two):
         MappedCollection(None)
     with pytest.raises(TypeError, match=r"path_list must be a list, got a single path .*: pass \[path\]"):
         MappedCollection(str(two[1][0]))
-    with pytest.raises(TypeError, match=r"path_list must hold paths, got 123 \(int\)"):
+    with pytest.raises(TypeError, match=r"path_list must hold paths, URLs, .* got 123 \(int\)"):
         MappedCollection([123])
     with pytest.raises(ValueError, match="at least one path"):
         MappedCollection([])

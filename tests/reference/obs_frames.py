@@ -23,15 +23,16 @@ def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         name: _stack_column([frame.get(name) for frame in frames], [frame.index for frame in frames])
         for name in columns
     }
-    index = frames[0].index.append([frame.index for frame in frames[1:]])
-    return pd.DataFrame(data, index=index, columns=columns)
+    stacked = pd.DataFrame(data, index=pd.RangeIndex(sum(map(len, frames))), columns=columns)
+    stacked.index = frames[0].index.append([frame.index for frame in frames[1:]])
+    return stacked
 
 
-def _stack_column(columns: Sequence[pd.Series | None], indexes: Sequence[pd.Index]) -> object:
+def _stack_column(columns: Sequence[pd.Series | None], indexes: Sequence[pd.Index]) -> pd.Series:
     present = [column for column in columns if column is not None]
     filled = [
         (pd.Series(np.nan, index=index) if column is None else column)
         for column, index in zip(columns, indexes, strict=True)
         if len(index)
     ]
-    return pd.concat(filled or present, ignore_index=True).array
+    return pd.concat(filled or present, ignore_index=True)

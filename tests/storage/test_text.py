@@ -203,22 +203,34 @@ def test_few_texts_become_codes_and_many_become_bytes(tmp_path, kind, monkeypatc
     assert FrameReader(elem).compact(["few"], names=False).frame(np.array([9])).index.tolist() == [9]
 
 
-def test_text_that_is_no_utf8_names_file_and_array(tmp_path):
-    table(tmp_path, {"x": ["aaaa", "bbbb"]}, "zarr3")
-    document = json.loads((tmp_path / "a.zarr/obs/x/zarr.json").read_text())
+@pytest.mark.parametrize("form", ["plain", "nullable"])
+@pytest.mark.filterwarnings("ignore")
+def test_text_that_is_no_utf8_names_file_and_array(form, tmp_path):
+    import anndata as ad
+
+    texts = ["aaaa", "bbbb"]
+    table(tmp_path, {"x": [1, 2]}, "zarr3")
+    values = np.array(texts, dtype=object) if form == "plain" else pd.array(texts, dtype="string")
+    with ad.settings.override(allow_write_nullable_strings=True, auto_shard_zarr_v3=False):
+        ad.io.write_elem(zarr.open_group(tmp_path / "a.zarr")["obs"], "x", values)
+    array = tmp_path / "a.zarr/obs/x" / ("" if form == "plain" else "values")
+    document = json.loads((array / "zarr.json").read_text())
     document["codecs"] = [{"name": "vlen-utf8", "configuration": {}}]
-    (tmp_path / "a.zarr/obs/x/zarr.json").write_text(json.dumps(document))
-    chunk = next(path for path in (tmp_path / "a.zarr/obs/x").rglob("*") if path.is_file() and path.suffix != ".json")
-    good = vlen_chunk(["aaaa", "bbbb"]).tobytes()
+    (array / "zarr.json").write_text(json.dumps(document))
+    chunk = next(path for path in array.rglob("*") if path.is_file() and path.suffix != ".json")
+    good = vlen_chunk(texts).tobytes()
     for bad in (good.replace(b"aaaa", b"a\xffaa"), good.replace(b"\x04", b"\xf4", 1), good[:-2]):
         chunk.write_bytes(bad)
-        with pytest.raises(CorruptDataError, match=r"a\.zarr.*obs/x"):
-            FrameReader(zarr.open_group(tmp_path / "a.zarr", mode="r")["obs"]).compact()
+        reader = FrameReader(zarr.open_group(tmp_path / "a.zarr", mode="r")["obs"])
+        for read in (reader.compact, reader.frame):
+            with pytest.raises(CorruptDataError, match=r"a\.zarr.*obs/x"):
+                read()
     chunk.write_bytes(good)
-    assert FrameReader(zarr.open_group(tmp_path / "a.zarr", mode="r")["obs"]).compact().frame()["x"].tolist() == [
-        "aaaa",
-        "bbbb",
-    ]
+    frame = FrameReader(zarr.open_group(tmp_path / "a.zarr", mode="r")["obs"]).compact().frame()
+    assert frame["x"].tolist() == texts
+
+
+def test_names_of_rows_that_are_no_utf8_name_file_and_table(tmp_path):
     with h5py.File(tmp_path / "b.h5", "w") as file:
         group = file.create_group("obs")
         group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import shutil
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import time
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
@@ -25,10 +27,21 @@ from tests.cells import cells, write
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are files elsewhere only")
 
 
+def write_text(path):
+    """Write columns of text in both ways that there are, whichever is usual for the anndata that is installed."""
+    group = zarr.open_group(path)["obs"]
+    texts = [f"note {i}" for i in range(group["score"].shape[0])]
+    with ad.settings.override(allow_write_nullable_strings=True, auto_shard_zarr_v3=False):
+        ad.io.write_elem(group, "note", np.array(texts, dtype=object))
+        ad.io.write_elem(group, "maybe", pd.array([None, *texts[1:]], dtype="string"))
+    group.attrs["column-order"] = [*group.attrs["column-order"], "maybe"]
+    return path
+
+
 @pytest.fixture
 def store(tmp_path):
     """An AnnData of anyone: no manifest."""
-    return write(cells(60, 12), tmp_path / "a.zarr")
+    return write_text(write(cells(60, 12), tmp_path / "a.zarr"))
 
 
 def read_all(path):
@@ -46,7 +59,17 @@ def files_of(path):
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize(
-    "what", ["zarr.json", "X/data/c/0", "X/indptr/c/0", "obs/score/c/0", "obs/note/c/0", "X/zarr.json"]
+    "what",
+    [
+        "zarr.json",
+        "X/zarr.json",
+        "X/data/c/0",
+        "X/indptr/c/0",
+        "obs/score/c/0",
+        "obs/note/c/0",
+        "obs/maybe/values/c/0",
+        "obs/maybe/mask/c/0",
+    ],
 )
 def test_what_is_no_regular_file_is_not_opened(kind, what, store):
     path = store / what
@@ -212,33 +235,41 @@ def test_headers_that_claim_gigabytes(store):
             read_all(store)
 
 
-def test_objects_in_a_file_are_not_made(tmp_path):
+@pytest.mark.parametrize("column", ["note", "maybe/values"])
+def test_objects_in_a_file_are_not_made(column, tmp_path):
     """A pickle as the codec of an array: refused by name, and nothing of it is run."""
-    path = write(cells(20, 5), tmp_path / "a", "zarr2")
-    document = json.loads((path / "obs/note/.zarray").read_text())
+    path = write_text(write(cells(20, 5), tmp_path / "a", "zarr2"))
+    array = path / "obs" / column
+    document = json.loads((array / ".zarray").read_text())
     document["filters"] = [{"id": "pickle", "protocol": 5}]
-    (path / "obs/note/.zarray").write_text(json.dumps(document))
     trap = b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "trapped") + b"'\ntR."
-    for chunk in (path / "obs/note").glob("[0-9]*"):
+    for chunk in array.glob("[0-9]*"):
         chunk.write_bytes(trap)
     document["compressor"] = None
-    (path / "obs/note/.zarray").write_text(json.dumps(document))
+    (array / ".zarray").write_text(json.dumps(document))
     with pytest.raises((storage.CorruptDataError, TypeError), match="pickle"):
         FrameReader(storage.open_group(path)["obs"]).frame()
     assert not (tmp_path / "trapped").exists()
 
 
-def test_a_disk_that_fails_is_no_damage(store, monkeypatch):
+@pytest.mark.parametrize("column", ["note", "maybe/values"])
+def test_a_disk_that_fails_is_no_damage(column, store, monkeypatch):
     """EIO stays an OSError that names the file."""
     original = zarr.storage.LocalStore.get
 
     async def failing(self, key, *args, **kwargs):
-        if key.endswith("note/c/0"):
+        if key.endswith(f"{column}/c/0"):
             raise OSError(5, "Input/output error")
         return await original(self, key, *args, **kwargs)
 
+    def failing_too(path, original=pathlib.Path.read_bytes):
+        if path.as_posix().endswith(f"{column}/c/0"):
+            raise OSError(5, "Input/output error")
+        return original(path)
+
     monkeypatch.setattr(zarr.storage.LocalStore, "get", failing)
-    with pytest.raises(OSError, match=r"obs/note.*Input/output error") as caught:
+    monkeypatch.setattr(pathlib.Path, "read_bytes", failing_too)  # text is read without zarr-python first
+    with pytest.raises(OSError, match=rf"obs/{column}.*Input/output error") as caught:
         FrameReader(storage.open_group(store)["obs"]).frame()
     assert not isinstance(caught.value, storage.CorruptDataError)
     assert caught.value.errno == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -101,7 +102,9 @@ def test_numbers_in_an_h5ad_collection_have_checksums(tmp_path, compression):
     assert report.is_sound
     bare = {name.removeprefix(f"{path.name}/") for name in report.without_checksums}
     text = {"obs/_index", "obs/note", "obs/cell_type/categories", "obs/src_path/categories", "var/_index"}
-    assert bare == text | (set() if compression == "gzip" else {"X/data", "X/indices"})
+    # anndata writes text as an array, or, from 0.13 on, as one of values beside one that says which are missing.
+    arrays = {name.removesuffix("/values") for name in bare}
+    assert arrays == text | (set() if compression == "gzip" else {"X/data", "X/indices"})
     original, places = path.read_bytes(), {}
     with h5py.File(path) as file:
 
@@ -122,6 +125,7 @@ def test_numbers_in_an_h5ad_collection_have_checksums(tmp_path, compression):
             flipped(path, chunk.byte_offset + chunk.size // 2)
             with pytest.raises(storage.CorruptDataError, match=re.escape(str(path))):
                 DatasetCollection(root, mode="r").obs()
+            gc.collect()  # HDF5 keeps chunks of a file for as long as it is open, and the traceback may keep it so
             path.write_bytes(original)
 
 

@@ -13,6 +13,7 @@ from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
+from annbatch.storage.hdf5_headers import edges_are_unfiltered, local_bytes
 
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["filters_of", "hdf5_obstacle", "hdf5_table"]
+__all__ = ["edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table"]
 
 # Items of a contiguous dataset that one task reads at most: enough for one read, few enough to share the work.
 _CONTIGUOUS_CHUNK = 1 << 16
@@ -46,8 +47,19 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     }
     if dataset.chunks:
         grid = tuple(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
+        are_bare = edges_are_bare(dataset)
+        if are_bare is None:
+            return None
         offset, length, mask = _chunk_places(dataset, grid)
-        return ChunkTable(dataset.chunks, grid, chunk_places=joined_places(offset, length), mask=mask, **common)
+        if are_bare:
+            mask[_beyond_the_end(dataset, grid)] = (1 << len(codecs)) - 1
+        return ChunkTable(
+            dataset.chunks,
+            grid,
+            chunk_places=joined_places(offset.reshape(-1), length.reshape(-1)),
+            mask=mask.reshape(-1) if mask.any() else None,
+            **common,
+        )
     start = dataset.id.get_offset()
     if start is None:
         return None
@@ -108,7 +120,29 @@ def _stamp(dataset: h5py.Dataset) -> np.ndarray | None:
     return np.array([(opened.st_size, opened.st_mtime_ns, opened.st_ino)], STAMP)
 
 
-def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def edges_are_bare(dataset: h5py.Dataset) -> bool | None:
+    """Whether a dataset has filters, and chunks that reach beyond its end are stored without them; None where it cannot be told."""
+    if not dataset.chunks or not dataset.id.get_create_plist().get_nfilters():
+        return False
+    if all(n % c == 0 for n, c in zip(dataset.shape, dataset.chunks, strict=True)):
+        return False
+    file = far_file_of(dataset.file)
+    try:
+        return edges_are_unfiltered(dataset, local_bytes(dataset.file) if file is None else file.peek)
+    except OSError:
+        return None  # HDF5 shall read it or say what is wrong
+
+
+def _beyond_the_end(dataset: h5py.Dataset, grid: tuple[int, ...]) -> np.ndarray:
+    """Whether each chunk reaches beyond the end of the dataset."""
+    beyond = np.zeros(grid, dtype=bool)
+    for axis, (n, c) in enumerate(zip(dataset.shape, dataset.chunks, strict=True)):
+        if n % c:
+            beyond[(slice(None),) * axis + (-1,)] = True
+    return beyond
+
+
+def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     chunks = dataset.chunks
     offset, length = np.zeros(grid, np.int64), np.full(grid, -1, np.int64)
     mask = np.zeros(grid, np.uint32)
@@ -123,7 +157,7 @@ def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndar
     else:
         for i in range(dataset.id.get_num_chunks()):
             note(dataset.id.get_chunk_info(i))
-    return offset.reshape(-1), length.reshape(-1), mask.reshape(-1) if mask.any() else None
+    return offset, length, mask
 
 
 def filters_of(dataset: h5py.Dataset) -> list[tuple[str, Codec | None]]:

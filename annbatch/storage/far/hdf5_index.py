@@ -5,7 +5,7 @@ trips for a large file. Here all nodes of a level, of all datasets and files, ar
 that h5py reads through. What the index says is still read by HDF5 alone. So what is not recognised here, newer kinds of
 index (which lie together) and damage included, is only not there beforehand.
 
-The words are those of the HDF5 File Format Specification: III.A.1 (version 1 B-trees), IV.A (object headers).
+The words are those of the HDF5 File Format Specification: III.A.1 (version 1 B-trees).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from annbatch.storage.hdf5_headers import CHUNKED, layout_message
 
 from .fetch import Want
 from .ranges import Located, merged
@@ -30,16 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["fetch_chunk_indexes"]
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LAYOUT_MESSAGE, _CONTINUATION_MESSAGE = 0x08, 0x10
-_CHUNKED = 2
 # Entries of a node at most: HDF5's default, which h5py does not change. Of larger nodes the rest is read by HDF5.
 _MOST_ENTRIES = 64
 _HEAD = struct.Struct("<4sBBHQQ")
-# Bytes of nodes kept of a file, of one object header, and areas of one object header, at most. Real ones are far smaller.
+# Bytes of nodes kept of a file, at most.
 _MOST_NODE_BYTES = 1 << 26
-_MOST_HEADER_BYTES = 1 << 16
-_MOST_HEADER_AREAS = 32
 
 
 @dataclass(slots=True, eq=False)
@@ -141,67 +138,19 @@ def _fetch_nodes(trees: Sequence[_Tree]) -> None:
 
 def _tree(dataset: h5py.Dataset) -> _Tree | None:
     """Return the tree of a dataset's chunks; None where there is none, or it is not understood."""
-    import h5py
-
     from .hdf5 import far_file_of
 
     file = far_file_of(dataset.file)
-    if file is None or not dataset.chunks or not _is_usual(file):
+    if file is None or not dataset.chunks:
+        return None
+    message = layout_message(dataset, file.peek)
+    if message is None or message[:2] != bytes((3, CHUNKED)):
         return None
     try:
-        # (h5py.h5o.get_info walks the tree, to tell how large it is.)
-        low, high = h5py.h5g.get_objinfo(dataset.id, b".").objno
-        message = _layout_message(file, low | high << 8 * struct.calcsize("l"))
-        if message is None or message[:2] != bytes((3, _CHUNKED)):
-            return None
         n_dims, address = struct.unpack_from("<BQ", message, 2)
-    except (struct.error, IndexError):
+    except struct.error:
         return None
     if n_dims != len(dataset.shape) + 1 or not 0 < address <= file.stamp.size - _HEAD.size:
         return None  # an empty dataset has no tree: its address is -1
     n_chunks = prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
     return _Tree(file, n_dims, 2 * n_chunks + 16, [address])
-
-
-def _is_usual(file: FarFile) -> bool:
-    """Whether addresses and sizes take eight bytes and count from the file's first byte."""
-    start = bytes(file.peek(0, 64))
-    if len(start) < 64 or start[:8] != _SIGNATURE or start[8] > 3:
-        return False
-    sizes, base = (start[13:15], 24 + 4 * start[8]) if start[8] < 2 else (start[9:11], 12)
-    return sizes == b"\x08\x08" and start[base : base + 8] == bytes(8)
-
-
-def _layout_message(file: FarFile, address: int) -> bytes | None:
-    """Return the message of an object header that says how a dataset's data lie; None when there is none."""
-    head = bytes(file.peek(address, 64))
-    if head[:4] == b"OHDR":
-        flags = head[5]
-        at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
-        width = 1 << (flags & 3)
-        areas = [(address + at + width, int.from_bytes(head[at : at + width], "little"))]
-        prefix, order, is_old = struct.Struct("<BHB"), 2 if flags & 0x04 else 0, False
-    elif head[:1] == b"\x01":
-        areas = [(address + 16, struct.unpack_from("<I", head, 8)[0])]
-        prefix, order, is_old = struct.Struct("<HHB3x"), 0, True
-    else:
-        return None
-    n_left = _MOST_HEADER_BYTES
-    for number, (start, n_bytes) in enumerate(areas):  # grows while it is walked
-        n_left -= n_bytes
-        if number >= _MOST_HEADER_AREAS or n_left < 0:
-            return None
-        data = bytes(file.peek(start, n_bytes))
-        at = 0
-        while at + prefix.size + order <= len(data):
-            kind, size, _ = prefix.unpack_from(data, at)
-            at += prefix.size + order
-            message = data[at : at + size]
-            at += size
-            if kind == _LAYOUT_MESSAGE:
-                return message
-            if kind == _CONTINUATION_MESSAGE:
-                more, length = struct.unpack_from("<QQ", message)
-                # Newer areas have a signature before and a checksum behind their messages.
-                areas.append((more, length) if is_old else (more + 4, length - 8))
-    return None

@@ -11,6 +11,8 @@ from annbatch._shared.args import as_bytes, as_count
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .cache import RangeCache
+
 __all__ = ["FarOptions"]
 
 
@@ -60,6 +62,14 @@ class FarOptions:
             if self.cache is None:
                 msg = f"cache_size must be given together with cache, got {self.cache_size} and no cache"
                 raise ValueError(msg)
+
+    def open_cache(self) -> RangeCache | None:
+        """Return the folder where ranges are kept, None without one; a warning tells when nothing can be kept there."""
+        from .cache import range_cache
+
+        assert self.cache is None or isinstance(self.cache, str)
+        assert self.cache_size is None or isinstance(self.cache_size, int)
+        return range_cache(self.cache, self.cache_size)
 
 
 def _set(options: FarOptions, name: str, value: Any) -> None:

@@ -13,7 +13,6 @@ from annbatch.storage.chunks.zarr_table import ShardIndexes, described_table, pa
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.manifest import Files, check_file, described_files
 
-from .cache import range_cache
 from .clients import objects_of
 from .fetch import fetcher
 from .options import FarOptions
@@ -76,9 +75,7 @@ class FarTable(ChunkTable):
     @property
     def cache(self) -> RangeCache | None:
         """The folder where its ranges are kept."""
-        assert self.options.cache is None or isinstance(self.options.cache, str)
-        assert self.options.cache_size is None or isinstance(self.options.cache_size, int)
-        return range_cache(self.options.cache, self.options.cache_size)
+        return self.options.open_cache()
 
     def key(self, file: int) -> str:
         """Return the key of an object."""

@@ -1,0 +1,119 @@
+"""What the object header of an HDF5 dataset says that h5py does not hand out: its layout message.
+
+The words are those of the HDF5 File Format Specification: IV.A (object headers), IV.A.2.i (layout message).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import h5py
+
+__all__ = ["CHUNKED", "edges_are_unfiltered", "layout_message", "local_bytes"]
+
+CHUNKED = 2
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LAYOUT_MESSAGE, _CONTINUATION_MESSAGE = 0x08, 0x10
+# Versions of the layout message that have flags, and the flags that there are: edges, and an index of a single chunk.
+_WITH_FLAGS, _EDGES_UNFILTERED, _KNOWN_FLAGS = (4, 5), 1, 3
+# Bytes and areas of one object header at most. Real ones are far smaller.
+_MOST_HEADER_BYTES = 1 << 16
+_MOST_HEADER_AREAS = 32
+
+
+def edges_are_unfiltered(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | bytearray]) -> bool | None:
+    """Whether chunks that reach beyond the end of a chunked dataset are stored without the filters of all others.
+
+    A setting of the dataset (``H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS``) that the filter masks of its chunks do not show.
+
+    Parameters
+    ----------
+    dataset
+        Of a file whose bytes `peek` returns.
+    peek
+        Returns so many bytes from a position on, fewer where the file ends.
+
+    Returns
+    -------
+    None where it cannot be told.
+    """
+    message = layout_message(dataset, peek)
+    if message is None or len(message) < 3 or message[0] > max(_WITH_FLAGS):
+        return None
+    if message[0] not in _WITH_FLAGS:
+        return False
+    kind, flags = message[1:3]
+    return None if kind != CHUNKED or flags & ~_KNOWN_FLAGS else bool(flags & _EDGES_UNFILTERED)
+
+
+def local_bytes(file: h5py.File) -> Callable[[int, int], bytes]:
+    """Return what reads a local file that h5py has open in the usual way, from a position on."""
+    descriptor = file.id.get_vfd_handle()
+    return lambda start, n_bytes: os.pread(descriptor, n_bytes, start)
+
+
+def layout_message(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | bytearray]) -> bytes | None:
+    """Return the message of an object header that says how a dataset's data lie; None when it is not found.
+
+    Parameters
+    ----------
+    dataset, peek
+        As of :func:`edges_are_unfiltered`.
+    """
+    import h5py
+
+    if not _is_usual(bytes(peek(0, 64))):
+        return None
+    # (h5py.h5o.get_info walks the tree of chunks, to tell how large it is.)
+    low, high = h5py.h5g.get_objinfo(dataset.id, b".").objno
+    try:
+        return _layout_message(peek, low | high << 8 * struct.calcsize("l"))
+    except (struct.error, IndexError, OverflowError):
+        return None
+
+
+def _is_usual(start: bytes) -> bool:
+    """Whether addresses and sizes take eight bytes and count from the file's first byte."""
+    if len(start) < 64 or start[:8] != _SIGNATURE or start[8] > 3:
+        return False
+    sizes, base = (start[13:15], 24 + 4 * start[8]) if start[8] < 2 else (start[9:11], 12)
+    return sizes == b"\x08\x08" and start[base : base + 8] == bytes(8)
+
+
+def _layout_message(peek: Callable[[int, int], bytes | bytearray], address: int) -> bytes | None:
+    head = bytes(peek(address, 64))
+    if head[:4] == b"OHDR":
+        flags = head[5]
+        at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
+        width = 1 << (flags & 3)
+        areas = [(address + at + width, int.from_bytes(head[at : at + width], "little"))]
+        prefix, order, is_old = struct.Struct("<BHB"), 2 if flags & 0x04 else 0, False
+    elif head[:1] == b"\x01":
+        areas = [(address + 16, struct.unpack_from("<I", head, 8)[0])]
+        prefix, order, is_old = struct.Struct("<HHB3x"), 0, True
+    else:
+        return None
+    n_left = _MOST_HEADER_BYTES
+    for number, (start, n_bytes) in enumerate(areas):  # grows while it is walked
+        n_left -= n_bytes
+        if number >= _MOST_HEADER_AREAS or n_left < 0:
+            return None
+        data = bytes(peek(start, n_bytes))
+        at = 0
+        while at + prefix.size + order <= len(data):
+            kind, size, _ = prefix.unpack_from(data, at)
+            at += prefix.size + order
+            message = data[at : at + size]
+            at += size
+            if kind == _LAYOUT_MESSAGE:
+                return message
+            if kind == _CONTINUATION_MESSAGE:
+                more, length = struct.unpack_from("<QQ", message)
+                # Newer areas have a signature before and a checksum behind their messages.
+                areas.append((more, length) if is_old else (more + 4, length - 8))
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from .labels import is_missing
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Found", "as_conditions", "found_in", "passing", "what_is_not_there"]
+__all__ = ["Found", "as_conditions", "filtered", "found_in", "passing", "what_is_not_there"]
 
 # Rows that are looked at together; labels that an error text shows.
 _ROWS_AT_ONCE = 1 << 20
@@ -92,6 +92,40 @@ def found_in(codes: np.ndarray, categories: Any, wanted: Sequence[Any]) -> Found
     values = tuple(number is not None and bool(seen[number]) for number in places)
     shown = () if all(values) else tuple(map(repr, labels[: _MOST_SHOWN + 1]))
     return Found(values, shown)
+
+
+def filtered(
+    conditions: Mapping[str, Sequence[Any]], labels_of: Callable[[str], tuple[np.ndarray, Any] | None], n_rows: int
+) -> tuple[np.ndarray, dict[str, Found]]:
+    """Filter the rows of a dataset.
+
+    Parameters
+    ----------
+    conditions
+        Per column the wanted values.
+    labels_of
+        Returns codes and labels of a column, or None where the dataset lacks it: it has no such rows then, whichever values are
+        asked for.
+    n_rows
+        Rows of the dataset.
+
+    Returns
+    -------
+    keep
+        bool, whether each row passes all conditions.
+    found
+        Per column that there is, which of its wanted values there are.
+    """
+    keep = np.ones(n_rows, dtype=bool)
+    found = {}
+    for column, wanted in conditions.items():
+        labels = labels_of(column)
+        if labels is None:
+            keep[:] = False
+            continue
+        keep &= passing(*labels, wanted)
+        found[column] = found_in(*labels, wanted)
+    return keep, found
 
 
 def what_is_not_there(conditions: Mapping[str, Sequence[Any]], found: Iterable[Mapping[str, Found]]) -> str:

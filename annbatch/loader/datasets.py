@@ -17,7 +17,7 @@ from annbatch import storage
 from annbatch._shared.args import as_numeric, levels_to_user
 from annbatch._shared.collection_format import MARKER, SOURCE_DTYPE, is_marked, sorted_datasets
 from annbatch._shared.labels import encode_together
-from annbatch._shared.row_filter import Found, found_in, passing
+from annbatch._shared.row_filter import Found, filtered
 from annbatch.storage.columns import CompactFrame
 from annbatch.storage.frames import FrameReader
 
@@ -727,16 +727,11 @@ def _passing(
     """Return the rows that pass a filter, and which of its values there are."""
     if not conditions:
         return View.of_all(n_obs), {}
-    keep = np.ones(n_obs, dtype=bool)
-    found = {}
-    for column, values in conditions.items():
-        # A dataset without the column has no such rows, whichever values are asked for.
-        if obs is None or column not in obs.columns:
-            keep[:] = False
-            continue
-        codes, labels = labels_of(obs, column)
-        keep &= passing(codes, labels, values)
-        found[column] = found_in(codes, labels, values)
+
+    def labels(column: str) -> Any:
+        return None if obs is None or column not in obs.columns else labels_of(obs, column)
+
+    keep, found = filtered(conditions, labels, n_obs)
     return View.of_mask(keep), found
 
 

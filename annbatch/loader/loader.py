@@ -43,13 +43,11 @@ from .sides import Sides, as_wanted_sides, divide
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
     import zarr
-
-    from annbatch.types import LoaderOutput
 
     from .views import View
 
@@ -787,7 +785,7 @@ class Loader(IterableStyle):
 
     # -- passes
 
-    def __iter__(self) -> Iterator[LoaderOutput]:
+    def __iter__(self) -> LoaderPass:
         """Start a pass.
 
         Returns

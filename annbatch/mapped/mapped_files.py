@@ -13,7 +13,7 @@ import pandas as pd
 
 from annbatch._shared.args import levels_to_user
 from annbatch._shared.collection_format import is_marked
-from annbatch._shared.row_filter import Found, found_in, passing
+from annbatch._shared.row_filter import Found, filtered
 from annbatch.storage import Needs, fetched_ahead, is_far_place, is_store, open_group, open_groups, open_matrix
 from annbatch.storage.frames import FrameReader, Labels
 
@@ -190,14 +190,9 @@ def _names_and_rows(
     n_rows = reader.n_rows
     filtered_by: dict[str, Found] = {}
     if obs_filter:
-        keep = np.ones(n_rows, dtype=bool)
-        for column, values in obs_filter.items():
-            if column not in reader.columns:
-                keep[:] = False
-                continue
-            labels = reader.labels(column)
-            keep &= passing(labels.codes, labels.categories, values)
-            filtered_by[column] = found_in(labels.codes, labels.categories, values)
+        keep, filtered_by = filtered(
+            obs_filter, lambda column: reader.labels(column) if column in reader.columns else None, n_rows
+        )
         rows = np.flatnonzero(keep)
         n_rows = len(rows)
     # Opened again for labels that are asked for later, maybe from another working directory.

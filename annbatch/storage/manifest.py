@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -66,6 +67,9 @@ _VERSION = 1
 INDENT = 2
 # Longer ones are refused unread: a document of this size describes millions of files.
 _MOST_DOCUMENT_BYTES = 64 * 2**20
+# Documents that are kept: of at most this size, and last changed so long ago that any later change shows in their times.
+_MOST_KEPT_BYTES = 1 << 14
+_SETTLED_NS = 2 * 10**9
 _CHANGED_ON_PURPOSE = "if it was changed on purpose, `annbatch verify PATH --accept` takes the dataset as it is now"
 
 
@@ -422,8 +426,22 @@ def _checked_document(path: str, expected: str) -> dict[str, Any]:
 
 
 def parsed_document(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a metadata document as JSON; see :func:`read_document`."""
-    return _parsed(os.fspath(path), read_document(path))
+    """Read a metadata document as JSON, see :func:`read_document`; it is not the caller's to change.
+
+    Whoever opens a store asks for the same one several times.
+    """
+    path = os.fspath(path)
+    found = os.stat(path)
+    newest = max(found.st_mtime_ns, found.st_ctime_ns)
+    if found.st_size > _MOST_KEPT_BYTES or newest + _SETTLED_NS > time.time_ns():
+        return _parsed(path, read_document(path))
+    return _parsed_of(path, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev))
+
+
+@lru_cache(maxsize=256)
+def _parsed_of(path: str, stamp: tuple[int, ...]) -> dict[str, Any]:
+    del stamp
+    return _parsed(path, read_document(path))
 
 
 def _parsed(path: str, data: bytes) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from math import prod
@@ -15,7 +14,7 @@ from annbatch.storage.claims import check_chunk_size, stored_bytes
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
-from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of
+from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of, parsed_document
 
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec
 
@@ -45,7 +44,7 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
     files = files_of(str(folder)) if array.metadata.zarr_format == 3 else None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     try:
-        document = json.loads((folder / name).read_text())
+        document = parsed_document(folder / name)
     except (OSError, ValueError):
         return None
     table = described_table(array, document, str(folder))

@@ -19,7 +19,8 @@ _EXAMPLES = """\
 examples:
   annbatch demo                                              see everything once, on bundled real cells
   annbatch build cells.zarr data/*.h5ad --groupby cell_type  make a shuffled collection
-  annbatch info cells.zarr                                   what is inside, and the largest chunk_size for ClassSampler
+  annbatch info cells.zarr                                   what is inside, how it is stored and read, and the largest
+                                                             chunk_size for ClassSampler
   annbatch verify cells.zarr                                 whether everything is as it was written
   annbatch bench cells.zarr                                  rows per second on this machine, and which setting to use
 """
@@ -117,9 +118,12 @@ def _add_info(commands: Any, common: argparse.ArgumentParser) -> None:
         "info",
         parents=[common],
         help="what a collection or AnnData file holds",
-        description="Show rows, genes, layers, obs columns, chunks, size on disk, and the runs of every class of a label column.",
+        description=(
+            "Show rows, genes, layers, obs columns, how each matrix is stored and read, size on disk, and the runs of every class of "
+            "a label column."
+        ),
     )
-    parser.add_argument("path", type=_path, metavar="PATH_OR_URL")
+    parser.add_argument("paths", type=_path, metavar="PATH_OR_URL", nargs="+")
     _add_storage_options(parser)
     parser.add_argument(
         "--label",
@@ -159,7 +163,7 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", type=_path, metavar="PATH_OR_URL", nargs="+")
     _add_storage_options(parser)
     parser.add_argument("--batch-size", type=int, default=4096, metavar="ROWS")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for each setting (default 3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each setting (default 2)")
     parser.add_argument(
         "--label",
         action="append",
@@ -312,13 +316,15 @@ def _codecs(text: str) -> list[Any]:
         raise ValueError(msg) from error
 
 
-def _info(options: argparse.Namespace) -> dict[str, Any]:
+def _info(options: argparse.Namespace) -> dict[str, Any] | list[dict[str, Any]]:
     from .commands.info import describe, show
 
-    found = describe(options.path, options.label, options.storage_options)
-    if not options.json:
-        show(found, print)
-    return found
+    found = []
+    for path in options.paths:
+        found.append(describe(path, options.label, options.storage_options))
+        if not options.json:
+            show(found[-1], print)
+    return found[0] if len(found) == 1 else found
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def plot(results: dict[str, Any], paths: list[Path]) -> None:
     for rows, entropies in results["entropy"].items():
         points = [(c, e) for c, e in zip(CHUNK_SIZES, entropies, strict=True) if e is not None]
         right.plot(*zip(*points, strict=True), "o-", label=f"load requests of {int(rows):,} rows")
-    right.set_ylabel("entropy of labels in a batch; 1: random draw")
+    right.set_ylabel("entropy of labels (1: random draw)")
     right.set_ylim(0, 1.05)
     for axes in found[0]:
         axes.set_xscale("log", base=2)
@@ -118,11 +118,17 @@ def table(results: dict[str, Any]) -> str:
         found = [results["entropy"][rows][position] for rows in loads]
         entropies = ["" if value is None else f"{value:.2f}" for value in found]
         lines.append(f"| {chunk_size} | {' | '.join([*rates, *entropies])} |")
-    caption = (
-        f"`python -m benchmarks.settings --cells {results['cells']}` at commit {results['commit']}, {results['cpus']} CPUs, load "
-        f"{results['load']:.1f} at the start: {results['cells']:,} cells of 40 types, sorted by type in each of two files; rates of load requests "
-        f"of {LOAD_ROWS[1]:,} rows, files in the page cache; entropy by rows of a load request, in the sorted files."
-    )
+    data = f"{results['cells']:,} cells of 40 types, sorted by type in each of two files"
+    entropy = "entropy of the types in a batch of 128 as a share of that of random draws, by rows of a load request, in the sorted files"
+    command = f"`python -m benchmarks.settings --cells {results['cells']}{'' if names else ' --seconds 0'}` at commit {results['commit']}"
+    if names:
+        machine = f"{results['cpus']} CPUs, load {results['load']:.1f} at the start"
+        rates = f"rates of load requests of {LOAD_ROWS[1]:,} rows, files in the page cache"
+        caption = f"{command}, {machine}: {data}; {rates}; {entropy}."
+    else:
+        caption = (
+            f"{command}: {data}; {entropy}. No rates: they depend on disk and data; `annbatch bench` measures yours."
+        )
     return "\n".join([*lines, "", caption])
 
 

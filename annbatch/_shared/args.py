@@ -27,7 +27,6 @@ __all__ = [
     "as_list",
     "as_names",
     "as_numeric",
-    "as_paths",
     "as_range",
     "as_rows_or_bytes",
     "levels_to_user",
@@ -144,16 +143,6 @@ def as_list(name: str, values: Any, one: str) -> list[Any]:
     except TypeError:
         msg = f"{name} must be a list, {_seen(values)}"
         raise TypeError(msg) from None
-
-
-def as_paths(name: str, paths: Any) -> list[str | os.PathLike[str]]:
-    """Return a list of paths."""
-    found = as_list(name, paths, "path")
-    for path in found:
-        if not isinstance(path, (str, os.PathLike)):
-            msg = f"{name} must hold paths, {_seen(path)}"
-            raise TypeError(msg)
-    return found
 
 
 def as_names(name: str, names: Any) -> tuple[str, ...]:

@@ -47,6 +47,9 @@ def check_known(wanted: pd.Index[Any], joined: pd.Index[Any], how: str | None) -
     if len(unknown):
         of = "names that all files share (join='inner')" if how == "inner" else "names of the data"
         msg = f"var_names must be {of}, got {len(unknown)} unknown ones: {some(unknown)}"
+        if len(unknown) == len(wanted):
+            # Most likely names of another kind, symbols for identifiers.
+            msg += f". All of them are unknown; the names there look like {some(joined)}"
         raise KeyError(msg)
 
 

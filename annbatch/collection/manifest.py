@@ -41,7 +41,7 @@ def write_manifest(folder: Path, *, add_checksums: bool = True) -> None:
 def _replace(path: Path, document: dict[str, Any]) -> None:
     """Write a document in one step, for those who read it meanwhile."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(document, indent=2))
+    part.write_text(json.dumps(document, indent=manifest.INDENT))
     part.replace(path)
 
 

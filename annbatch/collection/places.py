@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .building.inputs.inputs import Input
 
+_DOCUMENT = "zarr.json"
 # Attribute of a collection that is no folder: datasets that are being copied to it.
 _UNPUBLISHED = "annbatch-unpublished"
 
@@ -209,6 +210,9 @@ class H5Folder(_Folder):
 class LocalZarr(_Folder):
     """A Zarr group in a local folder."""
 
+    # What tells the root's metadata document, as it was read last, from others; and what it says.
+    _known: tuple[tuple[int, ...], dict[str, Any]] = (), {}
+
     def attributes(self) -> dict[str, Any]:
         """Attributes in its zarr.json."""
         return dict(self._metadata().get("attributes", {}))
@@ -262,8 +266,14 @@ class LocalZarr(_Folder):
 
     def _metadata(self) -> dict[str, Any]:
         path = self.root / "zarr.json"
-        if not path.exists():
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
             return {}
+        # Of many datasets it is megabytes, and a call asks for it several times.
+        stamp = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+        if stamp == self._known[0]:
+            return self._known[1]
         metadata = parsed_document(path)
         if metadata.get("node_type") not in ("group", "array"):
             msg = f"{path} is damaged: it is neither of a group nor of an array"
@@ -271,6 +281,7 @@ class LocalZarr(_Folder):
         if metadata["node_type"] != "group":
             msg = f"{self.root} is a Zarr {metadata.get('node_type')}, not a group; choose another place"
             raise ValueError(msg)
+        self._known = stamp, metadata
         return metadata
 
     def _mark(self) -> None:
@@ -287,22 +298,26 @@ class LocalZarr(_Folder):
         nodes: dict[str, Any] = {}
         # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
         for name in sorted_datasets(path.name for path in self.root.iterdir() if path.is_dir()):
-            if (self.root / name / "zarr.json").exists():
-                nodes |= _metadata_below(self.root / name, name)
+            _note_metadata(f"{self.root}/{name}", name, nodes)
         return {"kind": "inline", "must_understand": False, "metadata": nodes}
 
 
-def _metadata_below(folder: Path, key: str) -> dict[str, Any]:
-    """Metadata of a node and of all below it, by their keys."""
-    document = json.loads((folder / "zarr.json").read_bytes())
-    nodes = {key: document}
+def _note_metadata(folder: str, key: str, nodes: dict[str, Any]) -> None:
+    """Note the metadata of a node and of all below it, by their keys; nothing where there is no node.
+
+    With plain strings and one call for each document: a collection of hundreds of datasets has thousands.
+    """
+    try:
+        with open(f"{folder}/zarr.json", "rb") as file:  # noqa: PTH123
+            document = json.loads(file.read())
+    except FileNotFoundError:
+        return
+    nodes[key] = document
     if document.get("node_type") == "group":  # what lies below an array are chunks
         with os.scandir(folder) as entries:
             below = sorted(entry.name for entry in entries if entry.is_dir())
         for name in below:
-            if (folder / name / "zarr.json").exists():
-                nodes |= _metadata_below(folder / name, f"{key}/{name}")
-    return nodes
+            _note_metadata(f"{folder}/{name}", f"{key}/{name}", nodes)
 
 
 class OtherZarr(Place):
@@ -310,7 +325,8 @@ class OtherZarr(Place):
 
     Datasets are built in a temporary folder of this machine and copied. An attribute of the group lists them until all
     are there, and readers take no notice of them; it goes in the same write in which the marker comes. A shard is in
-    memory while it is copied.
+    memory while it is copied. Metadata follow chunks, so that nobody takes half a dataset for a whole one, but in stores that do not
+    take chunks of an array that they do not know (icechunk, where nobody sees anything before it is committed).
     """
 
     def __init__(self, group: zarr.Group) -> None:
@@ -384,8 +400,15 @@ class OtherZarr(Place):
         """Copy a finished dataset here, its marker last."""
         prefix = "/".join(part for part in (self._group.path, key or "") if part)
         files = sorted(path for path in dataset.rglob("*") if path.is_file())
-        files.sort(key=lambda path: (path.name == "zarr.json", -len(path.parts)))
-        _copy_into(self._given.store, prefix, dataset, files)
+        upwards = sorted((path for path in files if path.name == _DOCUMENT), key=lambda path: -len(path.parts))
+        chunks = [path for path in files if path.name != _DOCUMENT]
+        store = self._given.store
+        try:
+            _copy_into(store, prefix, dataset, chunks[:1])
+        except KeyError:
+            _copy_into(store, prefix, dataset, [*reversed(upwards), *chunks])
+        else:
+            _copy_into(store, prefix, dataset, [*chunks[1:], *upwards])
 
     def scratch_parent(self) -> None:
         """The system's own."""

@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-# From a perfect shuffle to nearly sequential reading; a load request is two batches where they can be cut into chunks.
+# From a perfect shuffle to nearly sequential reading, in short and in long load requests: the rate depends on their rows more
+# than on those of a batch. Whole batches fit in, of whole chunks, of which there are enough to be mixed.
 _CHUNK_ROWS = (1, 8, 32, 128, 512)
+_REQUEST_ROWS = (1024, 8192)
+_FEWEST_CHUNKS = 4
+# Not tried: longer ones, where chunks and batches hardly fit each other, and those whose values would take more memory.
+_MOST_ROWS = 4 * _REQUEST_ROWS[-1]
+_MOST_BYTES = 2**30
 # Recommended: of the settings that mix as well as this, the most random one that reaches this share of their best rate.
 _WELL_MIXED = 0.95
-_GOOD_ENOUGH = 0.7
+_GOOD_ENOUGH = 0.8
 # Columns with more labels than this are names, not classes; so many batches tell how well they are mixed.
 _MOST_LABELS = 1000
 _BATCHES_LOOKED_AT = 100
@@ -57,14 +63,18 @@ def run_bench(
     if seconds <= 0:
         msg = f"seconds must be > 0, got {seconds}"
         raise ValueError(msg)
-    settings = [(chunk, lcm(chunk, 2 * batch_size) // chunk) for chunk in _CHUNK_ROWS]
+    settings = _settings(batch_size)
     is_far = any(storage.is_url(path) for path in paths)
     far = {"storage_options": storage_options, "prefetch": _FAR_PREFETCH} if is_far else {}
     classes, n_obs = _classes(_open(paths, *settings[0], batch_size, far), labels)
     results: list[dict[str, Any]] = []
+    bytes_per_row = 0.0
     for chunk_size, preload_nchunks in tqdm(settings, desc="Measuring", unit="setting", disable=not progress):
+        if chunk_size * preload_nchunks * bytes_per_row > _MOST_BYTES:
+            continue
         loader = _open(paths, chunk_size, preload_nchunks, batch_size, far)
-        rate, _ = _measure(loader, seconds)
+        rate, per_row = _measure(loader, seconds)
+        bytes_per_row = per_row["values"]
         sampler = RandomSampler(chunk_size, preload_nchunks, batch_size, rng=np.random.default_rng(0))
         mixed = _mixed(sampler, classes, n_obs)
         results.append({"chunk_size": chunk_size, "preload_nchunks": preload_nchunks, "rows_per_second": rate, **mixed})
@@ -98,12 +108,28 @@ def run_bench(
     return found
 
 
+def _settings(batch_size: int) -> list[tuple[int, int]]:
+    """Return what is tried, a chunk_size and a preload_nchunks each, by length of the chunks and then of the load request."""
+    settings: dict[tuple[int, int], None] = {}
+    for chunk_size in _CHUNK_ROWS:
+        whole = lcm(chunk_size, batch_size)
+        rows = [-(-wanted // whole) * whole for wanted in _REQUEST_ROWS]
+        for n in rows:
+            has_enough = n // chunk_size >= _FEWEST_CHUNKS or n == rows[-1]
+            if chunk_size == 1 or (has_enough and n <= max(_MOST_ROWS, 2 * batch_size)):
+                settings[chunk_size, n // chunk_size] = None
+    return list(settings)
+
+
 def _recommended(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the settings that mix well, the most random one that is nearly as fast as the fastest of them."""
     # Single rows mix as well as can be, so there is one; where obs has no labels nothing speaks against a setting.
     mixed = [r for r in results if r["chunk_size"] == 1 or r["entropy"] is None or r["entropy"] >= _WELL_MIXED]
     fastest = max(result["rows_per_second"] for result in mixed)
-    return next(result for result in mixed if result["rows_per_second"] >= _GOOD_ENOUGH * fastest)
+    quick = [result for result in mixed if result["rows_per_second"] >= _GOOD_ENOUGH * fastest]
+    shortest = min(result["chunk_size"] for result in quick)
+    # Of load requests of the same chunks the quickest: all of them mix well, and a short one takes less memory.
+    return max((r for r in quick if r["chunk_size"] == shortest), key=lambda result: float(result["rows_per_second"]))
 
 
 def _classes(loader: Loader, labels: Sequence[str] | None) -> tuple[dict[str, npt.NDArray[np.integer[Any]]], int]:
@@ -155,7 +181,7 @@ def _open(
 
 
 def _measure(loader: Loader, seconds: float) -> tuple[float, dict[str, float]]:
-    """Return rows per second, and requests and bytes per row of a far store."""
+    """Return rows per second, and per row: requests and bytes of a far store, bytes of the values of a batch."""
     n_rows = 0
     before: dict[str, int] = {}
     began: float | None = None
@@ -171,7 +197,12 @@ def _measure(loader: Loader, seconds: float) -> tuple[float, dict[str, float]]:
             n_rows += int(batch["X"].shape[0])
             if now - began >= seconds:
                 per_row = {name: (storage.far_counts[name] - before[name]) / n_rows for name in ("requests", "bytes")}
+                per_row["values"] = _bytes_of(batch["X"]) / batch["X"].shape[0]
                 return n_rows / (now - began), per_row
+
+
+def _bytes_of(X: Any) -> int:
+    return sum(part.nbytes for part in ((X.data, X.indices, X.indptr) if hasattr(X, "indptr") else (X,)))
 
 
 def _add_url(loader: Loader, url: str, storage_options: Mapping[str, Any] | None) -> None:
@@ -185,12 +216,16 @@ def _add_url(loader: Loader, url: str, storage_options: Mapping[str, Any] | None
         loader.add_paths([url])
 
 
+def _is_recommended(result: dict[str, Any], found: dict[str, Any]) -> bool:
+    return all(result[key] == found["recommended"][key] for key in ("chunk_size", "preload_nchunks"))
+
+
 def show(found: dict[str, Any], say: Callable[[str], None]) -> None:
     """Print it for a person."""
     say(f"{found['path']}: batches of {found['batch_size']} rows, {found['cpus']} CPUs")
     say(f"  {'chunk_size':>10} {'preload_nchunks':>16} {'rows per second':>16} {'entropy':>8} {'distance':>9}")
     for result in found["settings"]:
-        mark = "  <- use this" if result["chunk_size"] == found["recommended"]["chunk_size"] else ""
+        mark = "  <- use this" if _is_recommended(result, found) else ""
         shares = " ".join(
             f"{'' if result[key] is None else format(result[key], '.2f'):>{width}}"
             for key, width in (("entropy", 8), ("gap", 9))
@@ -206,7 +241,7 @@ def show(found: dict[str, Any], say: Callable[[str], None]) -> None:
     well = f"with entropy {_WELL_MIXED} or more, " if labels else ""
     say(f"  (the most random setting {well}with at least {_GOOD_ENOUGH:.0%} of the best rate of these)")
     fastest = max(result["rows_per_second"] for result in found["settings"])
-    chosen = next(r for r in found["settings"] if r["chunk_size"] == found["recommended"]["chunk_size"])
+    chosen = next(r for r in found["settings"] if _is_recommended(r, found))
     if chosen["rows_per_second"] < fastest / 2:
         say(
             "  Faster settings mix too little here: a larger preload_nchunks mixes more, and a collection of these rows"

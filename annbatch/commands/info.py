@@ -113,14 +113,24 @@ def _matrices(group: Any, n_obs: int) -> Iterator[tuple[str, dict[str, Any]]]:
         values = elem["data"] if sparse else elem
         chunks = getattr(values, "chunks", None)
         per_row = values.shape[0] / max(n_obs, 1) if sparse else 1.0
-        found = {
+        found: dict[str, Any] = {
             "encoding": str(attributes.get("encoding-type", "array")),
             "dtype": str(values.dtype),
             "source_dtype": str(attributes.get(SOURCE_DTYPE, values.dtype.str)),
             "rows_per_chunk": round(chunks[0] / per_row, 1) if chunks and per_row else None,
         }
+        stored = (
+            [storage.storage_of(elem[part]) for part in ("data", "indices")] if sparse else [storage.storage_of(elem)]
+        )
+        found["library"] = "h5py" if type(values).__module__.startswith("h5py") else "zarr-python"
+        found["codecs"] = list(stored[0].codecs)
+        # An array without values is not read at all.
+        found["not_direct"] = next((part.obstacle for part in stored if part.obstacle), None) if values.size else None
+        if found["encoding"].startswith("csc"):
+            found["not_direct"] = "it is stored by columns (CSC): no loader reads it"
         if sparse:
             found |= {
+                "indices_codecs": list(stored[1].codecs),
                 "indices_dtype": str(elem["indices"].dtype),
                 "values": int(values.shape[0]),
                 "values_per_row": round(per_row, 1),
@@ -160,6 +170,18 @@ def _size(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
 
 
+def _way(matrix: Mapping[str, Any]) -> str:
+    """Say how values are encoded and who reads them."""
+    values = ", ".join(matrix["codecs"]) or "not compressed"
+    indices = ", ".join(matrix.get("indices_codecs", matrix["codecs"])) or "not compressed"
+    encoded = values if indices == values else f"values {values}; indices {indices}"
+    if matrix["not_direct"] is None:
+        return f"{encoded}: read directly"
+    if matrix["encoding"].startswith("csc"):
+        return f"{encoded}: {matrix['not_direct']}"
+    return f"{encoded}: read through {matrix['library']}, which is slower: {matrix['not_direct']}"
+
+
 def show(found: dict[str, Any], say: Callable[[str], None]) -> None:
     """Print it for a person."""
     say(f"{found['path']}: {found['kind']}")
@@ -185,6 +207,7 @@ def show(found: dict[str, Any], say: Callable[[str], None]) -> None:
                 if matrix.get(key):
                     details.append(f"{matrix[key]:,.1f}".removesuffix(".0") + f" rows a {what}")
             say(f"    {name}: {matrix['encoding']}, {', '.join(details)}")
+            say(f"      {_way(matrix)}")
     if not found["datasets"]:
         return
     say("  obs: " + ", ".join(f"{name} ({dtype})" for name, dtype in found["obs"].items()))

@@ -87,6 +87,13 @@ class AnnDataModule(LightningDataModule):
             # Lightning takes a method that is there for a loader that is there.
             self.__dict__["val_dataloader"] = None
 
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}: {loader!r}" for name, loader in self._given.items() if loader is not None)
+        return f"{type(self).__name__}({given})"
+
+    # Lightning's own looks for what a DataLoader of torch has.
+    __str__ = __repr__
+
     def train_dataloader(self) -> Any:
         """Return the training loader, of this rank."""
         return self._share("train")

@@ -17,7 +17,7 @@ from annbatch import storage
 from annbatch._shared.args import as_numeric, levels_to_user
 from annbatch._shared.collection_format import MARKER, SOURCE_DTYPE, is_marked, sorted_datasets
 from annbatch._shared.labels import encode_together
-from annbatch._shared.row_filter import passing
+from annbatch._shared.row_filter import Found, filtered
 from annbatch.storage.columns import CompactFrame
 from annbatch.storage.frames import FrameReader
 
@@ -199,6 +199,8 @@ class Dataset:
         Names of the genes of ``.raw``, when that comes out.
     passing
         Rows that the filter lets pass.
+    filtered_by
+        Per column of the filter which of its values there are; without columns that the dataset lacks.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Dataset:
     obs: CompactFrame | None
     var: pd.DataFrame | None
     passing: View
+    filtered_by: Mapping[str, Found] = field(default_factory=dict)
     obs_home: ObsHome | None = None
     labels: Mapping[str, LabelsOfDataset | None] = field(default_factory=dict)
     covariates: np.ndarray | None = None
@@ -410,6 +413,7 @@ class Table:
     first_names: tuple[str, ...] = ()
     raw_names: pd.Index | None = None
     passing_parts: tuple[View, ...] = ()
+    filtered_by: tuple[Mapping[str, Found], ...] = ()
     names: tuple[str, ...] = ()
     wanted: Wanted = field(default_factory=Wanted)
 
@@ -491,6 +495,7 @@ class Table:
             first_names=self.first_names + tuple(d.first_name for d in datasets if d.first_name is not None),
             raw_names=raw_names,
             passing_parts=self.passing_parts + tuple(dataset.passing for dataset in datasets),
+            filtered_by=self.filtered_by + tuple(dataset.filtered_by for dataset in datasets if dataset.filtered_by),
             names=self.names + tuple(names),
         )
 
@@ -640,7 +645,7 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
         collection = storage.open_group(collection, far)
     if hasattr(collection, "attrs") and hasattr(collection, "keys"):
         if hasattr(collection, "store"):
-            collection = storage.far_group(collection, far)
+            (collection,) = storage.far_groups([collection], far)
         if not is_marked(collection.attrs):
             msg = (
                 "collection must be a DatasetCollection, or a zarr group or path that holds one, got a group without "
@@ -656,7 +661,7 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
                 f"{type(collection).__name__} with {group!r} ({type(group).__name__}) in it"
             )
             raise TypeError(msg)
-    return groups
+    return storage.far_groups(groups, far)
 
 
 def _in_memory(frame: Any) -> Any:
@@ -716,14 +721,18 @@ def _compact(obs: FrameReader | pd.DataFrame, columns: Sequence[str] | None, *, 
     return CompactFrame.of_frame(obs if columns is None else obs[list(columns)], names=names)
 
 
-def _passing(obs: FrameReader | pd.DataFrame | None, conditions: Mapping[str, Sequence[Any]], n_obs: int) -> View:
+def _passing(
+    obs: FrameReader | pd.DataFrame | None, conditions: Mapping[str, Sequence[Any]], n_obs: int
+) -> tuple[View, dict[str, Found]]:
+    """Return the rows that pass a filter, and which of its values there are."""
     if not conditions:
-        return View.of_all(n_obs)
-    keep = np.ones(n_obs, dtype=bool)
-    for column, values in conditions.items():
-        # A dataset without the column has no such rows, whichever values are asked for.
-        keep &= False if obs is None or column not in obs.columns else passing(*labels_of(obs, column), values)
-    return View.of_mask(keep)
+        return View.of_all(n_obs), {}
+
+    def labels(column: str) -> Any:
+        return None if obs is None or column not in obs.columns else labels_of(obs, column)
+
+    keep, found = filtered(conditions, labels, n_obs)
+    return View.of_mask(keep), found
 
 
 def _annotations(obs: Any, n_obs: int, wanted: Wanted, name: str) -> dict[str, Any]:
@@ -732,7 +741,7 @@ def _annotations(obs: Any, n_obs: int, wanted: Wanted, name: str) -> dict[str, A
         if wanted.labels or wanted.covariates:
             msg = f"labels and covariates are columns of obs, but {name} has no obs"
             raise ValueError(msg)
-        passing_rows = _passing(None, wanted.obs_filter, n_obs)
+        passing_rows, _ = _passing(None, wanted.obs_filter, n_obs)
         return {"obs": None, "covariates": np.empty((n_obs, 0), np.float32), "passing": passing_rows}
     if not isinstance(obs, FrameReader):
         obs = _checked_frame("obs", obs, n_obs, name)
@@ -749,13 +758,15 @@ def _annotations(obs: Any, n_obs: int, wanted: Wanted, name: str) -> dict[str, A
             if parameter != "obs_columns":
                 msg += ". With join='outer' its rows count as missing"
             raise KeyError(msg)
+    passing_rows, filtered_by = _passing(obs, wanted.obs_filter, n_obs)
     frame = None if wanted.obs_columns == () else _compact(obs, wanted.obs_columns, names=wanted.reads_names)
     return {
         "obs": frame,
         "labels": {column: labels_of(obs, column) if column in obs.columns else None for column in wanted.labels},
         "covariates": covariates_of(obs, wanted.covariates, n_obs, name),
         "first_name": _first_name(obs) if n_obs else None,
-        "passing": _passing(obs, wanted.obs_filter, n_obs),
+        "passing": passing_rows,
+        "filtered_by": filtered_by,
     }
 
 

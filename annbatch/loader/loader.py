@@ -21,9 +21,9 @@ from annbatch._shared.args import (
     as_list,
     as_names,
     as_numeric,
-    as_paths,
+    levels_to_user,
 )
-from annbatch._shared.row_filter import as_conditions
+from annbatch._shared.row_filter import as_conditions, what_is_not_there
 from annbatch._shared.torch_types import IterableStyle
 from annbatch._shared.workers import current_worker
 from annbatch.abc import Sampler
@@ -43,13 +43,11 @@ from .sides import Sides, as_wanted_sides, divide
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
     import zarr
-
-    from annbatch.types import LoaderOutput
 
     from .views import View
 
@@ -104,7 +102,8 @@ class Loader(IterableStyle):
     obs_filter
         ``{column: value}`` or ``{column: [values]}``. Only rows for which all conditions hold are read: the loader is a view of
         them. NaN (or None) among the values selects rows whose value is missing. A dataset without the column has no such
-        rows. The columns need not be among `obs_columns`.
+        rows. The columns need not be among `obs_columns`. A value that no row of any dataset has brings up a UserWarning when the
+        loader is first used, since data that is added later may have it.
     join
         None: the var of all datasets must be identical. ``"inner"``, ``"outer"``: datasets are aligned by var name, keeping
         the variables of all datasets (in the order of the first), or of any (sorted, when they differ). Values that a
@@ -162,7 +161,7 @@ class Loader(IterableStyle):
         rows of a batch times the most values of a row are always enough.
     storage_options, max_requests, max_in_flight, cache, cache_size
         For data at URLs and in stores that are not local folders, see docs/far.md. `storage_options`: credentials and the like,
-        for fsspec. `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
+        for fsspec, or one dict per protocol (``{"s3": {...}, "https": {...}}``). `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
         ``"256MB"``. `cache`: a local folder where bytes that were fetched are kept for later passes and other processes, and
         `cache_size` the most it holds, such as ``"500GB"``.
 
@@ -248,7 +247,7 @@ class Loader(IterableStyle):
                 msg = f"device needs torch tensors, got to={to!r} and preload_to_gpu={preload_to_gpu!r} beside it"
                 raise ValueError(msg)
             to, preload_to_gpu = "torch", False
-        self._to = as_choice("to", to, (None, "torch", "jax"))
+        self._to: Literal["torch", "jax"] | None = as_choice("to", to, (None, "torch", "jax"))
         if self._to is not None:
             check_installed(self._to, f"to={self._to!r}")
         # Looked up now, so that a slip shows here; by name, so that the loader can go to another process.
@@ -299,6 +298,7 @@ class Loader(IterableStyle):
         self._has_collection = False
         # The rows of a loader that subset or split made; None: all that the filter lets pass.
         self._chosen: View | None = None
+        self._has_looked_for_values = False
         self._n_subsets = 0
         self._position: LoaderPosition | None = None
         self._resume: LoaderPosition | None = None
@@ -432,13 +432,15 @@ class Loader(IterableStyle):
         self._add([Dataset.from_matrix(matrix, obs, var, self._wanted, name) for matrix, obs, var, name in added])
         return self
 
-    def add_paths(self, paths: Sequence[str | os.PathLike[str]]) -> Self:
+    def add_paths(self, paths: Sequence[str | os.PathLike[str] | tuple[Any, str] | Any]) -> Self:
         """Add ``.h5ad`` and ``.zarr`` paths and URLs; rows are read from them as they lie there.
 
         Parameters
         ----------
         paths
-            Paths and URLs of AnnData files. Files of both kinds may be mixed.
+            Paths and URLs of AnnData files, of both kinds and also mixed. Where a URL does not do: an open file of fsspec
+            (``files.open("cells/a.h5ad")``), or a pair of a store, of obstore, fsspec or zarr-python, and a path in it
+            (``(store, "a.h5ad")``).
 
         Returns
         -------
@@ -452,16 +454,16 @@ class Loader(IterableStyle):
             As :meth:`add_adatas`.
         """
         self._check_may_add()
-        paths = as_paths("paths", paths)
+        places = storage.as_places("paths", paths)
         # Those that are far are opened together.
-        far = storage.open_groups([path for path in paths if storage.is_url(path)], self._far)
+        far = storage.open_groups([place for place in places if storage.is_far_place(place)], self._far)
         opened = iter(far)
         with storage.fetched_ahead(far, self._wanted.needs):
-            added = [self._dataset_at(path, next(opened) if storage.is_url(path) else None) for path in paths]
+            added = [self._dataset_at(at, next(opened) if storage.is_far_place(at) else None) for at in places]
         self._add(added)
         return self
 
-    def _dataset_at(self, path: str | os.PathLike[str], group: Any) -> Dataset:
+    def _dataset_at(self, path: str | os.PathLike[str] | storage.StoredObject, group: Any) -> Dataset:
         group = storage.open_group(path, quick=True) if group is None else group
         try:
             dataset = Dataset.from_group(group, self._wanted, str(path))
@@ -477,6 +479,7 @@ class Loader(IterableStyle):
         # Medians of totals are known before a pass begins: of several DataLoader workers each would go through all rows.
         self._scaling = self._scaling.added(table, None if self._table.lengths else kept, self._num_threads)
         self._table = table
+        self._has_looked_for_values = False
 
     def _check_may_add(self) -> None:
         if self._chosen is not None:
@@ -536,6 +539,11 @@ class Loader(IterableStyle):
         return self._wanted.covariates
 
     @property
+    def to(self) -> Literal["torch", "jax"] | None:
+        """The library whose arrays batches hold, as `to` said (`device` says "torch"); None: NumPy and scipy, or cupy."""
+        return self._to
+
+    @property
     def is_scaled(self) -> bool:
         """Whether ``batch["X"]`` is normalised or in logarithms, as `normalize_total` and `log1p` say."""
         return self._scaling.scale_of(X) is not None
@@ -580,8 +588,20 @@ class Loader(IterableStyle):
             unknown = [column for column in self._wanted.obs_filter if column not in there]
             if unknown:
                 msg += f"; no dataset has {', '.join(map(repr, unknown))}, there is {there}"
-            raise ValueError(msg)
+            lost = what_is_not_there(self._wanted.obs_filter, table.filtered_by)
+            raise ValueError(f"{msg}; {lost}" if lost else msg)
+        self._warn_of_lost_values()
         return self._view
+
+    def _warn_of_lost_values(self) -> None:
+        """Say, once, which values of the filter no row has: when the loader is first used, and so all data is there."""
+        if self._has_looked_for_values or not self._wanted.obs_filter:
+            return
+        self._has_looked_for_values = True
+        lost = what_is_not_there(self._wanted.obs_filter, self._table.filtered_by)
+        worker = current_worker()
+        if lost and (worker is None or worker.id == 0):
+            warnings.warn(f"obs_filter: {lost}", UserWarning, stacklevel=levels_to_user())
 
     def _fingerprint(self) -> dict[str, Any]:
         facts = dict(self._checked_table().fingerprint)
@@ -765,7 +785,7 @@ class Loader(IterableStyle):
 
     # -- passes
 
-    def __iter__(self) -> Iterator[LoaderOutput]:
+    def __iter__(self) -> LoaderPass:
         """Start a pass.
 
         Returns

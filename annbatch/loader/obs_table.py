@@ -55,8 +55,8 @@ class ObsTable:
         return ObsTable(pieces, self.lengths + tuple(frame.n_rows for frame in obs))
 
     def shared(self) -> ObsTable:
-        """Return the table with its text in memory that all processes of the machine share."""
-        return ObsTable([piece.shared() for piece in self.pieces], self.lengths)
+        """Return the table in memory that all processes of the machine share."""
+        return ObsTable([_sealed_again(piece.shared()) for piece in self.pieces], self.lengths)
 
     @property
     def _whole(self) -> CompactFrame:
@@ -112,10 +112,11 @@ class ObsTable:
 
 
 def _sealed_again(piece: CompactFrame) -> CompactFrame:
-    """Seal the categories of a table that came out of a pickle, where they are as good as new."""
-    for number, dtype in enumerate(piece.values.dtypes):
-        if isinstance(dtype, pd.CategoricalDtype):
-            codes = piece.values.iloc[:, number].array.codes
-            column = pd.Categorical.from_codes(codes, dtype=sealed_dtype(dtype), validate=False)
-            piece.values.isetitem(number, column)
+    """Seal the categories of a table that came out of a pickle, which nobody else has; others are sealed already."""
+    for dtype in piece.values.dtypes:
+        if isinstance(dtype, pd.CategoricalDtype) and type(dtype.categories) is pd.Index:
+            values: Any = dtype.categories.values
+            if isinstance(values, np.ndarray):
+                # In place: a column of other categories would be a copy of its codes, beside those that processes share.
+                values.flags.writeable = False
     return piece

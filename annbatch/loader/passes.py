@@ -11,6 +11,8 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from annbatch.storage import tell_untold
+
 from .device import HandOver
 from .read_ahead import ReadAhead, in_order
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from annbatch.abc import Sampler
     from annbatch.storage import Cancel
-    from annbatch.types import LoadRequest
+    from annbatch.types import LoaderOutput, LoadRequest
 
     from .batches import BatchReader
 
@@ -92,7 +94,7 @@ class _Owner(Protocol):
     def _left_early(self) -> None: ...
 
 
-class LoaderPass(Iterator[Any]):
+class LoaderPass(Iterator["LoaderOutput"]):
     """The iterator that a loader hands out.
 
     Parameters
@@ -127,9 +129,11 @@ class LoaderPass(Iterator[Any]):
         """Whether batches may still come. A fork's copy of a pass is none of its own."""
         return not self._closed and self._process == os.getpid()
 
-    def __next__(self) -> Any:
+    def __next__(self) -> LoaderOutput:
         if self._closed:
             raise StopIteration
+        tell_untold()
+        batch: LoaderOutput
         try:
             batch, position = next(self._items)
         except BaseException:
@@ -139,6 +143,7 @@ class LoaderPass(Iterator[Any]):
         if batch is _END:
             self._closed = True
             self._items.close()
+            tell_untold()
             raise StopIteration
         return batch.take() if isinstance(batch, HandOver) else batch
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from annbatch._shared.args import as_bool, as_keys, as_names, as_paths, levels_to_user
+from annbatch._shared.args import as_bool, as_keys, as_names, levels_to_user
 from annbatch._shared.row_filter import as_conditions
-from annbatch.storage import is_url
+from annbatch.storage import StoredObject, as_places, is_url
 from annbatch.storage.reading.median import as_normalize_total
 
 __all__ = [
@@ -26,9 +26,12 @@ __all__ = [
 ]
 
 
-def as_path_list(path_list: Any) -> list[Path | str]:
+def as_path_list(path_list: Any) -> list[Path | str | StoredObject]:
     """Return at least one path; URLs stay text."""
-    paths = [str(path) if is_url(path) else Path(path) for path in as_paths("path_list", path_list)]
+    paths = [
+        place if isinstance(place, StoredObject) else str(place) if is_url(place) else Path(place)
+        for place in as_places("path_list", path_list)
+    ]
     if not paths:
         msg = "path_list must hold at least one path, got none"
         raise ValueError(msg)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric
+from annbatch._shared.args import as_choice, as_count, as_keys, as_names, as_numeric, levels_to_user
+from annbatch._shared.row_filter import what_is_not_there
 from annbatch._shared.torch_types import MapStyle
 from annbatch._shared.workers import current_worker
 from annbatch.storage import BufferPool, FarOptions, packed_state, unpacked_state
@@ -57,7 +59,8 @@ class MappedCollection(MapStyle):
     Parameters
     ----------
     path_list
-        Paths and URLs of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed.
+        Paths and URLs of ``.h5ad`` files and ``.zarr`` folders (Zarr format 2 or 3), also mixed. Open files of fsspec and pairs
+        of a store and a path in it, as in :meth:`annbatch.Loader.add_paths`.
     layers_keys
         Matrices to return, one key or several. None or ``"X"`` is ``.X``; ``"raw.X"`` is ``.raw.X``, which is never joined;
         others are keys of ``.layers``. An empty list: none.
@@ -67,7 +70,8 @@ class MappedCollection(MapStyle):
         Keys of ``.obsm`` to return, one or several; they come out as ``obsm_{key}``.
     obs_filter
         ``{column: value}`` or ``{column: [values]}``. Only rows for which all conditions hold are in the collection. NaN (or
-        None) among the values selects rows whose value is missing. A file without the column has no such rows.
+        None) among the values selects rows whose value is missing. A file without the column has no such rows. A value that no row
+        of any file has brings up a UserWarning.
     join
         How genes are aligned when they differ between files. "inner": the shared genes, in the order of the first file.
         "outer": all genes, sorted, zero where a file lacks one. None: every row as in its file.
@@ -158,7 +162,7 @@ class MappedCollection(MapStyle):
 
     def __init__(
         self,
-        path_list: Sequence[str | os.PathLike[str]],
+        path_list: Sequence[str | os.PathLike[str] | tuple[Any, str] | Any],
         layers_keys: str | Sequence[str] | None = None,
         obs_keys: str | Sequence[str] | None = None,
         obsm_keys: str | Sequence[str] | None = None,
@@ -212,9 +216,12 @@ class MappedCollection(MapStyle):
             normalize_layers, self.layers_keys, is_used=scaled or library_size, missing=missing["layers_keys"]
         )
         self._starts = np.concatenate([[0], np.cumsum([file.n_rows for file in self._files])]).astype(np.int64)
+        lost = what_is_not_there(self.obs_filter, [file.filtered_by for file in self._files])
         if self.obs_filter and not len(self):
             msg = f"obs_filter={obs_filter!r}: no row of the {len(paths)} files passes it"
-            raise ValueError(msg)
+            raise ValueError(f"{msg}; {lost}" if lost else msg)
+        if lost:
+            warnings.warn(f"obs_filter: {lost}", UserWarning, stacklevel=levels_to_user())
         self.var_list = [file.var_names for file in self._files]
         names_of_files = [file.name for file in self._files]
         wanted = None if var_names is None else as_names("var_names", var_names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import pandas as pd
 
 from annbatch._shared.args import levels_to_user
 from annbatch._shared.collection_format import is_marked
-from annbatch._shared.row_filter import passing
-from annbatch.storage import FarOptions, Needs, fetched_ahead, is_store, is_url, open_group, open_groups, open_matrix
+from annbatch._shared.row_filter import Found, filtered
+from annbatch.storage import Needs, fetched_ahead, is_far_place, is_store, open_group, open_groups, open_matrix
 from annbatch.storage.frames import FrameReader, Labels
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
+
+    from annbatch.storage import FarOptions, StoredObject
 
 __all__ = ["MappedFile", "open_files", "read_labels"]
 
@@ -39,24 +41,27 @@ class MappedFile:
         How many these are.
     var_names
         Gene names; the same object for files with the same genes.
+    filtered_by
+        Per column of the filter which of its values there are; without columns that the file lacks.
     matrices
         Per key the matrix to read rows from. Keys that the file lacks are left out.
     obs
         Per key the column, only the rows that pass the filter: numbers, labels, or None when the file lacks it.
     """
 
-    path: Path | str
+    path: Path | str | StoredObject
     name: str
     far: FarOptions
     rows: np.ndarray | None
     n_rows: int
     var_names: pd.Index[Any]
+    filtered_by: Mapping[str, Found] = field(default_factory=dict)
     matrices: dict[str, Any] = field(default_factory=dict)
     obs: dict[str, np.ndarray | Labels | None] = field(default_factory=dict)
 
 
 def open_files(
-    paths: Sequence[Path | str],
+    paths: Sequence[Path | str | StoredObject],
     layers_keys: Sequence[str],
     obs_keys: Sequence[str],
     obsm_keys: Sequence[str],
@@ -89,7 +94,7 @@ def open_files(
     files: list[MappedFile] = []
     columns: set[str] = set()
     # Those that are far are opened together.
-    far_groups = open_groups([path for path in paths if is_url(path)], far)
+    far_groups = open_groups([path for path in paths if is_far_place(path)], far)
     opened = iter(far_groups)
     needs = Needs(
         {"obs": [*obs_keys, *obs_filter], "var": []},
@@ -98,7 +103,7 @@ def open_files(
     )
     with fetched_ahead(far_groups, needs):
         for path in tqdm(paths, desc="Opening files", unit="file", delay=1, leave=False):
-            with _opened(path, far, next(opened) if is_url(path) else None) as group:
+            with _opened(path, far, next(opened) if is_far_place(path) else None) as group:
                 for name in ("obs", "var"):
                     if name not in group:
                         msg = f"path_list: {path} is no AnnData file: it has no {name}"
@@ -149,7 +154,7 @@ def read_labels(file: MappedFile, key: str) -> Labels | None:
 
 
 @contextmanager
-def _opened(path: Path | str, far: FarOptions, group: Any = None) -> Iterator[Any]:
+def _opened(path: Path | str | StoredObject, far: FarOptions, group: Any = None) -> Iterator[Any]:
     group = open_group(path, far, quick=True) if group is None else group
     try:
         yield group
@@ -159,9 +164,10 @@ def _opened(path: Path | str, far: FarOptions, group: Any = None) -> Iterator[An
             group.close()
 
 
-def _check_path(path: Path | str) -> None:
-    if isinstance(path, str):
+def _check_path(path: Path | str | StoredObject) -> None:
+    if is_far_place(path):
         return  # known when it is opened
+    assert isinstance(path, Path)
     if not path.exists():
         msg = f"path_list: {path} does not exist"
         raise FileNotFoundError(msg)
@@ -171,21 +177,27 @@ def _check_path(path: Path | str) -> None:
 
 
 def _names_and_rows(
-    path: Path | str, group: Any, reader: FrameReader, obs_filter: Mapping[str, Sequence[Any]], far: FarOptions
+    path: Path | str | StoredObject,
+    group: Any,
+    reader: FrameReader,
+    obs_filter: Mapping[str, Sequence[Any]],
+    far: FarOptions,
 ) -> MappedFile:
     names = FrameReader(group["var"]).index()
     # As objects: files of different encodings would else give string dtypes that pandas does not take for equal.
     names = pd.Index(names.astype(str).to_numpy(dtype=object), dtype=object)
     rows = None
     n_rows = reader.n_rows
+    filtered_by: dict[str, Found] = {}
     if obs_filter:
-        keep = np.ones(n_rows, dtype=bool)
-        for column, values in obs_filter.items():
-            keep &= passing(*reader.labels(column), values) if column in reader.columns else False
+        keep, filtered_by = filtered(
+            obs_filter, lambda column: reader.labels(column) if column in reader.columns else None, n_rows
+        )
         rows = np.flatnonzero(keep)
         n_rows = len(rows)
     # Opened again for labels that are asked for later, maybe from another working directory.
-    return MappedFile(path if isinstance(path, str) else path.absolute(), str(path), far, rows, n_rows, names)
+    home = path.absolute() if isinstance(path, Path) else path
+    return MappedFile(home, str(path), far, rows, n_rows, names, filtered_by)
 
 
 def _column(reader: FrameReader, key: str, rows: np.ndarray | None, *, as_labels: bool) -> np.ndarray | Labels | None:
@@ -198,7 +210,7 @@ def _column(reader: FrameReader, key: str, rows: np.ndarray | None, *, as_labels
     return labels if rows is None else Labels(labels.codes[rows], labels.categories)
 
 
-def _stored_keys(paths: Sequence[Path | str], kind: str, far: FarOptions) -> set[str]:
+def _stored_keys(paths: Sequence[Path | str | StoredObject], kind: str, far: FarOptions) -> set[str]:
     """What the files have of a kind; only asked for to word an error."""
     there: set[str] = set()
     for path in paths:
@@ -229,7 +241,7 @@ def _element(group: Any, kind: str, key: str) -> Any:
     return None if dict(elem.attrs).get("encoding-type") == "null" else elem
 
 
-def _matrix(elem: Any, path: Path | str, key: str, n_rows: int, n_genes: int, kind: str) -> Any:
+def _matrix(elem: Any, path: Path | str | StoredObject, key: str, n_rows: int, n_genes: int, kind: str) -> Any:
     try:
         source = open_matrix(elem)
     except TypeError as error:

@@ -26,9 +26,10 @@ class SCVIDataModule(AnnDataModule):
 
     Parameters
     ----------
-    train, validation
+    train, validation, test
         A :class:`~annbatch.Loader` each, made with ``to="torch"`` (or `device`), with ``dense=True``, with raw counts in X, and with
-        all columns named below among its `labels`; often two views of one (:meth:`annbatch.Loader.split`).
+        all columns named below among its `labels`; often views of one (:meth:`annbatch.Loader.split`). `test` is for
+        ``data.test_dataloader()`` and ``data.inference_dataloader(sides["test"])``: training does not touch it.
     batch_key
         The label that tells batches (donors, experiments) apart. None: all cells are of one batch.
     labels_key
@@ -43,9 +44,10 @@ class SCVIDataModule(AnnDataModule):
     Raises
     ------
     TypeError
-        When `train` or `validation` is no Loader.
+        When `train`, `validation` or `test` is no Loader.
     ValueError
-        When the loaders lack a label, differ in labels, covariates or variables, or a model could not take their batches.
+        When the loaders hold no data, lack a label, differ in labels, covariates or variables, or a model could not take their
+        batches: they are no torch tensors, or no raw counts.
 
     Notes
     -----
@@ -73,6 +75,7 @@ class SCVIDataModule(AnnDataModule):
         self,
         train: Loader,
         validation: Loader | None = None,
+        test: Loader | None = None,
         *,
         batch_key: str | None = None,
         labels_key: str | None = None,
@@ -80,15 +83,14 @@ class SCVIDataModule(AnnDataModule):
         unlabeled_category: str = "Unknown",
         model_name: str = "SCVI",
     ) -> None:
-        given = {"train": train, "validation": validation}
+        given = {"train": train, "validation": validation, "test": test}
         for name, loader in given.items():
-            if not (isinstance(loader, Loader) or (name == "validation" and loader is None)):
+            if not (isinstance(loader, Loader) or (name != "train" and loader is None)):
                 msg = f"{name} must be a Loader, got {type(loader).__name__}"
                 raise TypeError(msg)
-            if loader is not None and loader.is_scaled:
-                msg = f"{name} must hand out raw counts, which scvi-tools models: leave out normalize_total and log1p"
-                raise ValueError(msg)
-        super().__init__(train=train, validation=validation)
+            if loader is not None:
+                self._must_suit(name, loader)
+        super().__init__(**given)
         self.model_name = model_name
         self.unlabeled_category = unlabeled_category
         self._loader = train
@@ -100,24 +102,35 @@ class SCVIDataModule(AnnDataModule):
         if missing:
             msg = f"train must be a Loader with labels={sorted({*train.encoders, *missing})}, got {sorted(train.encoders)}"
             raise ValueError(msg)
-        if validation is not None:
-            self._must_agree(train, validation, needed)
+        for name, loader in (("validation", validation), ("test", test)):
+            if loader is not None:
+                self._must_agree(train, name, loader, needed)
 
     @staticmethod
-    def _must_agree(train: Loader, validation: Loader, needed: list[str]) -> None:
+    def _must_suit(name: str, loader: Loader) -> None:
+        if loader.to != "torch":
+            msg = f'{name} must hand out torch tensors: make its Loader with to="torch" and dense=True, got to={loader.to!r}'
+            raise ValueError(msg)
+        if loader.is_scaled:
+            msg = f"{name} must hand out raw counts, which scvi-tools models: leave out normalize_total and log1p"
+            raise ValueError(msg)
+        _variables(name, loader)
+
+    @staticmethod
+    def _must_agree(train: Loader, name: str, other: Loader, needed: list[str]) -> None:
         for key in needed:
-            if key not in validation.encoders or not validation.encoders[key].equals(train.encoders[key]):
+            if key not in other.encoders or not other.encoders[key].equals(train.encoders[key]):
                 msg = (
-                    f"train and validation must have the same labels of {key!r}, in the same order, got "
-                    f"{list(train.encoders[key])} and {list(validation.encoders.get(key, []))}: make them by loader.split(), "
+                    f"train and {name} must have the same labels of {key!r}, in the same order, got "
+                    f"{list(train.encoders[key])} and {list(other.encoders.get(key, []))}: make them by loader.split(), "
                     f"or fix them, as in Loader(labels={{{key!r}: [...]}})"
                 )
                 raise ValueError(msg)
-        if validation.covariates != train.covariates:
-            msg = f"train and validation must have the same covariates, got {train.covariates} and {validation.covariates}"
+        if other.covariates != train.covariates:
+            msg = f"train and {name} must have the same covariates, got {train.covariates} and {other.covariates}"
             raise ValueError(msg)
-        if not _variables(validation).equals(_variables(train)):
-            msg = f"train and validation must have the same variables, got {train.n_var} and {validation.n_var} that differ"
+        if not _variables(name, other).equals(_variables("train", train)):
+            msg = f"train and {name} must have the same variables, got {train.n_var} and {other.n_var} that differ"
             raise ValueError(msg)
 
     def inference_dataloader(self, loader: Loader | None = None) -> _Inference:
@@ -137,9 +150,9 @@ class SCVIDataModule(AnnDataModule):
         """Give the parts of a batch the names that scvi-tools has for them; Lightning calls this."""
         import torch
 
-        X = batch["X"]
+        X = batch.get("X")
         if not isinstance(X, torch.Tensor):
-            msg = 'loaders for scvi-tools must be made with to="torch" and dense=True'
+            msg = f"batches for scvi-tools must hold a torch tensor X, got {type(X).__name__}: no x=False, and no transform that changes X"
             raise ValueError(msg)
         if X.layout != torch.strided:
             X = X.to_dense()
@@ -194,7 +207,7 @@ class SCVIDataModule(AnnDataModule):
     @property
     def var_names(self) -> pd.Index:
         """Names of the variables of a batch."""
-        return _variables(self._loader)
+        return _variables("train", self._loader)
 
     @property
     def batch_labels(self) -> np.ndarray | None:
@@ -325,9 +338,9 @@ class _Inference:
             yield self._module.on_before_batch_transfer(batch, 0)
 
 
-def _variables(loader: Loader) -> pd.Index:
+def _variables(name: str, loader: Loader) -> pd.Index:
     if loader.var is None:
-        msg = "loaders for scvi-tools must hold data: add it first"
+        msg = f"{name} must hold data with names of variables: add AnnData, paths or a collection to it first"
         raise ValueError(msg)
     return loader.var.index
 

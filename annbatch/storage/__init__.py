@@ -6,12 +6,15 @@ straight to where they belong. What that table cannot describe is read through z
 functions.
 """
 
+from .chunks.described import storage_of
 from .cpus import available_cpus
 from .errors import CorruptDataError, damage_named
+from .far.cache import tell_untold
 from .far.fetch import Cancel
 from .far.fetch import counts as far_counts
+from .far.handed import StoredObject, as_places
 from .far.needs import Needs
-from .far.opening import far_group, fetched_ahead, find_datasets, is_url
+from .far.opening import far_groups, fetched_ahead, find_datasets, is_far_place, is_url
 from .far.options import FarOptions
 from .frames import read_frame
 from .opening import home_of, is_store, open_group, open_groups
@@ -33,13 +36,16 @@ __all__ = [
     "Part",
     "Scale",
     "SparseSource",
+    "StoredObject",
+    "as_places",
     "available_cpus",
     "damage_named",
     "far_counts",
-    "far_group",
+    "far_groups",
     "fetched_ahead",
     "find_datasets",
     "home_of",
+    "is_far_place",
     "is_store",
     "is_url",
     "open_group",
@@ -52,5 +58,7 @@ __all__ = [
     "reduced",
     "row_totals",
     "shared",
+    "storage_of",
+    "tell_untold",
     "unpacked_state",
 ]

@@ -189,9 +189,18 @@ class CompactFrame:
         )
 
     def shared(self) -> CompactFrame:
-        """Return the same, its text in arrays that processes share."""
+        """Return the same, of arrays that processes share; columns of Python objects stay as they are."""
         names = self.names.shared() if isinstance(self.names, LongText) else self.names
-        return replace(self, texts={place: text.shared() for place, text in self.texts.items()}, names=names)
+        texts = {place: text.shared() for place, text in self.texts.items()}
+        if any(is_object_dtype(dtype) for dtype in self.values.dtypes):
+            return replace(self, texts=texts, names=names)
+        layout, buffers = self._values_as_bytes
+        known = [shared(buffer) for buffer in buffers]
+        is_new = any(one is not other for one, other in zip(known, buffers, strict=True))
+        values = pickle.loads(layout, buffers=known) if is_new else self.values  # noqa: S301 (what was made just now)
+        table = replace(self, values=values, texts=texts, names=names)
+        table.__dict__["_values_as_bytes"] = layout, known  # so that a pickle finds the very same arrays
+        return table
 
     @property
     def n_rows(self) -> int:

@@ -13,6 +13,7 @@ per row, as integer codes and the categories that they number; and a whole table
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,18 +22,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h5py
 import numpy as np
 import pandas as pd
+import zarr
 
 from annbatch._shared.labels import code_dtype
+from annbatch._shared.running_sum import starts_of
 
+from .chunks.straight import read_straight
+from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
 from .claims import check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
+from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
 from .local_zarr import LocalGroup
 from .text import TextWriter, numbered, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from .chunks.tables import ChunkTable
 
 __all__ = ["FrameReader", "Labels", "read_frame"]
 
@@ -67,6 +75,12 @@ class _StoredColumn:
     ordered: bool = False
     mask: Any = None
     na_is_nan: bool = False
+
+    @cached_property
+    def table(self) -> ChunkTable | None:
+        """Where the values are that the engine reads; None: they are read through their library."""
+        values = self.values
+        return zarr_table(values) if self.field is None and _is_row_of_numbers(values) else None
 
 
 class FrameReader:
@@ -354,7 +368,8 @@ class FrameReader:
         with damage_named(f"column {name!r} of {_location(self._elem)}"):
             column = self._stored(name)
             for part in (column.values, column.categories, column.mask):
-                if hasattr(part, "store_path") and not _is_group(part):
+                # Those of numbers are looked at where zarr-python reads them: the engine looks at each file itself.
+                if hasattr(part, "store_path") and not _is_group(part) and not _is_row_of_numbers(part):
                     check_folder(part)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
@@ -418,14 +433,14 @@ class FrameReader:
                 values = column.values
                 return read_elem(values.plain() if isinstance(values, LocalGroup) else values)[rows]
         with self._naming(name):
-            values = _decoded(_read_raw(column, rows))
+            values = _read_decoded(column, rows)
         if column.mask is None:
             return values
         return _masked(values, _read_raw(_StoredColumn(column.mask), rows).astype(bool), na_is_nan=column.na_is_nan)
 
     def _categories(self, column: _StoredColumn, name: str) -> np.ndarray:
         with self._naming(name):
-            return _decoded(_read_raw(_StoredColumn(column.categories))).reshape(-1)
+            return _read_decoded(_StoredColumn(column.categories)).reshape(-1)
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -504,7 +519,8 @@ def _parent(elem: Any) -> Any:
 
 def _location(elem: Any) -> str:
     if isinstance(elem, h5py.Group | h5py.Dataset):
-        return f"{elem.file.filename} :: {elem.name.strip('/')}"
+        # Not by `elem.file`, which makes an object for the file each time; this is asked for with every read.
+        return f"{os.fsdecode(h5py.h5f.get_name(elem.id))} :: {elem.name.strip('/')}"
     store_path = getattr(elem, "store_path", None)
     return repr(elem) if store_path is None else str(store_path)
 
@@ -516,6 +532,11 @@ def _text(value: Any) -> str:
 def _unmasked(elem: Any) -> Any:
     """Categories are never missing: where they were written with a mask, it says nothing."""
     return elem["values"] if _is_group(elem) else elem
+
+
+def _is_row_of_numbers(values: Any) -> bool:
+    """Whether these are numbers of a one-dimensional array of a Zarr store."""
+    return isinstance(values, zarr.Array) and values.ndim == 1 and np.dtype(values.dtype).kind in "biufc"
 
 
 def _holds_numbers(column: _StoredColumn) -> bool:
@@ -564,6 +585,13 @@ def _read_raw(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray
 def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarray:
     values = column.values
     if column.field is None:
+        if column.table is not None:
+            start, stop, _ = (rows or _ALL).indices(values.shape[0])
+            straight = read_straight(column.table, np.dtype(values.dtype), start, max(start, stop))
+            if straight is not None:
+                return straight
+        if _is_row_of_numbers(values):
+            check_folder(values)
         return np.asarray(values[rows])
     if isinstance(values, h5py.Dataset):
         return np.asarray(values.fields(column.field)[rows])
@@ -606,6 +634,22 @@ def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None
         except Exception:  # noqa: BLE001 - whatever the library raises
             return chunk
     return None
+
+
+def _read_decoded(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray:
+    """Read values as :func:`_read_raw` does, but text as an object array of str."""
+    chunks = TextChunks.of(column.values) if column.field is None and _may_be_text(column) else None
+    start, stop, _ = (0, 0, 1) if chunks is None else (rows or _ALL).indices(column.values.shape[0])
+    if chunks is not None and stop > start:
+        first = start // chunks.rows * chunks.rows
+        pair = chunks.read(slice(first, stop))
+        if pair is not None:
+            data, lengths = pair
+            texts = np.empty(stop - start, dtype=object)
+            wanted = slice(start - first, stop - first)
+            decode_texts(data, starts_of(lengths)[wanted], lengths[wanted], texts)
+            return texts
+    return _decoded(_read_raw(column, rows))
 
 
 def _decoded(values: np.ndarray) -> np.ndarray:

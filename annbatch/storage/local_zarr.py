@@ -7,14 +7,13 @@ out of the ordinary is left to zarr-python, and so are its errors.
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import zarr
 from zarr.storage import LocalStore, StorePath
 
-from .manifest import read_document
+from .manifest import parsed_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,14 +79,13 @@ def _node(at: StorePath, zarr_format: int) -> Any:
 def _document(folder: str, zarr_format: int) -> dict[str, Any]:
     """Read the metadata of a node, as one document."""
     if zarr_format == 3:
-        document: dict[str, Any] = json.loads(read_document(f"{folder}/zarr.json"))
-        return document
+        return dict(parsed_document(f"{folder}/zarr.json"))
     try:
-        document = json.loads(read_document(f"{folder}/.zarray"))
+        document = dict(parsed_document(f"{folder}/.zarray"))
     except FileNotFoundError:
-        document = json.loads(read_document(f"{folder}/.zgroup"))
+        document = dict(parsed_document(f"{folder}/.zgroup"))
     try:
-        document["attributes"] = json.loads(read_document(f"{folder}/.zattrs"))
+        document["attributes"] = dict(parsed_document(f"{folder}/.zattrs"))
     except FileNotFoundError:
         document["attributes"] = {}
     return document

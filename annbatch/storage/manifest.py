@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILES",
+    "INDENT",
     "MANIFEST",
     "MARK_BYTES",
     "Files",
     "check_array",
     "check_dataset",
+    "check_digest",
     "check_document",
     "check_file",
     "dataset_damage",
@@ -46,7 +49,10 @@ __all__ = [
     "files_of",
     "has_manifest",
     "is_sharded",
+    "is_true_copy",
     "listed_documents",
+    "lost",
+    "manifest_in",
     "parsed_document",
     "read_document",
     "read_mark",
@@ -58,8 +64,13 @@ FILES = "annbatch-files"
 # Bytes with which a shard begins.
 MARK_BYTES = 8
 _VERSION = 1
+# Of the JSON of documents, so that copies of them can be told from others.
+INDENT = 2
 # Longer ones are refused unread: a document of this size describes millions of files.
 _MOST_DOCUMENT_BYTES = 64 * 2**20
+# Documents that are kept: of at most this size, and last changed so long ago that any later change shows in their times.
+_MOST_KEPT_BYTES = 1 << 14
+_SETTLED_NS = 2 * 10**9
 _CHANGED_ON_PURPOSE = "if it was changed on purpose, `annbatch verify PATH --accept` takes the dataset as it is now"
 
 
@@ -294,12 +305,56 @@ def files_of(folder: str) -> Files | None:
     return None
 
 
-def listed_documents(manifest: Any) -> frozenset[str]:
-    """Names of the nodes below a dataset that its manifest, the value of its attribute, knows; none of what is not understood."""
+def listed_documents(manifest: Any) -> dict[str, str]:
+    """Nodes below a dataset that its manifest, the value of its attribute, knows, with digests; none of what is not understood."""
     if not isinstance(manifest, dict) or not isinstance(manifest.get("documents"), dict):
-        return frozenset()
+        return {}
     version = manifest.get("version")
-    return frozenset() if isinstance(version, int) and version > _VERSION else frozenset(manifest["documents"])
+    return {} if isinstance(version, int) and version > _VERSION else dict(manifest["documents"])
+
+
+def manifest_in(name: str, data: bytes) -> dict[str, Any] | None:
+    """The manifest in a metadata document, checked in itself; None when it has none, or one of a later annbatch.
+
+    Parameters
+    ----------
+    name, data
+        Of the document.
+
+    Raises
+    ------
+    CorruptDataError
+        The document is not what it was when it was written.
+    """
+    return _manifest_of(name, _parsed(name, data)) if MANIFEST.encode() in data else None
+
+
+def check_digest(name: str, data: bytes, expected: str) -> None:
+    """Raise when a metadata document is not what it was when it was written."""
+    if digest(data) != expected:
+        msg = f"{name} is damaged, or was changed after it was written; {_CHANGED_ON_PURPOSE}"
+        raise CorruptDataError(msg)
+
+
+def lost(name: str) -> CorruptDataError:
+    """Error about a metadata document that is missing, which a manifest knows."""
+    return CorruptDataError(f"{name} is missing; {_CHANGED_ON_PURPOSE}")
+
+
+def is_true_copy(data: bytes) -> bool:
+    """Whether a document's copies of the documents below it (consolidated metadata) are what the manifests among them say."""
+    try:
+        root = json.loads(data)
+        nodes = {"": root, **root["consolidated_metadata"]["metadata"]}
+        for name, document in nodes.items():
+            manifest = _manifest_of(name, document) if MANIFEST in document.get("attributes", {}) else None
+            for below, expected in () if manifest is None else manifest["documents"].items():
+                copy = nodes[f"{name}/{below}".lstrip("/")]
+                if digest(json.dumps(copy, indent=INDENT).encode()) != expected:
+                    return False
+    except (CorruptDataError, KeyError, TypeError, AttributeError, ValueError):
+        return False
+    return True
 
 
 def check_array(array: Any) -> Files | None:
@@ -349,7 +404,10 @@ def _manifest_in(path: str, stamp: tuple[int, int, int]) -> dict[str, Any] | Non
     data = read_document(path)
     if MANIFEST.encode() not in data:
         return None
-    document = _parsed(path, data)
+    return _manifest_of(path, _parsed(path, data))
+
+
+def _manifest_of(path: str, document: dict[str, Any]) -> dict[str, Any] | None:
     manifest = document.get("attributes", {}).get(MANIFEST)
     if manifest is None:
         return None
@@ -369,17 +427,28 @@ def _checked_document(path: str, expected: str) -> dict[str, Any]:
     try:
         data = read_document(path)
     except FileNotFoundError:
-        msg = f"{path} is missing; {_CHANGED_ON_PURPOSE}"
-        raise CorruptDataError(msg) from None
-    if digest(data) != expected:
-        msg = f"{path} is damaged, or was changed after it was written; {_CHANGED_ON_PURPOSE}"
-        raise CorruptDataError(msg)
+        raise lost(path) from None
+    check_digest(path, data, expected)
     return _parsed(path, data)
 
 
 def parsed_document(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a metadata document as JSON; see :func:`read_document`."""
-    return _parsed(os.fspath(path), read_document(path))
+    """Read a metadata document as JSON, see :func:`read_document`; it is not the caller's to change.
+
+    Whoever opens a store asks for the same one several times.
+    """
+    path = os.fspath(path)
+    found = os.stat(path)
+    newest = max(found.st_mtime_ns, found.st_ctime_ns)
+    if found.st_size > _MOST_KEPT_BYTES or newest + _SETTLED_NS > time.time_ns():
+        return _parsed(path, read_document(path))
+    return _parsed_of(path, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev))
+
+
+@lru_cache(maxsize=256)
+def _parsed_of(path: str, stamp: tuple[int, ...]) -> dict[str, Any]:
+    del stamp
+    return _parsed(path, read_document(path))
 
 
 def _parsed(path: str, data: bytes) -> dict[str, Any]:

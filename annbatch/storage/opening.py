@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import CorruptDataError, damage_named
 from .manifest import check_dataset, check_document, parsed_document
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import h5py
     import zarr
 
+    from .far.handed import StoredObject
     from .far.hdf5 import FarFile
     from .far.options import FarOptions
 
@@ -46,15 +47,14 @@ def check_is_store(path: Path) -> None:
 
 
 def open_groups(
-    paths: Sequence[str | os.PathLike[str]], far: FarOptions | None = None
+    paths: Sequence[str | os.PathLike[str] | StoredObject], far: FarOptions | None = None
 ) -> list[h5py.Group | zarr.Group]:
-    """Open several paths and URLs as :func:`open_group` does; what is far, all together."""
-    from .far.opening import is_url, open_urls
+    """Open several paths, URLs and objects of stores as :func:`open_group` does; what is far, all together."""
+    from .far.opening import is_far_place, open_far
 
-    opened = (
-        iter(open_urls([str(path) for path in paths if is_url(path)], far)) if any(map(is_url, paths)) else iter(())
-    )
-    return [next(opened) if is_url(path) else open_group(path) for path in paths]
+    places: list[Any] = [path for path in paths if is_far_place(path)]
+    opened = iter(open_far(places, far)) if places else iter(())
+    return [next(opened) if is_far_place(path) else open_group(path) for path in paths]
 
 
 def home_of(file: h5py.File) -> str | FarFile:
@@ -66,16 +66,17 @@ def home_of(file: h5py.File) -> str | FarFile:
 
 
 def open_group(
-    path: str | os.PathLike[str] | FarFile, far: FarOptions | None = None, *, quick: bool = False
+    path: str | os.PathLike[str] | StoredObject | FarFile, far: FarOptions | None = None, *, quick: bool = False
 ) -> h5py.Group | zarr.Group:
     """Open an ``.h5ad`` or ``.zarr`` path for reading.
 
     Parameters
     ----------
     path
-        An HDF5 file, the folder of a Zarr group (format 2 or 3), or the URL of either; or what :func:`home_of` returned.
+        An HDF5 file, the folder of a Zarr group (format 2 or 3), the URL of either, or one of a store; or what
+        :func:`home_of` returned.
     far
-        How a URL is read; None: as is usual.
+        How it is read where it is far; None: as is usual.
     quick
         Whether a Zarr group may be one of storage/local_zarr.py, which anndata does not know; for a group that is not handed on.
 
@@ -97,14 +98,15 @@ def open_group(
     import h5py
     import zarr
 
+    from .far.handed import StoredObject
     from .far.hdf5 import FarFile
-    from .far.opening import is_url, open_urls
+    from .far.opening import is_url, open_far
     from .local_zarr import open_local_group
 
     if isinstance(path, FarFile):
         return path.open()
-    if is_url(path):
-        return open_urls([str(path)], far)[0]
+    if is_url(path) or isinstance(path, StoredObject):
+        return open_far([path], far)[0]  # type: ignore[list-item]
     path = Path(str(path).removeprefix("file://"))
     if not path.exists():
         msg = f"no such file or folder: {path}"

@@ -271,8 +271,15 @@ class _Known(NamedTuple):
 _known: dict[int, _Known] = {}
 
 
-class ArrayGoneError(Exception):
+class ArrayGoneError(RuntimeError):
     """The file of an array that a pickle refers to is not there any more."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is gone, or was changed: this process was to map an array from it that the one which started it had written "
+            f"there. Start the workers again, and leave files of {FOLDER_VARIABLE} alone while workers start; "
+            f'with {FOLDER_VARIABLE}="" arrays are sent, and no files are needed'
+        )
 
 
 def _key_of(array: np.ndarray) -> str | None:
@@ -325,7 +332,7 @@ def _array_of(key: str, folder: str, writable: bool, transposed: bool) -> np.nda
     # The folder of the process that it comes from, which this one may not have heard of.
     found = _mapped(key, writable=writable, folder=Path(folder))
     if found is None:
-        raise ArrayGoneError(key)
+        raise ArrayGoneError(Path(folder) / _name(key))
     (array,) = found.arrays
     # What cannot be written to needs no second look.
     _note(array, key, _engine.crc32c(_bytes_of(array)) if writable else None)
@@ -431,6 +438,9 @@ def shared(array: np.ndarray) -> np.ndarray:
     """
     if not _is_big(array) or not array.flags.c_contiguous:
         return array
+    known = _known.get(id(array))
+    if known is not None and known.array() is array and known.checksum is None:
+        return array  # it is from a file already
     key = _key_of(array)
     try:
         return array if key is None else _array_of(key, str(_folder()), writable=False, transposed=False)

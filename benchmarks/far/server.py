@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Fault", "RangeServer", "serving"]
 
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d*)-(\d*)", re.IGNORECASE)
+_AUTHORIZATION = re.compile(rb"\r\nauthorization: *([^\r]+)", re.IGNORECASE)
 _IF_MATCH = re.compile(rb"\r\nif-match: *([^\r]+)", re.IGNORECASE)
 REASONS = {
     200: "OK",
@@ -101,6 +102,8 @@ class RangeServer:
         What shall go wrong. May be changed at any time.
     requests
         Method, path and range (None: all) of every request, in order of arrival. May be cleared at any time.
+    authorizations
+        The credentials of those that had some.
     most_open, n_open
         Most requests that waited for an answer at a time since this was last set, and those that do now.
     """
@@ -115,6 +118,7 @@ class RangeServer:
     n_rounds: int = 0
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str, tuple[int, int] | None]] = field(default_factory=list)
+    authorizations: list[bytes] = field(default_factory=list)
     most_open: int = 0
     n_open: int = 0
     n_connections: int = 0
@@ -257,6 +261,8 @@ class _Connection(asyncio.Protocol):
             bounds = (-int(ranged[2]), sys.maxsize)
         if server.log:
             server.requests.append((method.decode(), path, bounds))
+            if credentials := _AUTHORIZATION.search(request):
+                server.authorizations.append(credentials[1])
         fault = server.fault(path)
         kind = None if fault is None else fault.kind
         if kind == "hang":

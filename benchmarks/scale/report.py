@@ -96,11 +96,12 @@ Solid: measured. Dotted: the straight line beyond what was run, from the last tw
 | row pointers | 1 to 4 (the length of the row), and one start for 64 rows | one file per machine |
 | labels, `labels=[...]` | 1 or 2 (a code) | one file per machine |
 | names of cells, text of many values | their bytes, and about 1.2 | one file per machine |
+| other columns of obs | as stored; text of few values a code of 1 or 2 | one file per machine |
 | chunk tables | 8 for each stored chunk of an array (16 where a shard or file is larger than 4 GiB), in memory only for shards that were touched | after a fork |
 | `RandomSampler` | 0 | |
 | class-based samplers, scattered classes and `chunk_size=1` | 4, beside the codes | workers that are spawned |
 
-Row pointers, labels, names and text are read by the first process of a machine, and written to files in a folder of yours. That process and all
+Row pointers, labels, names and columns of obs are read by the first process of a machine, and written to files in a folder of yours. That process and all
 others (workers that are forked or spawned, ranks, the next run) map these files, so that the pages are in memory once.
 The files are told apart by path, size, times and inode of the data; data that changed have other files. Row pointers of HDF5 files, and of stores with
 links in them, each process reads itself, since nothing but reading tells what they are; processes that read the same then map one file. The folder is

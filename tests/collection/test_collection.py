@@ -522,6 +522,25 @@ class TestPlaces:
         collection.add_adatas(two[1], if_exists="add", **QUIET)
         assert len(collection) == 3
 
+    def test_a_store_that_takes_no_chunks_of_arrays_that_it_does_not_know(self, two):
+        """icechunk is one."""
+
+        class KnowsItsArrays(zarr.storage.WrapperStore):
+            async def set(self, key, value):
+                above = key.split("/c/")[0]
+                if key.endswith("/zarr.json"):
+                    above = key.removesuffix("/zarr.json").rpartition("/")[0]
+                if key != "zarr.json" and not await self._store.exists(f"{above}/zarr.json".lstrip("/")):
+                    raise KeyError(key)
+                await super().set(key, value)
+
+        group = zarr.open_group(KnowsItsArrays(zarr.storage.MemoryStore()), mode="w", zarr_format=3)
+        collection = DatasetCollection(group)
+        collection.add_adatas(two[1], dataset_size=60, **QUIET)
+        check_rows(DatasetCollection(group), two[0])
+        write_sharded(group.create_group("single"), cells(10))
+        assert ad.io.read_elem(group["single"]).shape == (10, 12)
+
     def test_group_inside_a_store(self, tmp_path, two):
         group = zarr.open_group(tmp_path / "s.zarr", mode="w").create_group("part")
         DatasetCollection(group).add_adatas(two[1], **QUIET)

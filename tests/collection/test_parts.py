@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,6 +18,7 @@ from annbatch._shared.running_sum import starts_of
 from annbatch.collection.building._pack import place_rows, whole_range
 from annbatch.collection.building.columns import sort_keys
 from annbatch.collection.building.fields import Ragged, WholeRange, decode_text, encode_text, place_ragged
+from annbatch.collection.building.output.sink import Layout, ZarrSink, _slice
 from annbatch.collection.building.plan import block_edges, cut_by_bytes, dataset_edges, destinations, plan_bytes
 from tests.reference import pack as twins
 
@@ -206,3 +208,33 @@ def test_sizes(text, size):
 def test_sizes_below_one(bad):
     with pytest.raises(ValueError, match="n must be >= 1, got"):
         as_bytes("n", bad)
+
+
+@pytest.mark.parametrize("n_rows", [1, 4096, 10_000])
+def test_text_is_written_as_zarr_writes_it(n_rows, tmp_path):
+    """Chunk for chunk and byte for byte, the padding of the last chunk and a chunk of nothing but empty texts included."""
+    texts = np.array([f"té€xt {row}" * (row % 5) for row in range(n_rows)], object)
+    texts[4096:8192] = ""
+    field, _ = encode_text(texts.tolist())
+    layout = Layout(n_obs_per_chunk=10, shard_rows=100, shard_bytes=None, compressors=None, h5ad_compression=None)
+    with ZarrSink(tmp_path / "ours.zarr", layout, obs_row_bytes=10**6) as sink:
+        stream = sink.text("text", n_rows, {})
+        for start in range(0, n_rows, 3000):
+            stream.append(_slice(field, start, min(start + 3000, n_rows)))
+        stream.close()
+    ours = zarr.open_group(tmp_path / "ours.zarr", mode="r")["text"]
+    assert ours.chunks == (min(n_rows, 4096),)
+    theirs = zarr.create_array(
+        tmp_path / "theirs.zarr",
+        shape=n_rows,
+        chunks=ours.chunks,
+        dtype=str,
+        fill_value="",
+        compressors=ours.compressors,
+    )
+    theirs[:] = texts
+    assert ours[:].tolist() == texts.tolist()
+    for number in range(-(-n_rows // 4096)):
+        one, other = tmp_path / f"ours.zarr/text/c/{number}", tmp_path / f"theirs.zarr/c/{number}"
+        assert one.exists() == other.exists() == any(texts[number * 4096 : (number + 1) * 4096])
+        assert not one.exists() or one.read_bytes() == other.read_bytes()

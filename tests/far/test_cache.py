@@ -9,8 +9,9 @@ import shutil
 
 import numpy as np
 import pytest
+import zarr
 
-from annbatch import storage
+from annbatch import Loader, storage
 from annbatch.storage.far import cache as cache_module
 from annbatch.storage.far import fetch
 from annbatch.storage.far.cache import PAGE_BYTES, RangeCache
@@ -116,16 +117,55 @@ def test_deleting_the_folder_loses_nothing_but_time(server, folder, tmp_path):
     check(far, local)
 
 
-def test_a_disk_that_is_full_is_no_error(server, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_a_disk_that_is_full_is_no_error(prefetch, server, folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    far = loader_at(f"{server.url}/cells.zarr", cache=tmp_path, prefetch=0)
+    far = loader_at(f"{server.url}/cells.zarr", cache=tmp_path, prefetch=prefetch)
     with pytest.warns(RuntimeWarning, match="No space left on device; nothing more is kept there") as warned:
         check(far, loader_at(folder / "cells.zarr"))
     (warning,) = warned
     assert warning.filename.endswith("test_same_batches.py")  # where the loader is iterated over
+
+
+@pytest.mark.parametrize("name", ["cells.zarr", "cells_0.h5ad", "group"])
+def test_a_folder_that_cannot_be_is_told_when_data_are_added(name, server, folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    far = Loader(cache=tmp_path / "file/kept", prefetch=1)
+    if name == "group":
+        place = zarr.open_group(zarr.storage.FsspecStore.from_url(f"{server.url}/cells.zarr", read_only=True), mode="r")
+    else:
+        place = f"{server.url}/{name}"
+    add = (lambda place: far.add_paths([place])) if name.endswith("h5ad") else far.use_collection
+    with pytest.warns(RuntimeWarning, match="file/kept.*; nothing more is kept there") as warned:
+        add(place)
+    (warning,) = warned
+    assert warning.filename == __file__
+    assert len(list(far)) == len(far)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_of_someone_else_is_not_used(server, folder, tmp_path, monkeypatch):
+    check(loader_at(f"{server.url}/cells.zarr", cache=tmp_path), loader_at(folder / "cells.zarr"))
+    cache_module._caches.clear()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may do everything
+    with pytest.warns(RuntimeWarning, match="Permission denied; nothing more is kept there"):
+        far = loader_at(f"{server.url}/cells.zarr", cache=tmp_path)
+    check(far, loader_at(folder / "cells.zarr"))
+    assert before.keys() == set(tmp_path.rglob("*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_HOLE"), reason="the system does not tell holes")
+def test_nothing_of_a_head_is_first_stored_through_its_mapping(tmp_path):
+    """On a full disk that would kill the process."""
+    cache = RangeCache(str(tmp_path), None)
+    cache.add(OBJECTS, "x", Stamp(1 << 20, "a"), 1 << 19, memoryview(bytes(PAGE_BYTES)))
+    (path,) = tmp_path.rglob("*.segment")
+    with path.open("rb") as file:
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) >= cache_module._HEAD_BYTES
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
+import zarr
 
-from annbatch import storage
+from annbatch import Loader, storage
 from benchmarks.far.server import RangeServer
 
-from .test_same_batches import check, loader_at
+from .test_same_batches import SETTINGS, check, loader_at
 
 pytest.importorskip("fsspec", reason="fsspec, which knows URLs, is not installed")
 pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers with, is not installed")
@@ -48,6 +51,89 @@ def test_a_shard_that_is_missing(copy):
     shards(copy)[0].unlink()
     with RangeServer(copy) as server, pytest.raises(storage.CorruptDataError, match="X/data/c/0 is missing; it had"):
         list(loader_at(f"{server.url}/cells.zarr"))
+
+
+def changed(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def without_copies(copy):
+    """What a collection is like that others, or earlier versions, have put there."""
+    root = copy / "cells.zarr/zarr.json"
+    document = json.loads(root.read_text())
+    del document["consolidated_metadata"]
+    root.write_text(json.dumps(document))
+
+
+DOCUMENTS = ["X/data/zarr.json", "X/zarr.json", "obs/zarr.json", "obs/label/codes/zarr.json", "zarr.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    # Where the document of a dataset is missing, there is no dataset.
+    [*((name, "changed") for name in DOCUMENTS), *((name, "missing") for name in DOCUMENTS[:-1])],
+)
+def test_a_metadata_document(name, damage, copy):
+    without_copies(copy)
+    path = copy / "cells.zarr/dataset_1" / name
+    if damage == "changed":
+        changed(path, '"attributes": {', '"attributes": { "a": 1,')
+    else:
+        path.unlink()
+    words = f"dataset_1/{name} is " + (
+        "damaged, or was changed after it was written" if damage == "changed" else "missing"
+    )
+    with RangeServer(copy) as server:
+        with pytest.raises(storage.CorruptDataError, match=words):
+            loader_at(f"{server.url}/cells.zarr")
+        with pytest.raises(storage.CorruptDataError, match=words):
+            loader_at(f"{server.url}/cells.zarr/dataset_1")
+
+
+@pytest.mark.parametrize("given", ["url", "group"])
+def test_copies_of_documents_that_are_not_true_are_not_used(given, copy, folder):
+    """Documents are read one by one then, as where there are no copies."""
+    changed(copy / "cells.zarr/zarr.json", '"data_type": "uint8"', '"data_type": "int8"')
+    with RangeServer(copy) as server:
+        url = f"{server.url}/cells.zarr"
+        if given == "group":
+            group = zarr.open_group(zarr.storage.FsspecStore.from_url(url, read_only=True), mode="r")
+            far = Loader(rng=np.random.default_rng(0), **SETTINGS).use_collection(group)
+        else:
+            far = loader_at(url)
+        assert any("/X/data/zarr.json" in path for _, path, _ in server.requests)
+        check(far, loader_at(folder / "cells.zarr"))
+        # And those are compared, too.
+        path = copy / "cells.zarr/dataset_0/X/data/zarr.json"
+        changed(path, '"data_type": "uint8"', '"data_type": "int8"')
+        with pytest.raises(storage.CorruptDataError, match="dataset_0/X/data/zarr.json is damaged, or was changed"):
+            loader_at(url)
+
+
+def test_copies_are_what_is_read_where_they_are_true(copy, folder):
+    with RangeServer(copy) as server:
+        far = loader_at(f"{server.url}/cells.zarr")
+        assert not [path for _, path, _ in server.requests if path.endswith("/X/data/zarr.json")]
+        check(far, loader_at(folder / "cells.zarr"))
+
+
+class MakesDocumentsAnew(zarr.storage.WrapperStore):
+    """A store that keeps what documents mean, and not their bytes."""
+
+    async def get(self, key, prototype, byte_range=None):
+        found = await super().get(key, prototype, byte_range)
+        if found is None or not key.endswith("zarr.json"):
+            return found
+        return prototype.buffer.from_bytes(json.dumps(json.loads(found.to_bytes()), sort_keys=True).encode())
+
+
+def test_a_store_that_makes_documents_anew(copy, folder):
+    without_copies(copy)
+    group = zarr.open_group(MakesDocumentsAnew(zarr.storage.LocalStore(copy / "cells.zarr", read_only=True)), mode="r")
+    far = Loader(rng=np.random.default_rng(0), **SETTINGS).use_collection(group)
+    check(far, loader_at(folder / "cells.zarr"))
 
 
 def test_what_is_as_it_was_is_read(copy, folder):

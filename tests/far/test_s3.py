@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from zarr.core.sync import sync
 
 from annbatch import Loader, MappedCollection, storage
-from annbatch.storage.far import fetch, signed
+from annbatch.cli import main
+from annbatch.storage.far import clients, fetch, signed
+from annbatch.storage.far.clients import fsspec_objects
 from annbatch.storage.far.stores import HttpObjects
 from benchmarks.far.server import Fault, RangeServer
+from tests.cells import cells, write
 
 from .test_same_batches import SETTINGS, check, loader_at
 
@@ -59,6 +65,60 @@ def test_names_beyond_ascii_are_not_taken_for_each_other(options, folder):
     far.add_paths(["s3://cells/é.h5ad", "s3://cells/?.h5ad"])
     local.add_paths([folder / "cells_0.h5ad", folder / "cells_1.h5ad"])
     check(far, local)
+
+
+@pytest.mark.parametrize("signs", [True, False])
+def test_two_slashes_in_a_row_are_part_of_a_key(signs, options, tmp_path, monkeypatch):
+    if not signs:
+        monkeypatch.setattr(clients, "can_be_signed", lambda _: False)
+    files = s3fs.S3FileSystem(**options)
+    for fmt, folder in (("h5ad", "cells/"), ("zarr3", "cells/a/")):
+        local = write(cells(20, seed=0), tmp_path / "tiny", fmt)
+        for path in [local, *local.rglob("*")]:
+            if path.is_file():
+                files.pipe_file(f"{folder}/{path.relative_to(tmp_path)}", path.read_bytes())
+        check(loader_at(f"s3://{folder}/{local.name}", storage_options=options), loader_at(local))
+
+
+def test_also_where_the_bucket_is_in_the_name_of_the_server(monkeypatch):
+    monkeypatch.setattr(signed, "_is_special", lambda *_: False)  # whatever this machine needs for the way out
+    files = s3fs.S3FileSystem(key="test", secret="test", asynchronous=True, client_kwargs={"region_name": "eu-west-1"})
+    objects = fsspec_objects(files, "cells//a b.h5ad")
+    server, path, _ = sync(objects._place(""))
+    assert server.text("") == "https://cells.s3.amazonaws.com/"
+    assert server._target(path).startswith("//a%20b.h5ad?")
+
+
+@pytest.mark.parametrize("name", ["zarr2.zarr", "cells_0.h5ad"])
+def test_stores_and_files_that_are_handed_over(name, options, folder):
+    obstore = pytest.importorskip("obstore", reason="obstore is not installed")
+    store = obstore.store.S3Store(
+        "cells", endpoint=options["endpoint_url"], access_key_id="test", secret_access_key="test",
+        region="us-east-1", client_options={"allow_http": True},
+    )  # fmt: skip
+    files = s3fs.S3FileSystem(**options)
+    places = [(store, name), (files, f"cells/{name}"), *([files.open(f"cells/{name}")] if "h5ad" in name else [])]
+    for place in places:
+        far = Loader(rng=np.random.default_rng(0), **SETTINGS).add_paths([place])
+        check(far, loader_at(folder / name))
+
+
+def test_the_command_line(options, folder, capsys):
+    given = ["--storage-options", json.dumps(options)]
+    assert main(["info", "s3://cells/cells_0.h5ad", *given]) == 0
+    assert "300 rows x 40 genes" in capsys.readouterr().out
+    bench = ["bench", "s3://cells/cells_0.h5ad", "--batch-size", "50", "--seconds", "0.01", "--quiet", "--json", *given]
+    assert main(bench) == 0
+    assert json.loads(capsys.readouterr().out)["requests"][0]["requests_per_million_rows"] > 0
+
+
+def test_options_for_each_protocol(options, folder):
+    with RangeServer(folder) as server:
+        far = Loader(rng=np.random.default_rng(0), storage_options={"s3": options}, **SETTINGS)
+        far.add_paths(["s3://cells/cells_0.h5ad", f"{server.url}/cells_1.h5ad"])
+        local = Loader(rng=np.random.default_rng(0), **SETTINGS)
+        check(far, local.add_paths([folder / "cells_0.h5ad", folder / "cells_1.h5ad"]))
+    assert storage.FarOptions({"headers": {"a": "b"}}).storage_options_of("http://x/y") == {"headers": {"a": "b"}}
 
 
 def test_mapped_collection(options, folder):

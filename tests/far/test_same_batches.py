@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 
-from annbatch import Loader, MappedCollection, storage
+from annbatch import DatasetCollection, Loader, MappedCollection, storage
 from annbatch.storage.far import fetch
 from tests.cells import as_array
 
@@ -130,6 +130,19 @@ def test_any_store_of_zarr(kind, server, folder, tmp_path):
         store = ZipStore(tmp_path / "a.zip", mode="r")
     far = Loader(rng=np.random.default_rng(0), prefetch=2, **SETTINGS).use_collection(zarr.open_group(store, mode="r"))
     check(far, loader_at(folder / "cells.zarr"))
+
+
+@pytest.mark.parametrize("given", ["collection", "groups"])
+def test_settings_are_for_collections_that_are_handed_over_too(given, server, folder, tmp_path):
+    collection = DatasetCollection(f"memory://{tmp_path}/cells.zarr")
+    collection.add_adatas([folder / "cells_0.h5ad", folder / "cells_1.h5ad"], dataset_size=200, progress=False)
+    far = Loader(rng=np.random.default_rng(0), cache=tmp_path, max_requests=3, **SETTINGS)
+    far.use_collection(collection if given == "collection" else list(collection))
+    assert far._table.is_far
+    tables = [source.data.table for source in far._table.first_matrix.sources]
+    assert {table.options.max_requests for table in tables} == {3}
+    assert len({id(table.objects) for table in tables}) == 1
+    assert sum(batch["X"].shape[0] for batch in far) == 600
 
 
 def test_obstore(server, folder):

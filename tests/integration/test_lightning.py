@@ -146,6 +146,11 @@ def test_what_is_wrong_is_said_at_once(paths):
         AnnDataModule(train=make_loader(paths)).test_dataloader()
 
 
+def test_it_can_be_printed(paths):
+    data = AnnDataModule(train=make_loader(paths), test=[1, 2])
+    assert str(data) == repr(data) == f"AnnDataModule(train: {make_loader(paths)!r}, test: [1, 2])"
+
+
 SCRIPT = """
     import json, sys, warnings
     warnings.simplefilter("ignore")

@@ -112,6 +112,8 @@ def test_rows_and_labels(tmp_path_factory, files, join, data):
         assert set(used) <= m.get_merged_categories("cell_type")
 
 
+# Some of the values that are drawn are in no file.
+@pytest.mark.filterwarnings("ignore:obs_filter. no row has")
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=collections_of_files(), wanted=st.lists(st.sampled_from([*TYPES, None]), min_size=1), data=st.data())
 def test_a_filter_keeps_the_rows_that_pandas_keeps(tmp_path_factory, files, wanted, data):

@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_added(good, bad, error, mes
             TypeError,
             r"paths must be a list, got a single path \('a.h5ad'\): pass \[path\]",
         ),
-        (lambda loader: loader.add_paths([123]), TypeError, r"paths must hold paths, got 123 \(int\)"),
+        (lambda loader: loader.add_paths([123]), TypeError, r"paths must hold paths, URLs, .* got 123 \(int\)"),
         (lambda loader: loader.add_paths(None), TypeError, r"paths must be a list, got None \(NoneType\)"),
         (
             lambda loader: loader.add_adatas(full_cells()),
@@ -226,6 +226,16 @@ def test_missing_parts_are_named(tmp_path, kwargs, message):
         small_loader(**kwargs).add_adata(full_cells())
     with pytest.raises(KeyError, match="nope"):
         small_loader(**kwargs).add_paths([write(full_cells(), tmp_path / "a.h5ad")])
+
+
+def test_names_of_another_kind_are_shown_what_there_is():
+    with pytest.raises(
+        KeyError, match="2 unknown ones: 'ENSG1', 'ENSG2'. All of them .* look like 'g0', 'g1', 'g2', ..."
+    ):
+        small_loader(var_names=["ENSG1", "ENSG2"]).add_adata(full_cells())
+    with pytest.raises(KeyError) as caught:
+        small_loader(var_names=["g1", "nope"]).add_adata(full_cells())
+    assert "All of them" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [None, ".zarr", ".h5ad"])

@@ -231,8 +231,27 @@ def test_a_filter_that_names_a_column_that_is_not_there_says_so(tmp_path):
         with pytest.raises(ValueError, match=r"passes it; no dataset has 'celltype', there is \['label', .*\]"):
             len(loader)
     loader = small_loader(obs_filter={"label": "C"}).add_adatas(PARTS)
-    with pytest.raises(ValueError, match="passes it$"):
+    with pytest.raises(ValueError, match="passes it; no row has 'C' in 'label', there is 'B', 'T', 'NK'$"):
         len(loader)
+
+
+def test_a_filter_value_that_no_row_has_is_said_once_when_all_data_is_there():
+    loader = small_loader(obs_filter={"label": ["B", "C"], "batch": [0, 1, 2, 7]})
+    for part in PARTS:
+        loader.add_adata(part)  # others may bring what the first ones lack
+    with pytest.warns(UserWarning, match=r"^obs_filter: no row has 'C' in 'label', there is 'B', 'T', 'NK'") as caught:
+        n_batches = len(loader)
+    assert "no row has 7 in 'batch', there is 0, 1, 2" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    assert len(list(loader)) == n_batches  # a second warning would be an error
+    assert loader.subset([0, 1]).n_obs == 2
+
+
+def test_a_filter_value_that_the_last_data_set_has_is_nothing_to_say():
+    loader = small_loader(obs_filter={"batch": [0, 2]})
+    for part in PARTS:
+        loader.add_adata(part)
+    assert len(list(loader)) == len(loader)
 
 
 def test_a_filter_that_all_rows_pass_costs_no_memory():

@@ -216,6 +216,15 @@ def test_a_filter_by_a_column_that_no_file_has_is_an_error(two):
         MappedCollection(two[1], obs_filter={"tissue": "lung"})
 
 
+def test_a_filter_value_that_no_row_has_is_said(two):
+    with pytest.warns(
+        UserWarning, match=r"^obs_filter: no row has 'B cell' in 'cell_type', there is 'B', 'T', 'NK', 'unknown'"
+    ):
+        MappedCollection(two[1], obs_filter={"cell_type": ["T", "B cell"]})
+    with pytest.raises(ValueError, match="passes it; no row has 'B cell' in 'cell_type', there is 'B'"):
+        MappedCollection(two[1], obs_filter={"cell_type": "B cell"})
+
+
 def test_the_dtype_is_the_same_in_every_batch(two):
     _, paths = two
     with MappedCollection(paths, layers_keys=["X", "counts"], obsm_keys="pca") as m:
@@ -613,7 +622,7 @@ def test_bad_paths(tmp_path, two):
         MappedCollection(None)
     with pytest.raises(TypeError, match=r"path_list must be a list, got a single path .*: pass \[path\]"):
         MappedCollection(str(two[1][0]))
-    with pytest.raises(TypeError, match=r"path_list must hold paths, got 123 \(int\)"):
+    with pytest.raises(TypeError, match=r"path_list must hold paths, URLs, .* got 123 \(int\)"):
         MappedCollection([123])
     with pytest.raises(ValueError, match="at least one path"):
         MappedCollection([])

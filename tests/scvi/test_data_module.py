@@ -103,7 +103,38 @@ def test_a_missing_batch_is_an_error_and_no_code():
         list(module.inference_dataloader())
 
 
-def test_batches_that_are_no_tensors_are_refused():
-    module = SCVIDataModule(loader(to=None))
-    with pytest.raises(ValueError, match='must be made with to="torch"'):
-        list(module.inference_dataloader())
+def test_loaders_of_no_tensors_or_without_data_are_refused_at_once():
+    for to in (None, "jax"):
+        if to == "jax":
+            pytest.importorskip("jax", reason="needs jax")
+        with pytest.raises(ValueError, match=f'train must hand out torch tensors: .* to="torch" .*got to={to!r}'):
+            SCVIDataModule(loader(to=to))
+    with pytest.raises(ValueError, match="train must hold data"):
+        SCVIDataModule(Loader(to="torch", dense=True))
+
+
+def test_batches_without_a_tensor_are_refused():
+    def without(batch):
+        return {**batch, "X": batch["X"].numpy()}
+
+    with pytest.raises(ValueError, match="must hold a torch tensor X, got ndarray"):
+        list(SCVIDataModule(loader(transform=without)).inference_dataloader())
+
+
+def test_a_split_of_three_sides_is_taken_as_it_is():
+    whole = loader()
+    sides = whole.split({"train": 0.34, "validation": 0.33, "test": 0.33}, by="donor")
+    module = SCVIDataModule(**sides, batch_key="donor")
+    assert module.test_dataloader() is sides["test"]
+    assert module.n_obs == module.n_val == sides["test"].n_obs == 2
+    (batch,) = module.inference_dataloader(sides["test"])
+    assert batch["batch"].shape == (2, 1)
+    with pytest.raises(ValueError, match="train and test must have the same labels of 'donor'"):
+        SCVIDataModule(loader(), test=loader(donors=["D4"] * 6), batch_key="donor")
+
+
+def test_it_can_be_printed():
+    module = SCVIDataModule(**loader().split({"train": 0.5, "validation": 0.5}))
+    assert str(module) == repr(module)
+    assert repr(module).startswith("SCVIDataModule(train: Loader(3 x 4, a view of 6 rows, ")
+    assert ", validation: Loader(" in repr(module)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from annbatch._shared.labels import code_dtype, encode_together, is_missing, recode, unite_categories, unite_dtypes
-from annbatch._shared.row_filter import as_conditions, passing
+from annbatch._shared.row_filter import as_conditions, found_in, passing, what_is_not_there
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,17 @@ def test_rows_that_pass():
         TypeError, match=r"obs_filter\['x'\] must be a value or a list of values, got \[1\] for a value"
     ):
         as_conditions("obs_filter", {"x": [[1]]})
+
+
+def test_values_of_a_filter_that_no_row_has_are_found():
+    codes = np.array([0, 2, 2, 0], np.int8)
+    labels = np.array(["a", "b", "c"], object)  # b is a category without rows
+    assert found_in(codes, labels, ["a", "c"]) == ((True, True), ())
+    assert found_in(codes, labels, ["a", "b", "z", None]) == ((True, False, False, False), ("'a'", "'b'", "'c'"))
+    assert found_in(np.array([-1]), labels, [np.nan]) == ((True,), ())
+    here, there = found_in(codes, labels, ["a", "z"]), found_in(np.array([0]), np.array(["z"], object), ["a", "z"])
+    conditions = {"x": ["a", "z"]}
+    assert what_is_not_there(conditions, [{"x": here}, {}, {"x": there}]) == ""
+    assert what_is_not_there(conditions, [{"x": here}]) == "no row has 'z' in 'x', there is 'a', 'b', 'c'"
+    many = found_in(np.arange(9), np.arange(9), [99])
+    assert what_is_not_there({"x": [99]}, [{"x": many}]).endswith("there is 0, 1, 2, 3, 4, ...")

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import shutil
 import stat
 import subprocess
@@ -308,6 +309,21 @@ def test_an_array_that_changed_is_not_taken_for_what_it_was(folder):
     assert shared_arrays.shared(array)[7] == -1
 
 
+def test_a_process_that_finds_a_file_gone_says_which_and_what_to_do(folder):
+    data = shared_arrays._dumps(np.arange(5000))
+    (path,) = files(folder)
+    path.unlink()
+    with pytest.raises(
+        RuntimeError, match=rf"{re.escape(str(path))} is gone.*Start the workers again.*ANNBATCH_CACHE_DIR"
+    ):
+        pickle.loads(data)
+
+
+def test_what_comes_from_a_file_is_not_mapped_again(folder):
+    array = shared_arrays.shared(np.arange(5000))
+    assert shared_arrays.shared(array) is array
+
+
 # -- loaders
 
 
@@ -324,6 +340,26 @@ def test_a_pickled_loader_holds_nothing_per_row(folder, stored):
     data = pickle.dumps(loader)
     assert len(data) < N_ROWS / 4
     np.testing.assert_array_equal(codes(pickle.loads(data)), codes(loader))
+
+
+def test_the_first_pickle_writes_no_file(folder, tmp_path):
+    """What there is per row of obs is in files when data is added, numbers and codes too: a pickle takes no time per row."""
+    kinds = pd.Categorical(np.array(list("abc"))[np.arange(N_ROWS) % 3])
+    obs = pd.DataFrame({"kind": kinds, "n": np.arange(N_ROWS)}, index=[f"c{row}" for row in range(N_ROWS)])
+    path = write(ad.AnnData(sp.csr_matrix((N_ROWS, 3), dtype="float32"), obs), tmp_path / "cells.h5ad")
+    loader = Loader(batch_size=100, return_index=True).add_paths([path])
+    (table,) = loader._table.obs.pieces
+    assert is_mapped(table.values[0].array.codes)
+    assert is_mapped(table.values[1].to_numpy())
+    before = files(folder)
+    data = pickle.dumps(loader)
+    assert files(folder) == before
+    assert len(data) < N_ROWS
+    one, other = next(iter(loader)), next(iter(pickle.loads(data)))
+    pd.testing.assert_frame_equal(one["obs"], obs.iloc[one["index"]])
+    pd.testing.assert_frame_equal(other["obs"], obs.iloc[other["index"]])
+    with pytest.raises(ValueError, match="read-only"):
+        one["obs"]["kind"].cat.categories.values[0] = "other"
 
 
 def test_a_pickle_that_is_read_where_the_files_are_gone_reads_the_data_again(folder, stored):

@@ -155,9 +155,11 @@ def _texts(series: pd.Series[Any]) -> list[str | None]:
 def _codes(categories: pd.Index[Any], series: pd.Series[Any] | None, n_rows: int) -> Array:
     if series is None:
         return np.full(n_rows, -1, code_dtype(len(categories)))
-    if not isinstance(series.dtype, pd.CategoricalDtype):
+    values: Any = series.array
+    if not isinstance(values, pd.Categorical):
         return categories.get_indexer(pd.Index(series.to_numpy(object))).astype(code_dtype(len(categories)))
-    return recode(np.asarray(series.cat.codes), series.cat.categories, categories)
+    # Not by `series.cat`: pandas looks first whether a row has that name, and for that hashes the names of all rows.
+    return recode(np.asarray(values.codes), values.categories, categories)
 
 
 class ColumnWriter:

@@ -128,7 +128,8 @@ def _with_sorted_rows(field: Ragged, n_columns: int) -> tuple[Array, Array]:
 
 
 def _encode_obs(obs: pd.DataFrame, schema: Schema, label: str) -> dict[str, Field]:
-    fields = encode(INDEX, Column("text"), pd.Series(obs.index.astype(str)), len(obs))
+    names = obs.index if obs.index.inferred_type == "string" else obs.index.astype(str)
+    fields = encode(INDEX, Column("text"), pd.Series(names), len(obs))
     for name, column in schema.obs.items():
         series = obs.get(name)
         if series is not None and column.dtype:

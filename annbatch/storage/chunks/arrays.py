@@ -384,7 +384,12 @@ class ZarrArray(StoredArray):
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         from .absent import check_absent
+        from .straight import read_straight
 
+        if self.is_local and len(self.shape) == 1 and self.table is not None:
+            straight = read_straight(self.table, self.dtype, start, stop)
+            if straight is not None:
+                return straight
         if not self._folder_is_checked:
             check_folder(self.array)
             self._folder_is_checked = True

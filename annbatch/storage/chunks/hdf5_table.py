@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["edges_are_bare", "hdf5_table"]
+__all__ = ["edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table"]
 
 # Items of a contiguous dataset that one task reads at most: enough for one read, few enough to share the work.
 _CONTIGUOUS_CHUNK = 1 << 16
@@ -31,11 +31,9 @@ _CONTIGUOUS_CHUNK = 1 << 16
 
 def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     """Return the chunk table of a dataset, or None when only HDF5 itself can read it."""
-    if not _is_plain(dataset):
+    if hdf5_obstacle(dataset) is not None:
         return None
-    codecs = _codecs(dataset)
-    if codecs is None:
-        return None
+    codecs = [codec for _, codec in filters_of(dataset) if codec is not None]
     is_far = dataset.file.driver == "fileobj"
     stamp = None if is_far else _stamp(dataset)
     if stamp is None and not is_far:
@@ -77,25 +75,39 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     return ChunkTable((rows, *shape[1:]), grid, chunk_places=joined_places(offset, length), **common)
 
 
-def _is_plain(dataset: h5py.Dataset) -> bool:
-    """Whether the bytes in the file are the items, apart from the filters."""
+def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
+    """Say why only HDF5 itself can read a dataset; None where the bytes in the file are the items, apart from known filters."""
     import h5py
 
     dtype = dataset.dtype
-    if dtype.kind not in "biufc" or not dtype.isnative or dtype.itemsize > 16 or not _engine.can_read_files:
-        return False
-    if not dataset.shape or 0 in dataset.shape or len(dataset.shape) > MAX_DIMS:
-        return False
+    if not _engine.can_read_files:
+        return "files cannot be read so on this system"
+    if dtype.kind not in "biufc" or dtype.itemsize > 16:
+        return f"its values are {dtype}"
+    if not dtype.isnative:
+        return "its bytes are in the other order"
+    if not dataset.shape or 0 in dataset.shape:
+        return "there is nothing in it"
+    if len(dataset.shape) > MAX_DIMS:
+        return f"it has more than {MAX_DIMS} dimensions"
     file = dataset.file
     # An open file that may still be written can hold data that are not yet on disk.
-    is_file = file.driver == "sec2" or far_file_of(file) is not None
-    if file.mode != "r" or not is_file or file.userblock_size:
-        return False
+    if file.mode != "r":
+        return "the file is open for writing"
+    if not (file.driver == "sec2" or far_file_of(file) is not None):
+        return f"the file is open by the driver {file.driver!r}"
+    if file.userblock_size:
+        return "the file has a user block"
     if dataset.is_virtual or dataset.external:
-        return False
+        return "it lies in other files"
     if dataset.id.get_create_plist().get_layout() not in (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS):
-        return False
-    return bool(dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)))
+        return "it lies among the metadata (compact layout)"
+    if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
+        return "its items are laid out in a way of their own"
+    unknown = [name for name, found in filters_of(dataset) if found is None]
+    if unknown:
+        return f"of the filter {', '.join(unknown)}"
+    return f"it has more than {MAX_CODECS} filters" if len(filters_of(dataset)) > MAX_CODECS else None
 
 
 def _stamp(dataset: h5py.Dataset) -> np.ndarray | None:
@@ -150,18 +162,17 @@ def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndar
     return offset, length, mask
 
 
-def _codecs(dataset: h5py.Dataset) -> list[Codec] | None:
-    """Return the engine's codecs for the filters, or None when one is not known."""
+def filters_of(dataset: h5py.Dataset) -> list[tuple[str, Codec | None]]:
+    """Return the name of each filter and the engine's codec for it, or None where there is none, in the order of encoding."""
     settings = dataset.id.get_create_plist()
-    codecs = []
+    filters: list[tuple[str, Codec | None]] = []
     for i in range(settings.get_nfilters()):
-        number, _, values, _ = settings.get_filter(i)
-        name, decoder = _FILTERS.get(number, (None, None))
-        found = None if name is None else codec(name, values[0] if name == "shuffle" and values else 0, decoder)
-        if found is None:
-            return None
-        codecs.append(found)
-    return codecs if len(codecs) <= MAX_CODECS else None
+        number, _, values, said = settings.get_filter(i)
+        known, decoder = _FILTERS.get(number, (None, None))
+        name = _NAMES.get(number) or known or said.decode(errors="replace").partition(";")[0] or f"number {number}"
+        found = None if known is None else codec(known, values[0] if known == "shuffle" and values else 0, decoder)
+        filters.append((name, found))
+    return filters
 
 
 def _by_numcodecs(name: str) -> Callable[[Any], Any]:
@@ -200,3 +211,5 @@ _FILTERS: dict[int, tuple[str, Callable[[Any], Any] | None]] = {
     32004: ("lz4_hdf5", _lz4_by_numcodecs),
     32015: ("zstd", _by_numcodecs("zstd")),
 }
+# What people call them, where it is something else.
+_NAMES = {1: "gzip", 6: "scaleoffset", 32004: "lz4", 32008: "bitshuffle"}

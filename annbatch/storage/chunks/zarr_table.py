@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from math import prod
@@ -15,7 +14,7 @@ from annbatch.storage.claims import check_chunk_size, stored_bytes
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
-from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of
+from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of, parsed_document
 
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-__all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_table"]
+__all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_obstacle", "zarr_table"]
 
 # Of so many, tables are made unseen.
 _MANY_CHUNKS = 1 << 22
@@ -45,7 +44,7 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
     files = files_of(str(folder)) if array.metadata.zarr_format == 3 else None
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     try:
-        document = json.loads((folder / name).read_text())
+        document = parsed_document(folder / name)
     except (OSError, ValueError):
         return None
     table = described_table(array, document, str(folder))
@@ -77,6 +76,30 @@ def described_table(array: zarr.Array[Any], document: Any, folder: str) -> Chunk
         fill = array.fill_value
         table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
     return table
+
+
+def zarr_obstacle(document: Any, array: zarr.Array[Any]) -> str:
+    """Say why :func:`described_table` has no table."""
+    dtype = np.dtype(array.dtype)
+    if dtype.kind not in "biufc" or dtype.itemsize > 16:
+        return f"its values are {dtype}"
+    if not dtype.isnative:
+        return "its bytes are in the other order"
+    if 0 in array.shape:
+        return "there is nothing in it"
+    if array.metadata.zarr_format == 2:
+        if document["order"] != "C" and array.ndim > 1:
+            return "it lies in Fortran order"
+        steps = [(step["id"], step) for step in (*(document["filters"] or []), document["compressor"]) if step]
+    else:
+        named = document["codecs"]
+        if [step["name"] for step in named] == ["sharding_indexed"]:
+            named = named[0]["configuration"]["codecs"]
+        steps = [(step["name"].removeprefix("numcodecs."), step.get("configuration", {})) for step in named]
+        if any(name == "bytes" and step.get("endian", "little") != "little" for name, step in steps):
+            return "its bytes are in the other order"
+    unknown = [name for name, step in steps if name != "bytes" and _codecs([(name, step)], dtype.itemsize) is None]
+    return f"of the codec {', '.join(unknown)}" if unknown else "its chunks lie in a way of their own"
 
 
 def _version_2(document: dict[str, Any], folder: str, dtype: np.dtype) -> ChunkTable | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._ragged import unpack_texts
 from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.manifest import parsed_document
 from annbatch.storage.text import is_utf8
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class TextChunks:
         folder = Path(array.store.root, array.path)
         try:
             if array.metadata.zarr_format == 3:
-                document = json.loads((folder / "zarr.json").read_text())
+                document = parsed_document(folder / "zarr.json")
                 is_plain = document["data_type"] == "string" and document["chunk_grid"]["name"] == "regular"
                 first, *steps = [step["name"] for step in document["codecs"]]
             else:
-                document = json.loads((folder / ".zarray").read_text())
+                document = parsed_document(folder / ".zarray")
                 is_plain = True
                 compressor = [document["compressor"]] if document["compressor"] else []
                 first, *steps = [step["id"] for step in (document["filters"] or []) + compressor]

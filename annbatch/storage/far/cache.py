@@ -15,6 +15,7 @@ only if it was known to be on the disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -22,6 +23,7 @@ import struct
 import threading
 import time
 import warnings
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +38,7 @@ from .fetch import counts
 if TYPE_CHECKING:
     from .stores import Objects, Stamp
 
-__all__ = ["PAGE_BYTES", "RangeCache", "range_cache"]
+__all__ = ["PAGE_BYTES", "RangeCache", "range_cache", "tell_untold"]
 
 PAGE_BYTES = 4096
 SEGMENT_BYTES = 1 << 26
@@ -95,7 +97,12 @@ class RangeCache:
         self._n_since_look = 0
         self._n_unsynced = 0
         self._is_full = False
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not os.access(self.folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            self._give_up(error)
         self._make_room()
 
     # -- reading
@@ -153,7 +160,10 @@ class RangeCache:
     def _give_up(self, error: OSError) -> None:
         self._is_full = True
         msg = f"cache {self.folder}: {error}; nothing more is kept there"
-        warnings.warn(msg, RuntimeWarning, stacklevel=levels_to_user())
+        if threading.current_thread().name.startswith("annbatch-"):
+            _untold.append(msg)
+        else:
+            warnings.warn(msg, RuntimeWarning, stacklevel=levels_to_user())
 
     def _write(self, name: str, number: int, begin: int, data: memoryview) -> None:
         segment = self._segment(name, number, make=True)
@@ -299,7 +309,8 @@ class RangeCache:
                     path.unlink(missing_ok=True)
                     return None
                 memory = mmap.mmap(file.fileno(), _FILE_BYTES)
-        except FileNotFoundError:
+        except (OSError, ValueError):
+            # It was removed meanwhile, or is another user's: then the store has it.
             return None
         whole = np.frombuffer(memory, np.uint8)
         pages = whole[_BOOT_BYTES:_HEAD_BYTES]
@@ -322,8 +333,9 @@ class RangeCache:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
         with new.open("wb") as file:
+            # All of the head is stored: what is first written through a mapping on a full disk kills the process.
+            file.write(self._boot.ljust(_HEAD_BYTES, b"\0"))
             file.truncate(_FILE_BYTES)
-            file.write(self._boot)
         try:
             os.link(new, path)  # does not take the place of one that another process has just made
         except FileExistsError:
@@ -365,6 +377,16 @@ class RangeCache:
 
 def _bytes_on_disk(stat: os.stat_result) -> int:
     return getattr(stat, "st_blocks", stat.st_size // 512) * 512
+
+
+# Warnings of threads of ours, which have no caller to point at: for who waits for them.
+_untold: deque[str] = deque()
+
+
+def tell_untold() -> None:
+    """Warn of what threads of ours could not; called by who takes what they made."""
+    while _untold:
+        warnings.warn(_untold.popleft(), RuntimeWarning, stacklevel=levels_to_user())
 
 
 _caches: dict[tuple[str, int | None], RangeCache] = {}

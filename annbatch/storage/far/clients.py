@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import Any
+from urllib.parse import urlsplit
 
 from .http import NotPlainError
 from .signed import SignedObjects, can_be_signed
 from .stores import FsspecObjects, HttpObjects, Objects, ObstoreObjects, RoutedObjects, ZarrObjects
 
-if TYPE_CHECKING:
-    from zarr.abc.store import Store
+__all__ = ["awaitable", "fsspec_objects", "is_file_system", "is_obstore", "objects_of"]
 
-__all__ = ["fsspec_objects", "objects_of"]
+_PASSWORD = re.compile(r"(?<=://)[^/]*@")
 
 
-def objects_of(store: Store) -> Objects:
-    """Return the objects of a zarr store, by the quickest way that its client offers."""
+def is_file_system(store: Any) -> bool:
+    """Whether something is a file system of fsspec."""
+    return all(hasattr(store, name) for name in ("cat_file", "protocol", "async_impl", "storage_options"))
+
+
+def is_obstore(store: Any) -> bool:
+    """Whether something is a store of obstore."""
+    return all(hasattr(store, name) for name in ("get_async", "head_async")) and "obstore" in type(store).__module__
+
+
+def awaitable(files: Any) -> Any:
+    """Return a file system of fsspec as one that is awaited in zarr-python's event loop, where it can be."""
+    if not files.async_impl or files.asynchronous:
+        return files
+    return type(files)(*files.storage_args, **{**files.storage_options, "asynchronous": True})
+
+
+def objects_of(store: Any) -> Objects:
+    """Return the objects of a store of obstore or zarr-python, by the quickest way that its client offers."""
     from zarr.storage import FsspecStore
 
+    if is_obstore(store):
+        return ObstoreObjects(store)
     if isinstance(store, FsspecStore):
         return fsspec_objects(store.fs, store.path)
     try:
@@ -31,9 +51,11 @@ def fsspec_objects(files: Any, path: str) -> Objects:
     """Return objects under a path of an fsspec file system."""
     protocol = files.protocol if isinstance(files.protocol, str) else files.protocol[0]
     if protocol in ("http", "https"):
-        headers = _plain_http(files)
+        headers, general = _plain_http(files), FsspecObjects(files, path)
         if headers is not None and path.startswith(("http://", "https://")):
-            return PlainOrFsspec(HttpObjects(path, headers), FsspecObjects(files, path))
+            # A name and password in the URL are for aiohttp to hand in.
+            has_password = "@" in urlsplit(path).netloc
+            return PlainOrFsspec(general if has_password else HttpObjects(path, headers), general)
     if can_be_signed(files):
         return SignedObjects(FsspecObjects(files, path))
     return FsspecObjects(files, path)
@@ -61,7 +83,7 @@ class PlainOrFsspec(RoutedObjects):
 
     def text(self, key: str) -> str:
         """See the base class."""
-        return self._general.text(key).partition("?")[0]
+        return _PASSWORD.sub("", self._general.text(key).partition("?")[0], count=1)
 
     async def _call(self, name: str, key: str, *args: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Opening what a URL leads to, in few round trips.
+"""Opening what is far away, in few round trips.
 
 zarr-python and h5py ask for one thing after the other. So what opening will need is fetched before they ask, all at a time,
 and kept until all is open.
@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from annbatch._shared.collection_format import dataset_name
-from annbatch.storage.manifest import MANIFEST, listed_documents
+from annbatch.storage.manifest import MANIFEST, is_true_copy, listed_documents
 
 from .clients import fsspec_objects
 from .fetch import fetcher
+from .handed import StoredObject
 from .hdf5 import open_far_files
 from .hdf5_opening import fetch_needed
 from .options import FarOptions
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     from .fetch import Fetcher
     from .hdf5 import FarFile
     from .needs import Needs
+    from .stores import Objects
     from .zarr_store import FarStore
 
-__all__ = ["far_group", "fetched_ahead", "find_datasets", "is_url", "open_urls"]
+__all__ = ["far_groups", "fetched_ahead", "find_datasets", "is_far_place", "is_url", "open_far"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(::|://)")
 _HDF5_NAMES = (".h5ad", ".h5", ".hdf5")
+_ROOT_DOCUMENTS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Datasets that are looked for at a time where a store cannot list what it holds.
 _PROBED = 32
@@ -44,13 +47,18 @@ def is_url(path: Any) -> bool:
     return isinstance(path, str) and _URL.match(path) is not None and not path.startswith("file://")
 
 
-def open_urls(urls: Sequence[str], options: FarOptions | None = None) -> list[h5py.File | zarr.Group]:
-    """Open HDF5 files and Zarr groups at URLs, all together.
+def is_far_place(path: Any) -> bool:
+    """Whether a path is a URL, or an object of a store that was handed over."""
+    return is_url(path) or isinstance(path, StoredObject)
+
+
+def open_far(places: Sequence[str | StoredObject], options: FarOptions | None = None) -> list[h5py.File | zarr.Group]:
+    """Open HDF5 files and Zarr groups at URLs and in stores, all together.
 
     Raises
     ------
     FileNotFoundError
-        There is neither at a URL.
+        There is neither at a place.
     PermissionError
         The store refuses to tell.
     ImportError
@@ -61,72 +69,72 @@ def open_urls(urls: Sequence[str], options: FarOptions | None = None) -> list[h5
     from .zarr_store import FarStore
 
     options = FarOptions() if options is None else options
-    kinds = _kinds(urls, options)
-    files = open_far_files([_object_at(url, options) for url, kind in zip(urls, kinds, strict=True) if kind], options)
-    stores = [FarStore(_zarr_store(url, options), options) for url, kind in zip(urls, kinds, strict=True) if not kind]
-    _fetch_together([(store, ["zarr.json", ".zgroup", ".zattrs", ".zmetadata"]) for store in stores])
+    options.open_cache()
+    kinds = _kinds(places, options)
+    files = open_far_files([_object_at(at, options) for at, kind in zip(places, kinds, strict=True) if kind], options)
+    stores = []
+    for place, kind in zip(places, kinds, strict=True):
+        if not kind:
+            store, path = _zarr_store(place, options)
+            stores.append((FarStore(store, options), path))
+    _fetch_together([(store, [f"{path}/{name}".lstrip("/") for name in _ROOT_DOCUMENTS]) for store, path in stores])
     opened_files, opened_stores = iter(files), iter(stores)
     return [
-        next(opened_files).open() if kind else _open_zarr(next(opened_stores), url)
-        for url, kind in zip(urls, kinds, strict=True)
+        next(opened_files).open() if kind else _open_zarr(*next(opened_stores), str(place))
+        for place, kind in zip(places, kinds, strict=True)
     ]
 
 
-def _kinds(urls: Sequence[str], options: FarOptions) -> list[bool]:
-    """Say of each URL whether an HDF5 file is there: by its name, or by what its first bytes are."""
+def _kinds(places: Sequence[str | StoredObject], options: FarOptions) -> list[bool]:
+    """Say of each place whether an HDF5 file is there: by its name, or by what its first bytes are."""
     found = {}
     unclear = []
-    for url in urls:
-        path = url.partition("?")[0].rstrip("/")
+    for number, place in enumerate(places):
+        path = (place if isinstance(place, str) else place.path).partition("?")[0].rstrip("/")
         if path.endswith(_HDF5_NAMES) or path.endswith(".zarr"):
-            found[url] = path.endswith(_HDF5_NAMES)
+            found[number] = path.endswith(_HDF5_NAMES)
         else:
-            unclear.append(url)
+            unclear.append(number)
     if unclear:
-        places = [_object_at(url, options) for url in unclear]
-        calls = [lambda objects=objects, key=key: objects.read_start(key, 8) for objects, key in places]
-        answers = _queue(options).gather(calls, unclear)
-        for url, answer in zip(unclear, answers, strict=True):
-            found[url] = not isinstance(answer, BaseException) and bytes(answer[0]) == _SIGNATURE
-    return [found[url] for url in urls]
+        objects_and_keys = [_object_at(places[number], options) for number in unclear]
+        calls = [lambda objects=objects, key=key: objects.read_start(key, 8) for objects, key in objects_and_keys]
+        answers = _queue(options).gather(calls, [str(places[number]) for number in unclear])
+        for number, answer in zip(unclear, answers, strict=True):
+            found[number] = not isinstance(answer, BaseException) and bytes(answer[0]) == _SIGNATURE
+    return [found[number] for number in range(len(places))]
 
 
-def _open_zarr(store: FarStore, url: str) -> zarr.Group:
+def _open_zarr(store: FarStore, path: str, name: str) -> zarr.Group:
     import zarr
 
     try:
-        return zarr.open_group(store, mode="r")
+        return _with_true_copies(zarr.open_group(store, path=path, mode="r"))
     except FileNotFoundError as error:
         if store.refused is not None:
-            msg = f"{url}: {store.refused}"
+            msg = f"{name}: {store.refused}"
             raise PermissionError(msg) from error
-        msg = f"there is no Zarr group at {url}"
+        msg = f"there is no Zarr group at {name}"
         raise FileNotFoundError(msg) from error
 
 
-def _object_at(url: str, options: FarOptions) -> tuple[Any, str]:
-    files, path = _file_system(url, options)
-    protocol = files.protocol if isinstance(files.protocol, str) else files.protocol[0]
-    if protocol in ("http", "https"):
-        # A query belongs to the object and not to a folder.
-        return fsspec_objects(files, path), ""
-    root, _, key = path.rpartition("/")
-    return fsspec_objects(files, root), key
+def _object_at(place: str | StoredObject, options: FarOptions) -> tuple[Objects, str]:
+    if isinstance(place, str):
+        # The whole path is the root, and the key is empty: two slashes in a row are part of the name of an object, and a query
+        # belongs to it, too.
+        store, _ = _zarr_store(place, options)
+        return fsspec_objects(store.fs, store.path), ""
+    return place.object()
 
 
-def _file_system(url: str, options: FarOptions) -> tuple[Any, str]:
-    store = _zarr_store(url, options)
-    return store.fs, store.path
-
-
-def _zarr_store(url: str, options: FarOptions) -> Any:
+def _zarr_store(place: str | StoredObject, options: FarOptions) -> tuple[Any, str]:
     from zarr.storage import FsspecStore
 
-    given = dict(options.storage_options or {})
+    if not isinstance(place, str):
+        return place.zarr_store()
     try:
-        return FsspecStore.from_url(url, storage_options=given, read_only=True)
+        return FsspecStore.from_url(place, storage_options=options.storage_options_of(place), read_only=True), ""
     except ImportError as error:
-        msg = f"{url} needs fsspec and the package that knows such URLs: pip install 'annbatch[remote]' ({error})"
+        msg = f"{place} needs fsspec and the package that knows such URLs: pip install 'annbatch[remote]' ({error})"
         raise ImportError(msg) from error
 
 
@@ -135,20 +143,73 @@ def _queue(options: FarOptions) -> Fetcher:
     return fetcher(options.max_requests, options.max_in_flight)
 
 
-def far_group(group: zarr.Group, options: FarOptions | None = None) -> zarr.Group:
-    """Return a group of any store so that it is read as far ones are; a local one as it is."""
+def far_groups(groups: Sequence[Any], options: FarOptions | None = None) -> list[Any]:
+    """Return groups of any stores so that they are read as far ones are; local ones, and HDF5, as they are."""
     import zarr
+
+    from .zarr_store import FarStore
+
+    if options is not None and any(_is_to_be_far(group, options) for group in groups):
+        options.open_cache()
+    stores: list[FarStore] = []
+    far: list[tuple[Any, FarStore | None]] = []
+    for group in groups:
+        found = None
+        if _is_to_be_far(group, options):
+            inner = group.store._store if isinstance(group.store, FarStore) else group.store  # noqa: SLF001 (ours)
+            found = next((store for store in stores if _are_same(store._store, inner)), None)  # noqa: SLF001
+            if found is None:
+                found = FarStore(inner, options)
+                stores.append(found)
+        far.append((group, found))
+    _fetch_together(
+        [(store, [_path(group, "zarr.json")]) for group, store in far if store and group.metadata.zarr_format == 3]
+    )
+    return [
+        group
+        if store is None
+        else _with_true_copies(
+            zarr.open_group(store, path=group.path, mode="r", zarr_format=group.metadata.zarr_format)
+        )
+        for group, store in far
+    ]
+
+
+def _is_to_be_far(group: Any, options: FarOptions | None) -> bool:
     from zarr.storage import LocalStore, MemoryStore
 
     from .zarr_store import FarStore
 
-    store = group.store
-    if isinstance(store, LocalStore | MemoryStore) or (
-        isinstance(store, FarStore) and options in (None, store.far_options)
-    ):
+    store = getattr(group, "store", None)
+    if store is None or isinstance(store, LocalStore | MemoryStore):
+        return False
+    return not (isinstance(store, FarStore) and options in (None, store.far_options))
+
+
+def _are_same(store: Any, other: Any) -> bool:
+    """Whether two stores are one, but for what may be written to them."""
+    if store is other:
+        return True
+    try:
+        return bool(store.with_read_only(read_only=True) == other.with_read_only(read_only=True))
+    except NotImplementedError:
+        return False
+
+
+def _with_true_copies(group: zarr.Group) -> zarr.Group:
+    """Return a group without its copies of the documents below it where they are not what manifests say.
+
+    Then the documents themselves are read, and compared.
+    """
+    import zarr
+
+    store: FarStore = group.store  # type: ignore[assignment]
+    if not _is_consolidated(group) or group.metadata.zarr_format != 3:
         return group
-    inner = store._store if isinstance(store, FarStore) else store  # noqa: SLF001 (ours)
-    return zarr.open_group(FarStore(inner, options), path=group.path, mode="r")
+    data = store.document(group.path)
+    if data is None or is_true_copy(data):
+        return group
+    return zarr.open_group(store, path=group.path, mode="r", zarr_format=3, use_consolidated=False)
 
 
 # -- what opening will need

@@ -74,7 +74,8 @@ class SignedObjects(RoutedObjects):
                 raise NotPlainError(msg)
             server = f"{url.scheme}://{url.netloc}"
             objects = self._servers.setdefault(server, HttpObjects(f"{server}/"))
-            known = self._signed[key] = objects, f"{url.path.lstrip('/')}?{url.query}", time.monotonic()
+            # But for the slash between server and path: a key may begin with one.
+            known = self._signed[key] = objects, f"{url.path.removeprefix('/')}?{url.query}", time.monotonic()
         return known
 
     async def _call(self, name: str, key: str, *args: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,6 +25,9 @@ __all__ = [
     "check_same",
 ]
 
+# Seconds after which it is asked again whether an object is the same, where answers do not tell.
+LOOK_AGAIN_S = 1.0
+
 
 class Stamp(NamedTuple):
     """What tells an object from the one that replaces it: its size in bytes, and its ETag or time of change ("": none)."""
@@ -33,7 +37,15 @@ class Stamp(NamedTuple):
 
 
 class Objects(ABC):
-    """Objects of a store, by key. All calls are awaited in zarr-python's event loop."""
+    """Objects of a store, by key. All calls are awaited in zarr-python's event loop.
+
+    Attributes
+    ----------
+    is_verbatim
+        Whether an object is, byte for byte, what was put there.
+    """
+
+    is_verbatim = True
 
     @abstractmethod
     def text(self, key: str) -> str:
@@ -149,10 +161,8 @@ class HttpObjects(Objects):
     ) -> Answer:
         client = self._client
         if client is None or self._pid != os.getpid():
-            # Connections of the process that this one was forked from are left alone: they are still its own.
-            _inherited.append(client)
-            client = self._client = HttpClient(self._server, self._headers)
             self._pid = os.getpid()
+            client = self._client = _client_of(self._pid, self._server, self._headers)
         answer = await client.request("GET", self._target(key), start=start, stop=stop, into=into, most=most)
         status = answer.status
         if status in (200, 206):
@@ -224,8 +234,17 @@ class HttpObjects(Objects):
         return data, Stamp(size, _tag(answer.head))
 
 
-# Clients of the process that this one was forked from; closing them would end connections that are not ours.
+# File systems of the process that this one was forked from; dropping them would end connections that are not ours.
 _inherited: list[Any] = []
+# All objects of a server share its connections: of a thousand files each would else keep its own. Those of the process
+# that this one was forked from are left alone: they are still its own.
+_clients: dict[tuple[int, str, frozenset[tuple[str, str]]], HttpClient] = {}
+
+
+def _client_of(pid: int, server: str, headers: dict[str, str] | None) -> HttpClient:
+    key = pid, server, frozenset((headers or {}).items())
+    found = _clients.get(key)
+    return _clients.setdefault(key, HttpClient(server, headers)) if found is None else found
 
 
 def _tag(head: dict[str, str]) -> str:
@@ -250,12 +269,16 @@ def _content_range(head: dict[str, str]) -> tuple[int, int, int]:
 
 
 class FsspecObjects(Objects):
-    """Objects of an fsspec file system. An object that changed is noticed when the file system tells its ETag or time."""
+    """Objects of an fsspec file system.
+
+    Of S3 every answer tells what the object is. Others are asked for it (ETag or time), and for each object at most once in
+    a while: so bytes of an object that was replaced may be handed out for so long.
+    """
 
     def __init__(self, files: Any, root: str) -> None:
         self._files, self._root = files, root
         self._pid = os.getpid()
-        self._looked: dict[str, Stamp] = {}
+        self._looked: dict[str, float] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FsspecObjects, (self._files, self._root)
@@ -288,6 +311,11 @@ class FsspecObjects(Objects):
             return await asyncio.to_thread(getattr(files, name), *args, **kwargs)
         except IsADirectoryError as error:
             raise FileNotFoundError(str(error)) from error
+        except FileNotFoundError as error:
+            # fsspec takes every refusal of a web server for this.
+            if getattr(error.__cause__, "status", None) in (401, 403):
+                raise PermissionError(str(error.__cause__)) from error
+            raise
 
     async def stat(self, key: str) -> Stamp:
         """See the base class."""
@@ -309,9 +337,16 @@ class FsspecObjects(Objects):
             check_same(found, stamp)
         else:
             data = await self._call("cat_file", self.path(key), start=start, end=start + len(into))
-        if stamp is not None and len(data) != len(into):
-            check_same(await self.stat(key), stamp)
+            if stamp is not None and (len(data) != len(into) or self._is_to_be_looked_at(key)):
+                check_same(await self.stat(key), stamp)
         _fill(into, data)
+
+    def _is_to_be_looked_at(self, key: str) -> bool:
+        now = time.monotonic()
+        if now - self._looked.get(key, -LOOK_AGAIN_S) < LOOK_AGAIN_S:
+            return False
+        self._looked[key] = now
+        return True
 
     async def _s3(self, key: str, **kwargs: Any) -> tuple[bytes, Stamp]:
         """Ask s3fs for an object and for what it is."""
@@ -374,10 +409,9 @@ class ObstoreObjects(Objects):
     def _path(self, key: str) -> str:
         return "/".join(part for part in (self._root, key) if part)
 
-    async def _get(self, key: str, bounds: Any) -> tuple[Any, Stamp]:
-        options = {} if bounds is None else {"range": bounds}
+    async def _asked(self, call: Any, key: str, **given: Any) -> Any:
         try:
-            result = await self._store.get_async(self._path(key), options=options)
+            return await call(self._path(key), **given)
         except Exception as error:
             # Older releases have errors of their own for what is not there.
             if "NotFound" in type(error).__name__:
@@ -385,15 +419,15 @@ class ObstoreObjects(Objects):
             if "Permission" in type(error).__name__ or "Unauthenticated" in type(error).__name__:
                 raise PermissionError(str(error)) from error
             raise
-        meta = result.meta
-        tag = meta.get("e_tag") or str(meta.get("last_modified") or "")
-        stamp = Stamp(int(meta["size"]), tag)
-        return memoryview(await result.bytes_async()), stamp
+
+    async def _get(self, key: str, bounds: Any) -> tuple[Any, Stamp]:
+        options = {} if bounds is None else {"range": bounds}
+        result = await self._asked(self._store.get_async, key, options=options)
+        return memoryview(await result.bytes_async()), _obstore_stamp(result.meta)
 
     async def stat(self, key: str) -> Stamp:
         """See the base class."""
-        meta = await self._store.head_async(self._path(key))
-        return Stamp(int(meta["size"]), meta.get("e_tag") or str(meta.get("last_modified") or ""))
+        return _obstore_stamp(await self._asked(self._store.head_async, key))
 
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
         """See the base class."""
@@ -417,11 +451,19 @@ class ObstoreObjects(Objects):
         return await self._get(key, (0, min(n_bytes, stamp.size)))
 
 
+def _obstore_stamp(meta: Any) -> Stamp:
+    return Stamp(int(meta["size"]), meta.get("e_tag") or str(meta.get("last_modified") or ""))
+
+
 class ZarrObjects(Objects):
     """Objects of any store that zarr-python reads from. Only a change of size is noticed."""
 
     def __init__(self, store: Store) -> None:
+        from zarr.storage import MemoryStore, ZipStore
+
         self._store = store
+        # Others may make metadata documents anew.
+        self.is_verbatim = isinstance(store, MemoryStore | ZipStore)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ZarrObjects, (self._store,)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.storage.chunks.described import document_of
 from annbatch.storage.chunks.tables import ChunkTable
 from annbatch.storage.chunks.zarr_table import ShardIndexes, described_table, parse_shard_index
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.manifest import Files, check_file, described_files
 
-from .cache import range_cache
 from .clients import objects_of
 from .fetch import fetcher
 from .options import FarOptions
@@ -76,9 +75,7 @@ class FarTable(ChunkTable):
     @property
     def cache(self) -> RangeCache | None:
         """The folder where its ranges are kept."""
-        assert self.options.cache is None or isinstance(self.options.cache, str)
-        assert self.options.cache_size is None or isinstance(self.options.cache_size, int)
-        return range_cache(self.options.cache, self.options.cache_size)
+        return self.options.open_cache()
 
     def key(self, file: int) -> str:
         """Return the key of an object."""
@@ -119,14 +116,10 @@ class FarTable(ChunkTable):
 
 def far_table(array: zarr.Array[Any]) -> FarTable | None:
     """Return the chunk table of an array of any store but a local folder; None as for ``zarr_table``."""
-    from zarr.core.buffer import default_buffer_prototype
-
     from .zarr_store import FarStore
 
-    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     try:
-        text = array.metadata.to_buffer_dict(default_buffer_prototype())[name].to_bytes()
-        document = json.loads(text)
+        name, document = document_of(array)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     table = described_table(array, document, array.path)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from zarr.storage import WrapperStore
 
+from annbatch.storage.manifest import check_digest, lost, manifest_in
+
 from .clients import objects_of
 from .fetch import fetcher, retried
 from .options import FarOptions
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FarStore"]
 
+_DOCUMENT = "zarr.json"
+
 
 class FarStore(WrapperStore):  # type: ignore[type-arg]
     """A store of zarr-python whose objects are asked for by our own means, and that can have some in memory.
@@ -31,13 +35,14 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
     objects
         The same store, for byte ranges.
     listed
-        By path of a dataset: the names of the nodes below it that its manifest knows.
+        By path of a dataset: the names of the nodes below it that its manifest knows, and the digests of their documents. Documents
+        are compared as they are read.
     refused
         The last answer that said that something must not be read. Some stores say so of what they do not have.
     """
 
     def __init__(
-        self, store: Store, options: FarOptions | None = None, listed: Mapping[str, frozenset[str]] | None = None
+        self, store: Store, options: FarOptions | None = None, listed: Mapping[str, Mapping[str, str]] | None = None
     ) -> None:
         super().__init__(store)
         self.listed = dict(listed or {})
@@ -113,10 +118,13 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
                 if byte_range is not None:
                     data = data[byte_range.offset :]
         except FileNotFoundError:
+            self._compare(key, None)
             return None
         except PermissionError as error:
             self.refused = error
             return None
+        if byte_range is None:
+            self._compare(key, data)
         return prototype.buffer.from_bytes(bytes(data))
 
     async def exists(self, key: str) -> bool:
@@ -155,7 +163,30 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
             self.refused = answer
         elif isinstance(answer, BaseException) and not isinstance(answer, FileNotFoundError):
             raise answer
-        self._kept[key] = None if isinstance(answer, BaseException) else bytes(answer[0])
+        data = self._kept[key] = None if isinstance(answer, BaseException) else bytes(answer[0])
+        if data is not None or isinstance(answer, FileNotFoundError):
+            self._compare(key, data)
+
+    def _compare(self, key: str, data: bytes | bytearray | memoryview | None) -> None:
+        """Compare a metadata document with what the manifest above it says, and note the manifest that it may hold.
+
+        Raises
+        ------
+        CorruptDataError
+            It is missing, or not what it was when the dataset was written.
+        """
+        if not key.endswith(_DOCUMENT) or not self.objects.is_verbatim:
+            return
+        path, name = key.removesuffix(_DOCUMENT).rstrip("/"), self.objects.text(key)
+        expected = self._digest_of(path)
+        if expected is None:
+            found = None if data is None else manifest_in(name, bytes(data))
+            if found is not None:
+                self.listed[path] = found["documents"]
+        elif data is None:
+            raise lost(name)
+        else:
+            check_digest(name, bytes(data), expected)
 
     def lacks(self, key: str) -> bool:
         """Whether it is not known of an object what it holds."""
@@ -167,14 +198,22 @@ class FarStore(WrapperStore):  # type: ignore[type-arg]
 
     def is_listed(self, path: str) -> bool:
         """Whether a manifest above a node knows it."""
+        return self._digest_of(path) is not None
+
+    def _digest_of(self, path: str) -> str | None:
         above = path
         names: list[str] = []
         while above:
             above, _, name = above.rpartition("/")
             names.insert(0, name)
-            if "/".join(names) in self.listed.get(above, ()):
-                return True
-        return False
+            found = self.listed.get(above, {}).get("/".join(names))
+            if found is not None:
+                return found
+        return None
+
+    def document(self, path: str) -> bytes | None:
+        """Return the metadata document of a node, if it was fetched and is there still."""
+        return self._kept.get(f"{path}/{_DOCUMENT}".lstrip("/"))
 
     def forget(self) -> None:
         """Drop what is in memory."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from annbatch._shared.running_sum import starts_of
+from annbatch.collection.building._pack import place_rows
 from annbatch.collection.building.fields import Ragged, decode_text
 
-from .shards import ShardStream, default_compressors, with_checksums
+from .shards import ShardStream, chunk_encoder, default_compressors, with_checksums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from annbatch.collection.building.fields import Field
+    import zarr
+
+    from annbatch.collection.building.fields import Array, Field
 
 # Rows of obs in a chunk: obs is read whole, so its chunks are as big as is polite to memory. A row waits until its
 # chunk is full.
@@ -211,7 +214,7 @@ class ZarrSink(Sink):
             fill_value="",
         )
         array.attrs.update(attributes)
-        return _Slices(array, array.chunks[0])
+        return _TextChunks(array, self._path / name)
 
 
 class H5Sink(Sink):
@@ -318,11 +321,44 @@ class _Slices:
             rows = _concatenate(self._waiting)
             for start in range(0, n_rows, self._chunk_rows):
                 piece = _slice(rows, start, min(start + self._chunk_rows, n_rows))
-                values = decode_text(piece) if isinstance(piece, Ragged) else piece
-                self._array[self._done : self._done + len(values)] = values
-                self._done += len(values)
+                self._put(piece)
+                self._done += len(piece)
             self._n_waiting -= n_rows
             self._waiting = [_slice(rows, n_rows, len(rows))]
+
+    def _put(self, rows: Field) -> None:
+        """Write the rows of a chunk."""
+        values = decode_text(rows) if isinstance(rows, Ragged) else rows
+        self._array[self._done : self._done + len(rows)] = values
+
+
+class _TextChunks(_Slices):
+    """Writes text to a Zarr array in a local folder: bytes stay bytes, where zarr-python takes, and packs, a str for each row."""
+
+    def __init__(self, array: zarr.Array[Any], folder: Path) -> None:
+        super().__init__(array, array.chunks[0])
+        self._folder = folder
+        self._encode = chunk_encoder(array)
+
+    def _put(self, rows: Field) -> None:
+        assert isinstance(rows, Ragged)
+        if not len(rows.values[0]):
+            return  # fill values, which zarr-python does not store either
+        path = self._folder / self._array.metadata.encode_chunk_key((self._done // self._chunk_rows,))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self._encode(_packed_texts(rows, self._chunk_rows)))
+
+
+def _packed_texts(texts: Ragged, n_rows: int) -> Array:
+    """Pack texts as ``vlen-utf8`` does: their number, then the length and the bytes of each; empty ones up to ``n_rows``."""
+    starts, counts = texts.indptr[:-1], np.diff(texts.indptr)
+    packed = np.zeros(4 * (n_rows + 1) + len(texts.values[0]), np.uint8)
+    packed[:4] = np.array([n_rows], "<u4").view(np.uint8)
+    places = 4 + 4 * np.arange(len(texts)) + starts
+    place_rows(texts.values[0], starts, counts, packed, places + 4, 1)
+    lengths = counts.astype("<u4").view(np.uint8)
+    place_rows(lengths, 4 * np.arange(len(texts)), np.full(len(texts), 4), packed, places, 1)
+    return packed
 
 
 def _concatenate(fields: list[Field]) -> Field:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from dataclasses import asdict, dataclass, field
@@ -19,13 +20,12 @@ from annbatch.storage.chunks.hdf5_table import edges_are_bare
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
 from annbatch.storage.manifest import MANIFEST, dataset_damage, has_manifest
-from annbatch.storage.opening import check_is_store
+from annbatch.storage.opening import check_documents, check_is_store
 from annbatch.storage.reading.proving import prove
 
 from .manifest import write_manifest
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
     import zarr
@@ -228,18 +228,18 @@ def _datasets(path: Path, report: Report) -> Iterator[Path]:
 
 def _verify_dataset(path: Path, report: Report, read: Callable[[int], object], num_threads: int) -> None:
     known = set()
-    if path.is_dir() and has_manifest(path):
-        for error in dataset_damage(str(path), marks=True):
-            report.damage.append(Damage(str(path), "", None, None, str(error)))
-            known.add(str(error))
     try:
+        if path.is_dir() and has_manifest(path):
+            for error in dataset_damage(str(path), marks=True):
+                report.damage.append(Damage(str(path), "", None, None, str(error)))
+                known.add(str(error))
         group = _opened(path)
     except (CorruptDataError, OSError) as error:
         if str(error) not in known:
             report.damage.append(Damage(str(path), "", None, None, str(error)))
         return
     try:
-        for array in _arrays(group, "", str(path), report):
+        for array in _arrays(group, "", str(path), report, set()):
             report.n_arrays += 1
             if not _has_checksums(array.elem):
                 report.without_checksums.append(f"{path.name}/{array.path}")
@@ -256,11 +256,18 @@ def _opened(path: Path) -> h5py.File | zarr.Group:
 
     check_is_store(path)
     with damage_named(str(path)):
-        return zarr.open_group(path, mode="r", use_consolidated=False) if path.is_dir() else h5py.File(path, "r")
+        if not path.is_dir():
+            return h5py.File(path, "r")
+        check_documents(path, parse=False)  # zarr-python opens whatever has the name of one
+        return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
-def _arrays(group: Any, at: str, where: str, report: Report) -> Iterator[_Array]:
-    """All arrays of a hierarchy, and what their items mean."""
+def _arrays(group: Any, at: str, where: str, report: Report, seen: set[Any]) -> Iterator[_Array]:
+    """All arrays of a hierarchy, and what their items mean; of a group that links lead to several times, once."""
+    itself = _itself(group)
+    if itself in seen:
+        return
+    seen.add(itself)
     try:
         with damage_named(f"{where} :: {at or '/'}"):
             names = sorted(group)
@@ -279,10 +286,18 @@ def _arrays(group: Any, at: str, where: str, report: Report) -> Iterator[_Array]
             report.damage.append(Damage(where, path, None, None, str(error)))
             continue
         if hasattr(elem, "keys"):
-            yield from _arrays(elem, path, where, report)
+            yield from _arrays(elem, path, where, report, seen)
         elif hasattr(elem, "shape"):
             inside = sparse and name in ("data", "indices")
             yield _Array(path, elem, n_columns if name == "indices" else None, row_edges if inside else None)
+
+
+def _itself(group: Any) -> Any:
+    """What is the same for every path that leads to a group."""
+    if isinstance(group, h5py.Group):
+        return group.id
+    folder = os.stat(Path(group.store.root, group.path))  # noqa: PTH116
+    return folder.st_dev, folder.st_ino
 
 
 def _sparse_parts(

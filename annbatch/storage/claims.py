@@ -13,7 +13,7 @@ from .manifest import check_array
 if TYPE_CHECKING:
     from .chunks.tables import ChunkTable
 
-__all__ = ["check_chunk_size", "check_claim", "check_folder", "stored_bytes"]
+__all__ = ["check_chunk_count", "check_chunk_size", "check_claim", "check_files", "check_folder", "stored_bytes"]
 
 # What is smaller is not worth a look.
 _HARMLESS_BYTES = 64 * 2**20
@@ -21,6 +21,8 @@ _HARMLESS_BYTES = 64 * 2**20
 _MOST_PER_STORED_BYTE = 2**16
 # Chunks may reach beyond the end of their array, but not for this many times its size.
 _MOST_ARRAYS_PER_CHUNK = 16
+# So many chunks may be looked at one by one, though none is stored; of more, as many as there are bytes.
+_HARMLESS_CHUNKS = 10**6
 
 
 def check_claim(elem: Any, where: str) -> None:
@@ -41,14 +43,8 @@ def check_claim(elem: Any, where: str) -> None:
     n_bytes = prod(elem.shape) * max(1, getattr(elem.dtype, "itemsize", 1))
     if n_bytes <= _HARMLESS_BYTES:
         return
-    if hasattr(elem, "file"):
-        stored = elem.id.get_storage_size()
-    else:
-        root = getattr(elem.store, "root", None)
-        if root is None:
-            return  # not in a folder of this machine
-        stored = stored_bytes(Path(root, elem.path))
-    if n_bytes > _HARMLESS_BYTES + _MOST_PER_STORED_BYTE * stored:
+    stored = _stored_bytes_of(elem)
+    if stored is not None and n_bytes > _HARMLESS_BYTES + _MOST_PER_STORED_BYTE * stored:
         msg = f"{where} claims to hold {n_bytes} bytes, of shape {elem.shape}, but only {stored} are stored: the file is damaged"
         raise CorruptDataError(msg)
 
@@ -70,6 +66,35 @@ def check_chunk_size(array: Any, table: ChunkTable) -> None:
         raise CorruptDataError(msg)
 
 
+def check_chunk_count(elem: Any, where: str) -> None:
+    """Refuse an array that claims far more chunks (64 KiB, where it has none) than its files can hold.
+
+    Asked before all of them are looked at; absent ones have the fill value, so that a claim alone is no damage.
+
+    Parameters
+    ----------
+    elem, where
+        As of :func:`check_claim`.
+
+    Raises
+    ------
+    CorruptDataError
+        It claims more.
+    """
+    chunks = getattr(elem, "chunks", None)
+    if chunks:
+        n_chunks = prod(-(-n // max(1, c)) for n, c in zip(elem.shape, chunks, strict=True))
+    else:
+        n_chunks = prod(elem.shape) * max(1, getattr(elem.dtype, "itemsize", 1)) >> 16
+    if n_chunks <= _HARMLESS_CHUNKS:
+        return
+    # (HDF5 would go through its whole index, to tell what this dataset takes.)
+    stored = elem.file.id.get_filesize() if hasattr(elem, "file") else _stored_bytes_of(elem)
+    if stored is not None and n_chunks > stored:
+        msg = f"{where} claims to hold {n_chunks} chunks, of shape {elem.shape}, but there are only {stored} bytes: the file is damaged"
+        raise CorruptDataError(msg)
+
+
 def check_folder(array: Any) -> None:
     """Look at the files of a Zarr array in a local folder, before zarr-python reads them.
 
@@ -78,12 +103,23 @@ def check_folder(array: Any) -> None:
     CorruptDataError
         One is no regular file (reading a pipe would wait for ever), or not as the manifest of the dataset says.
     """
+    check_files(array)
+    check_array(array)
+
+
+def check_files(array: Any) -> None:
+    """Look at the files of a Zarr array, if it lies in a local folder; not at its manifest.
+
+    Raises
+    ------
+    CorruptDataError
+        One is no regular file.
+    """
     from zarr.storage import LocalStore
 
     if isinstance(array.store, LocalStore):
         key = array.metadata.encode_chunk_key((0,) * array.ndim)
         _check_regular(Path(array.store.root, array.path), key.count("/"))
-        check_array(array)
 
 
 def _check_regular(folder: Path, n_levels: int) -> None:
@@ -105,3 +141,12 @@ def _check_regular(folder: Path, n_levels: int) -> None:
 def stored_bytes(folder: Path) -> int:
     """Size of all files below a folder."""
     return sum(os.lstat(f"{at}/{name}").st_size for at, _, names in os.walk(folder) for name in names)
+
+
+def _stored_bytes_of(elem: Any) -> int | None:
+    """Bytes that an array takes on the disk; None where it lies in no folder of this machine."""
+    if hasattr(elem, "file"):
+        stored: int = elem.id.get_storage_size()
+        return stored
+    root = getattr(elem.store, "root", None)
+    return None if root is None else stored_bytes(Path(root, elem.path))

@@ -40,6 +40,7 @@ __all__ = [
     "check_array",
     "check_dataset",
     "check_digest",
+    "check_document",
     "check_file",
     "dataset_damage",
     "described_files",
@@ -115,6 +116,14 @@ def read_document(path: str | os.PathLike[str]) -> bytes:
     CorruptDataError
         It is no regular file, or longer than any document.
     """
+    size = check_document(path)
+    with open(path, "rb") as file:
+        # Not more: Python takes the memory for as many bytes as it is asked for.
+        return file.read(size)
+
+
+def check_document(path: str | os.PathLike[str]) -> int:
+    """Return the size of a metadata document, which may be read; raises as :func:`read_document`."""
     path = os.fspath(path)
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -123,9 +132,7 @@ def read_document(path: str | os.PathLike[str]) -> bytes:
     if found.st_size > _MOST_DOCUMENT_BYTES:
         msg = f"{path} has {found.st_size} bytes; a metadata document has at most {_MOST_DOCUMENT_BYTES}"
         raise CorruptDataError(msg)
-    with open(path, "rb") as file:
-        # Not more: Python takes the memory for as many bytes as it is asked for.
-        return file.read(found.st_size)
+    return found.st_size
 
 
 def digest(data: bytes) -> str:

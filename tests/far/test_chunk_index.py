@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 
 import h5py
@@ -191,6 +192,36 @@ def test_nodes_that_lead_in_a_circle_or_to_each_other_end(tmp_path, n_rounds):
             struct.pack_into("<H", data, at + 6, 64)
     path.write_bytes(data)
     check_that_fetching_ends(tmp_path, n_rounds)
+
+
+def test_the_thread_that_fetches_collects_no_h5py_objects(tmp_path, monkeypatch):
+    """It would wait for HDF5's lock, which whoever waits for it holds: no byte came for three minutes."""
+    path = write_chunked(tmp_path / "a.h5", "earliest")
+    with RangeServer(tmp_path) as server:
+        (far,) = storage.open_groups([f"{server.url}/a.h5"])
+        kind, thresholds = type(hdf5.far_file_of(far).objects), gc.get_threshold()
+        read, n_reads = kind.read, []
+
+        async def busily(*args, **kwargs):
+            gc.set_threshold(1, 1, 1)
+            n_reads.append(len([[] for _ in range(1000)]))
+            return await read(*args, **kwargs)
+
+        monkeypatch.setattr(kind, "read", busily)
+        file = hdf5.far_file_of(far)
+        file.forget()
+        gc.collect()
+        gc.set_threshold(10**6)  # not in this thread
+        try:
+            circle = [h5py.File(path)]
+            circle.append(circle)
+            del circle
+            assert len(far["two"][:]) == 90
+            assert gc.isenabled()
+        finally:
+            gc.set_threshold(*thresholds)
+        assert n_reads
+        far.close()
 
 
 def test_a_bound_on_what_is_kept(tmp_path, n_rounds, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import sys
 
 import h5py
@@ -12,6 +13,7 @@ import pytest
 from annbatch import storage
 from annbatch.collection.verify import verify
 from annbatch.storage.chunks.hdf5_table import edges_are_bare, hdf5_table
+from annbatch.storage.hdf5_headers import edges_are_unfiltered
 from benchmarks.far.server import RangeServer
 from tests.cells import as_array, cells, write
 
@@ -108,3 +110,17 @@ def test_where_it_cannot_be_told_hdf5_reads(tmp_path):
         assert edges_are_bare(file["X"]) is None
         assert hdf5_table(file["X"]) is None
     np.testing.assert_array_equal(rows_of(tmp_path / "a.h5"), values)
+
+
+def test_a_header_that_leads_back_into_itself_ends(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        rewrite(file, "X", np.zeros((25, 7), "float32"), "shuffle", (10, 4), bare=False)
+    data = (tmp_path / "a.h5").read_bytes()
+    with h5py.File(tmp_path / "a.h5") as file:
+        address = h5py.h5g.get_objinfo(file["X"].id, b".").objno[0]
+        # An old header, all of whose messages say that it goes on where it begins.
+        again = struct.pack("<HHB3xQQ", 0x10, 16, 0, address, 4096)
+        circle = struct.pack("<BxHIII", 1, 1, 1, 24, 0) + again * 100
+        hostile = data[:address] + circle + data[address + len(circle) :]
+        assert edges_are_unfiltered(file["X"], lambda start, n: hostile[start : start + n]) is None
+        assert edges_are_unfiltered(file["X"], lambda start, n: data[start : start + n]) is False

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
+import re
 import shutil
+import stat
 import struct
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
+import annbatch
 from annbatch import Loader, storage
+from annbatch.collection.verify import verify
 from annbatch.storage.frames import FrameReader
-from tests.cells import cells, write
+from tests.cells import cells, csr_attrs, csr_parts, write, write_h5
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are files elsewhere only")
 
@@ -57,7 +62,7 @@ def files_of(path):
     return sorted(p for p in path.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder"])
 @pytest.mark.parametrize(
     "what",
     [
@@ -79,18 +84,41 @@ def test_what_is_no_regular_file_is_not_opened(kind, what, store):
         os.mkfifo(path)
     elif kind == "device":
         path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        try:
+            os.mknod(path, stat.S_IFSOCK | 0o600)
+        except OSError:
+            pytest.skip("this system makes sockets in another way")
     else:
         path.mkdir()
     start = time.monotonic()
     with pytest.raises(storage.CorruptDataError):
         read_all(store)
     assert time.monotonic() - start < 5
+    assert not verify(store, progress=False).is_sound
 
 
 def test_links_to_regular_files_are_followed(store, tmp_path):
     shutil.move(store / "X/data", tmp_path / "elsewhere")
     (store / "X/data").symlink_to(tmp_path / "elsewhere")
     read_all(store)
+
+
+@pytest.mark.parametrize("form", ["zarr3", "h5ad"])
+def test_links_that_lead_back_are_followed_once(form, tmp_path):
+    """Two of them in one group: as many paths as there are numbers of forty bits."""
+    path = write(cells(60, 12), tmp_path / "a", form)
+    n_arrays = verify(path, progress=False).n_arrays
+    if form == "h5ad":
+        with h5py.File(path, "r+") as file:
+            file["obs/p"], file["obs/q"], file["uns/r"] = h5py.SoftLink("/obs"), h5py.SoftLink("/"), file["/"]
+    else:
+        for name in "pq":
+            (path / "obs" / name).symlink_to(".")
+    read_all(path)
+    report = verify(path, progress=False)
+    assert report.is_sound
+    assert report.n_arrays == n_arrays
 
 
 def test_a_pipe_in_place_of_an_h5ad(tmp_path):
@@ -152,6 +180,81 @@ def claim_chunk(store):
 
 def claim_row_pointer_chunk(store):
     change(store / "X/indptr/zarr.json", chunk_grid=grid(HUGE))
+
+
+def put_claim(group, name, shape):
+    """Put a dataset in place of one, with the same attributes and of the same dtype; nothing of it is stored."""
+    attributes, dtype = dict(group[name].attrs), group[name].dtype
+    del group[name]
+    group.create_dataset(name, shape, dtype, chunks=(1000,)).attrs.update(attributes)
+
+
+def claim_hdf5_rows(file):
+    for name in [name for name, item in file["obs"].items() if isinstance(item, h5py.Dataset)]:
+        put_claim(file["obs"], name, (HUGE,))
+
+
+def claim_hdf5_row_pointers(file):
+    put_claim(file["X"], "indptr", (HUGE + 1,))
+    file["X"].attrs["shape"] = [HUGE, 12]
+
+
+def claim_hdf5_values(file):
+    for name in ("data", "indices"):
+        put_claim(file["X"], name, (HUGE,))
+
+
+@pytest.mark.parametrize(
+    "claim", [claim_hdf5_rows, claim_hdf5_row_pointers, claim_hdf5_values], ids=lambda f: f.__name__
+)
+def test_a_claim_of_an_h5ad_is_refused(claim, tmp_path):
+    path = write(cells(60, 12), tmp_path / "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        claim(file)
+    with pytest.raises(ValueError, match="claims to hold|must have 60 rows|one value per row"):
+        list(Loader(preload_to_gpu=False).add_paths([path]))
+    assert "claims to hold" in "\n".join(map(str, verify(path, progress=False).damage))
+
+
+@pytest.mark.parametrize(
+    "claim", [claim_rows, claim_values, claim_chunk, claim_row_pointer_chunk], ids=lambda f: f.__name__
+)
+def test_verify_refuses_claims(claim, store):
+    claim(store)
+    assert "claim" in "\n".join(map(str, verify(store, progress=False).damage))
+
+
+@pytest.mark.parametrize("name", ["X/data", "X/indices", "X/indptr", "obs/score"])
+def test_another_type_of_another_size_is_refused(name, store):
+    path = store / name / "zarr.json"
+    data_type = json.loads(path.read_text())["data_type"]
+    change(path, data_type={"int32": "int64", "int64": "int32", "float32": "float64", "float64": "float32"}[data_type])
+    with pytest.raises(storage.CorruptDataError, match=name):
+        read_all(store)
+
+
+def test_a_column_that_stands_twice_in_a_row_adds_up(tmp_path):
+    """Where rows become dense; see docs/trust.md."""
+    twice = sp.csr_matrix((np.array([1, 2, 4], "float32"), np.array([3, 3, 0]), np.array([0, 3, 3])), shape=(2, 5))
+    path = write_h5(csr_parts(twice), tmp_path / "a.h5", csr_attrs(twice))
+    source, rows = storage.open_matrix(storage.open_group(path)["X"]), np.arange(2)
+    [found] = storage.read_csr([storage.Part(source, rows, rows)], np.array([0, 2]), n_var=5)
+    np.testing.assert_array_equal(found.to_scipy().toarray(), [[4, 0, 0, 3, 0], [0] * 5])
+    loader = Loader(preload_to_gpu=False, batch_size=2, dense=True).add_dataset(sp.csr_matrix(twice))
+    np.testing.assert_array_equal(next(iter(loader))["X"], [[4, 0, 0, 3, 0], [0] * 5])
+
+
+def test_nothing_that_a_file_says_is_run():
+    """No pickle is read but those that a process made for itself or another of its own, and nothing is evaluated."""
+    package = Path(annbatch.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py*")
+        if path.suffix in (".py", ".pyx")
+        and re.search(r"pickle\.loads?\(|Unpickler|allow_pickle=True|\beval\(|\bexec\(|__import__\(", path.read_text())
+    }
+    # Parts of a loader's own pickle, and a copy of a client for a forked process.
+    assert found <= {"storage/columns.py", "storage/far/stores.py", "storage/shared_arrays.py"}
 
 
 IN_A_PROCESS = """
@@ -262,13 +365,13 @@ def test_a_disk_that_fails_is_no_damage(column, store, monkeypatch):
             raise OSError(5, "Input/output error")
         return await original(self, key, *args, **kwargs)
 
-    def failing_too(path, original=pathlib.Path.read_bytes):
+    def failing_too(path, original=Path.read_bytes):
         if path.as_posix().endswith(f"{column}/c/0"):
             raise OSError(5, "Input/output error")
         return original(path)
 
     monkeypatch.setattr(zarr.storage.LocalStore, "get", failing)
-    monkeypatch.setattr(pathlib.Path, "read_bytes", failing_too)  # text is read without zarr-python first
+    monkeypatch.setattr(Path, "read_bytes", failing_too)  # text is read without zarr-python first
     with pytest.raises(OSError, match=rf"obs/{column}.*Input/output error") as caught:
         FrameReader(storage.open_group(store)["obs"]).frame()
     assert not isinstance(caught.value, storage.CorruptDataError)

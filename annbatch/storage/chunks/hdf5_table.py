@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.storage.claims import check_chunk_count
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.far.hdf5 import far_file_of
@@ -47,6 +48,7 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     }
     if dataset.chunks:
         grid = tuple(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
+        check_chunk_count(dataset, f"{dataset.file.filename} :: {dataset.name}")
         are_bare = edges_are_bare(dataset)
         if are_bare is None:
             return None

@@ -7,6 +7,7 @@ lie all over the file, are fetched before h5py asks for them (:mod:`.hdf5_index`
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import threading
@@ -110,7 +111,15 @@ class FarFile(io.RawIOBase):
     def readinto(self, into: Any) -> int:
         """See the base class."""
         view = memoryview(into).cast("B")
-        n_bytes = self._copy(self._at, view)
+        # HDF5 holds its lock until this returns. If the thread that fetches happened to collect h5py's objects as garbage,
+        # it would wait for that lock, and this one for it.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            n_bytes = self._copy(self._at, view)
+        finally:
+            if collects:
+                gc.enable()
         self._at += n_bytes
         return n_bytes
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from annbatch.storage.chunks.arrays import StoredArray, stored_array
+from annbatch.storage.claims import check_chunk_count, check_files
 from annbatch.storage.engine import _rows
 from annbatch.storage.errors import CorruptDataError, damage_named
 
@@ -48,15 +49,19 @@ def prove(elem: Any, n_columns: int | None, num_threads: int) -> Iterator[tuple[
     Decoded bytes that were read since the last time, and the chunks among them that are damaged. Errors of reading that are
     no damage (a disk that fails) count as such here: what cannot be read is what the caller wants to know.
     """
+    where = str(getattr(elem, "store_path", None) or f"{elem.file.filename} :: {elem.name}")
     try:
+        check_chunk_count(elem, where)
         array = _numbers(elem)
         chunk_bytes = 0 if array is None else prod(array.chunk_shape) * array.dtype.itemsize
         is_direct = array is not None and array.is_direct
+        if not is_direct and not hasattr(elem, "file"):
+            check_files(elem)
     except (CorruptDataError, OSError) as error:
         yield 0, [Damaged(None, error)]
         return
     if array is None or not is_direct:
-        yield from _prove_by_library(elem, num_threads)
+        yield from _prove_by_library(elem, where, num_threads)
         return
     table = array.table
     assert table is not None
@@ -97,9 +102,8 @@ def _read(
     return None
 
 
-def _prove_by_library(elem: Any, num_threads: int) -> Iterator[tuple[int, list[Damaged]]]:
+def _prove_by_library(elem: Any, where: str, num_threads: int) -> Iterator[tuple[int, list[Damaged]]]:
     """Let zarr-python or h5py read it, a row of chunks at a time."""
-    where = str(getattr(elem, "store_path", None) or f"{elem.file.filename} :: {elem.name}")
     is_hdf5 = hasattr(elem, "file")
     itemsize = getattr(elem.dtype, "itemsize", 8)
 

@@ -86,14 +86,15 @@ versus: $(VENV)/bench $(VENV)/test  ## side by side with other loaders: data, ru
 compare: $(VENV)/bench  ## every loader that could be had on one task: speed, memory, shuffle quality (ten minutes)
 	$(BIN)/python -m benchmarks.versus.public --out docs/comparison --write docs/comparison.md $(ARGS)
 
-# The tests of kernels and storage under the address and undefined-behaviour sanitizers, in a copy, too.
+# The tests of kernels and storage under the address and undefined-behaviour sanitizers, in a copy, too. What they find ends
+# pytest at once, so their words must not be captured with its output.
 sanitize: $(VENV)/test  ## tests of kernels and storage under the address and undefined-behaviour sanitizers
 	$(call in_copy,sanitize)
 	cd $(VENV)/sanitize && export ANNBATCH_CYTHON_DEBUG=1 ANNBATCH_SANITIZE=1 PYTHONPATH="$(CURDIR)/$(VENV)/sanitize" && \
 	../bin/python setup.py --quiet build_ext --inplace && \
 	LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	../bin/python -m pytest -q -p no:cacheprovider tests/samplers/test_rle.py tests/storage $(ARGS)
+	../bin/python -m pytest -q -p no:cacheprovider --capture=sys tests/samplers/test_rle.py tests/storage $(ARGS)
 
 $(VENV)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or later, or pass PYTHON=/path/to/python" >&2; exit 1; }

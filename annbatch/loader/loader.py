@@ -43,13 +43,11 @@ from .sides import Sides, as_wanted_sides, divide
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Self
 
     import anndata as ad
     import zarr
-
-    from annbatch.types import LoaderOutput
 
     from .views import View
 
@@ -163,7 +161,7 @@ class Loader(IterableStyle):
         rows of a batch times the most values of a row are always enough.
     storage_options, max_requests, max_in_flight, cache, cache_size
         For data at URLs and in stores that are not local folders, see docs/far.md. `storage_options`: credentials and the like,
-        for fsspec. `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
+        for fsspec, or one dict per protocol (``{"s3": {...}, "https": {...}}``). `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
         ``"256MB"``. `cache`: a local folder where bytes that were fetched are kept for later passes and other processes, and
         `cache_size` the most it holds, such as ``"500GB"``.
 
@@ -787,7 +785,7 @@ class Loader(IterableStyle):
 
     # -- passes
 
-    def __iter__(self) -> Iterator[LoaderOutput]:
+    def __iter__(self) -> LoaderPass:
         """Start a pass.
 
         Returns

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from annbatch.abc import Sampler
     from annbatch.storage import Cancel
-    from annbatch.types import LoadRequest
+    from annbatch.types import LoaderOutput, LoadRequest
 
     from .batches import BatchReader
 
@@ -94,7 +94,7 @@ class _Owner(Protocol):
     def _left_early(self) -> None: ...
 
 
-class LoaderPass(Iterator[Any]):
+class LoaderPass(Iterator["LoaderOutput"]):
     """The iterator that a loader hands out.
 
     Parameters
@@ -129,10 +129,11 @@ class LoaderPass(Iterator[Any]):
         """Whether batches may still come. A fork's copy of a pass is none of its own."""
         return not self._closed and self._process == os.getpid()
 
-    def __next__(self) -> Any:
+    def __next__(self) -> LoaderOutput:
         if self._closed:
             raise StopIteration
         tell_untold()
+        batch: LoaderOutput
         try:
             batch, position = next(self._items)
         except BaseException:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from annbatch import Loader, storage
-from annbatch.storage.far import fetch, http
+from annbatch.storage.far import clients, fetch, http, stores
 from benchmarks.far.server import Fault, RangeServer
 
 from .test_same_batches import check, loader_at
@@ -63,6 +63,50 @@ def test_what_goes_away_is_tried_again(fault, name, server, folder):
     if fault != "reset":  # an idle connection that has ended is replaced without a word
         assert fetch.counts["retries"] - before >= 3
     assert server.faults[0].times == 0
+
+
+def through(client, url, monkeypatch):
+    """A place that is read through the library of a store."""
+    if client == "fsspec":
+        monkeypatch.setattr(clients, "_plain_http", lambda _: None)
+        return url
+    obstore = pytest.importorskip("obstore", reason="obstore is not installed")
+    server, _, name = url.rpartition("/")
+    given = {"client_options": {"allow_http": True}, "retry_config": {"max_retries": 0}}
+    return obstore.store.HTTPStore.from_url(server, **given), name
+
+
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+@pytest.mark.parametrize("fault", ["429", "503", "cut", "whole", "short"])
+def test_through_other_clients_too(fault, client, server, folder, monkeypatch):
+    far = loader_at(through(client, f"{server.url}/cells_0.h5ad", monkeypatch))
+    server.faults.append(Fault(pattern="h5ad", times=3, **TRANSIENT[fault]))
+    check(far, loader_at(folder / "cells_0.h5ad"))
+    assert server.faults[0].times == 0
+
+
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+def test_an_object_that_is_replaced_is_noticed_through_other_clients_too(client, own_folder, monkeypatch):
+    monkeypatch.setattr(stores, "LOOK_AGAIN_S", 0.0)
+    with RangeServer(own_folder) as server:
+        far = loader_at(
+            through(client, f"{server.url}/cells_0.h5ad", monkeypatch), chunk_size=100, preload_nchunks=1, prefetch=0
+        )
+        batches = iter(far)
+        next(batches)
+        content = (own_folder / "cells_0.h5ad").read_bytes()
+        (own_folder / "cells_0.h5ad").unlink()
+        (own_folder / "cells_0.h5ad").write_bytes(content[::-1])
+        with pytest.raises(storage.CorruptDataError, match="was changed or replaced after it was opened"):
+            list(batches)
+
+
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+def test_who_must_not_read_learns_it_at_opening_through_other_clients_too(client, server, monkeypatch):
+    server.faults.append(Fault("status", times=10**6, status=403))
+    place = through(client, f"{server.url}/cells_0.h5ad", monkeypatch)
+    with pytest.raises(PermissionError):
+        loader_at(place)
 
 
 @pytest.mark.parametrize("fault", ["503", "cut", "hang", "whole", "short"])
@@ -217,13 +261,15 @@ def test_a_pass_that_is_left_ends_at_once(prefetch, server, monkeypatch):
 
 
 SCRIPT = """
-import signal, sys, time
+import functools, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are started with it ignored
 from annbatch import Loader
-from annbatch.storage.far import http
+from annbatch.storage.far import http, reading
 http.TIMEOUT_S = 60
-loader = Loader(chunk_size=1, preload_nchunks=100, batch_size=50, prefetch=int(sys.argv[2]), max_requests=128)
+reading.merged = functools.partial(reading.merged, gap=-1)  # a request for every chunk
+loader = Loader(chunk_size=1, preload_nchunks=300, batch_size=50, prefetch=int(sys.argv[2]), max_requests=128)
 loader.use_collection(sys.argv[1])
+list(loader)  # the shard indexes are known
 print("open", flush=True)
 sys.stdin.readline()
 try:
@@ -248,9 +294,10 @@ def test_ctrl_c_ends_at_once(prefetch, server):
         server.most_open = 0
         child.stdin.write("go\n")
         child.stdin.flush()
-        deadline = time.monotonic() + 20
-        while server.most_open < 4 and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while server.most_open < 128 and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert server.most_open == 128
         before = time.monotonic()
         child.send_signal(signal.SIGINT)
         out, _ = child.communicate(timeout=30)

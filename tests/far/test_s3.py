@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from zarr.core.sync import sync
 
 from annbatch import Loader, MappedCollection, storage
+from annbatch.cli import main
 from annbatch.storage.far import clients, fetch, signed
 from annbatch.storage.far.clients import fsspec_objects
 from annbatch.storage.far.stores import HttpObjects
@@ -98,6 +101,24 @@ def test_stores_and_files_that_are_handed_over(name, options, folder):
     for place in places:
         far = Loader(rng=np.random.default_rng(0), **SETTINGS).add_paths([place])
         check(far, loader_at(folder / name))
+
+
+def test_the_command_line(options, folder, capsys):
+    given = ["--storage-options", json.dumps(options)]
+    assert main(["info", "s3://cells/cells_0.h5ad", *given]) == 0
+    assert "300 rows x 40 genes" in capsys.readouterr().out
+    bench = ["bench", "s3://cells/cells_0.h5ad", "--batch-size", "50", "--seconds", "0.01", "--quiet", "--json", *given]
+    assert main(bench) == 0
+    assert json.loads(capsys.readouterr().out)["requests"][0]["requests_per_million_rows"] > 0
+
+
+def test_options_for_each_protocol(options, folder):
+    with RangeServer(folder) as server:
+        far = Loader(rng=np.random.default_rng(0), storage_options={"s3": options}, **SETTINGS)
+        far.add_paths(["s3://cells/cells_0.h5ad", f"{server.url}/cells_1.h5ad"])
+        local = Loader(rng=np.random.default_rng(0), **SETTINGS)
+        check(far, local.add_paths([folder / "cells_0.h5ad", folder / "cells_1.h5ad"]))
+    assert storage.FarOptions({"headers": {"a": "b"}}).storage_options_of("http://x/y") == {"headers": {"a": "b"}}
 
 
 def test_mapped_collection(options, folder):

@@ -92,7 +92,9 @@ def decode_texts(const uint8_t[::1] data not None, const int64_t[::1] start not 
     UTF-8; halves of surrogate pairs, which Python strings may hold, pass.
     """
     cdef Py_ssize_t i
-    cdef const uint8_t *base = NULL
+    # Where there are no bytes, some address all the same: nothing is read there, but C wants one.
+    cdef uint8_t nothing = 0
+    cdef const uint8_t *base = &nothing
     if data.shape[0]:
         base = &data[0]
     for i in range(start.shape[0]):
@@ -152,7 +154,9 @@ def number_texts(const uint8_t[::1] data not None, const int64_t[::1] length not
     """
     cdef Py_ssize_t i, at = 0, slot, n_found = 0, mask = slots.shape[0] - 1
     cdef int32_t found
-    cdef const uint8_t *base = NULL
+    # Where there are no bytes, some address all the same: nothing is read there, but C wants one.
+    cdef uint8_t nothing = 0
+    cdef const uint8_t *base = &nothing
     if data.shape[0]:
         base = &data[0]
     with nogil:

@@ -131,9 +131,8 @@ def _zarr_store(place: str | StoredObject, options: FarOptions) -> tuple[Any, st
 
     if not isinstance(place, str):
         return place.zarr_store()
-    given = dict(options.storage_options or {})
     try:
-        return FsspecStore.from_url(place, storage_options=given, read_only=True), ""
+        return FsspecStore.from_url(place, storage_options=options.storage_options_of(place), read_only=True), ""
     except ImportError as error:
         msg = f"{place} needs fsspec and the package that knows such URLs: pip install 'annbatch[remote]' ({error})"
         raise ImportError(msg) from error

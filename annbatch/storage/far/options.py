@@ -23,7 +23,8 @@ class FarOptions:
     Attributes
     ----------
     storage_options
-        For the library that opens a URL (fsspec): credentials, endpoint, headers. None: what it finds in the environment.
+        For the library that opens a URL (fsspec): credentials, endpoint, headers; or for each protocol its own, ``{"s3": {...}, "https":
+        {...}}``. None: what it finds in the environment.
     max_requests
         Most requests under way at a time, of all stores of the process with these limits.
     max_in_flight
@@ -62,6 +63,16 @@ class FarOptions:
             if self.cache is None:
                 msg = f"cache_size must be given together with cache, got {self.cache_size} and no cache"
                 raise ValueError(msg)
+
+    def storage_options_of(self, url: str) -> dict[str, Any]:
+        """Return what is for the library that opens a URL."""
+        given = dict(self.storage_options or {})
+        if given and "::" not in url:  # of such chains, fsspec takes each protocol its own
+            from fsspec.registry import known_implementations
+
+            if all(name in known_implementations and hasattr(value, "keys") for name, value in given.items()):
+                return dict(given.get(url.partition("://")[0], {}))
+        return given
 
     def open_cache(self) -> RangeCache | None:
         """Return the folder where ranges are kept, None without one; a warning tells when nothing can be kept there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ __all__ = [
     "ZarrObjects",
     "check_same",
 ]
+
+# Seconds after which it is asked again whether an object is the same, where answers do not tell.
+LOOK_AGAIN_S = 1.0
 
 
 class Stamp(NamedTuple):
@@ -265,12 +269,16 @@ def _content_range(head: dict[str, str]) -> tuple[int, int, int]:
 
 
 class FsspecObjects(Objects):
-    """Objects of an fsspec file system. An object that changed is noticed when the file system tells its ETag or time."""
+    """Objects of an fsspec file system.
+
+    Of S3 every answer tells what the object is. Others are asked for it (ETag or time), and for each object at most once in
+    a while: so bytes of an object that was replaced may be handed out for so long.
+    """
 
     def __init__(self, files: Any, root: str) -> None:
         self._files, self._root = files, root
         self._pid = os.getpid()
-        self._looked: dict[str, Stamp] = {}
+        self._looked: dict[str, float] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FsspecObjects, (self._files, self._root)
@@ -303,6 +311,11 @@ class FsspecObjects(Objects):
             return await asyncio.to_thread(getattr(files, name), *args, **kwargs)
         except IsADirectoryError as error:
             raise FileNotFoundError(str(error)) from error
+        except FileNotFoundError as error:
+            # fsspec takes every refusal of a web server for this.
+            if getattr(error.__cause__, "status", None) in (401, 403):
+                raise PermissionError(str(error.__cause__)) from error
+            raise
 
     async def stat(self, key: str) -> Stamp:
         """See the base class."""
@@ -324,9 +337,16 @@ class FsspecObjects(Objects):
             check_same(found, stamp)
         else:
             data = await self._call("cat_file", self.path(key), start=start, end=start + len(into))
-        if stamp is not None and len(data) != len(into):
-            check_same(await self.stat(key), stamp)
+            if stamp is not None and (len(data) != len(into) or self._is_to_be_looked_at(key)):
+                check_same(await self.stat(key), stamp)
         _fill(into, data)
+
+    def _is_to_be_looked_at(self, key: str) -> bool:
+        now = time.monotonic()
+        if now - self._looked.get(key, -LOOK_AGAIN_S) < LOOK_AGAIN_S:
+            return False
+        self._looked[key] = now
+        return True
 
     async def _s3(self, key: str, **kwargs: Any) -> tuple[bytes, Stamp]:
         """Ask s3fs for an object and for what it is."""

@@ -491,7 +491,7 @@ cdef int read_plain(call_t *call, const job_t *job, const task_t *task, uintptr_
     return FINE
 
 
-cdef int call_task(call_t *call, int number, int64_t t, uintptr_t base, chunk_file_t *opened, scratch_t *scratch,
+cdef int run_task(call_t *call, int number, int64_t t, uintptr_t base, chunk_file_t *opened, scratch_t *scratch,
                   int64_t *detail) noexcept nogil:
     """Read, decode and place one chunk: task ``t`` of a job."""
     cdef job_t *job = call.job + number
@@ -575,20 +575,20 @@ cdef void place_tasks(void *context, int worker) noexcept nogil:
         while i + 1 < call.n_jobs and call.job[i + 1].first_number <= number:
             i += 1
         t = number - call.job[i].first_number
-        status = call_task(call, i, t, 0, &opened, scratch, &failure.detail)
+        status = run_task(call, i, t, 0, &opened, scratch, &failure.detail)
         if status != FINE:
             fail(call, failure, status, i, call.job[i].task[t].chunk, number)
     if opened.fd >= 0:
         file_close(opened.fd)
 
 
-cdef bint stage(call_t *call, int job, int64_t first, int64_t stop, char *base, chunk_file_t *opened, scratch_t *scratch,
-                failure_t *failure, int64_t number) noexcept nogil:
+cdef bint stage(call_t *call, int job, int64_t first, int64_t stop, char *base, chunk_file_t *opened,
+                scratch_t *scratch, failure_t *failure, int64_t number) noexcept nogil:
     """Place the tasks first <= task < stop of a job in scratch memory; False when one failed."""
     cdef int64_t t
     cdef int status
     for t in range(first, stop):
-        status = call_task(call, job, t, <uintptr_t>base, opened, scratch, &failure.detail)
+        status = run_task(call, job, t, <uintptr_t>base, opened, scratch, &failure.detail)
         if status != FINE:
             fail(call, failure, status, job, call.job[job].task[t].chunk, number)
             return False

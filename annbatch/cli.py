@@ -144,7 +144,7 @@ def _add_verify(commands: Any, common: argparse.ArgumentParser) -> None:
             "The exit status is 1 when something is."
         ),
     )
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=_path, help="a local file or folder; of a URL, a copy on a disk")
     parser.add_argument(
         "--accept", action="store_true", help="take it as it is now: it was changed on purpose after it was written"
     )

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from annbatch._shared.collection_format import H5AD_SUFFIX, is_marked, sorted_datasets
-from annbatch.storage import CorruptDataError, available_cpus, open_matrix
+from annbatch.storage import CorruptDataError, available_cpus, is_url, open_matrix
 from annbatch.storage.chunks.hdf5_table import edges_are_bare
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
@@ -131,6 +131,8 @@ def verify(path: str | os.PathLike[str], *, progress: bool = True, num_threads: 
     ------
     FileNotFoundError
         Nothing is there.
+    ValueError
+        It is a URL.
 
     Examples
     --------
@@ -140,10 +142,7 @@ def verify(path: str | os.PathLike[str], *, progress: bool = True, num_threads: 
     >>> verify("three.h5ad", progress=False).is_sound
     True
     """
-    path = Path(path)
-    if not path.exists():
-        msg = f"no such file or folder: {path}"
-        raise FileNotFoundError(msg)
+    path = _local(path)
     report, start = Report(), time.perf_counter()
     bar = tqdm(desc="Verifying", unit="B", unit_scale=True, disable=not progress)
     with bar:
@@ -163,7 +162,7 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
     Report
         Of reading it without its manifest. When something is damaged, the manifests stay as they were.
     """
-    path = Path(path)
+    path = _local(path)
     folders = [dataset for dataset in _datasets(path, Report()) if dataset.is_dir()]
     before = {folder: (folder / "zarr.json").read_bytes() for folder in folders if has_manifest(folder)}
     try:
@@ -181,6 +180,20 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
     for folder in before:
         write_manifest(folder, add_checksums=False)
     return report
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    if is_url(path):
+        msg = (
+            f"path must be a local file or folder, got {path}; copy it to a disk and verify the copy (far away, a Loader "
+            "compares what it reads with checksums and sizes)"
+        )
+        raise ValueError(msg)
+    path = Path(path)
+    if not path.exists():
+        msg = f"no such file or folder: {path}"
+        raise FileNotFoundError(msg)
+    return path
 
 
 def _restore(documents: dict[Path, bytes]) -> None:

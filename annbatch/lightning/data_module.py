@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from annbatch.loader import Loader
+from annbatch.loader import Loader, Sides
 from annbatch.samplers import DistributedSampler
 
 try:
@@ -35,7 +35,7 @@ class AnnDataModule(LightningDataModule):
     Raises
     ------
     TypeError
-        When one of them is no iterable.
+        When one of them is no iterable, or all sides of a split.
     ValueError
         When none is given.
 
@@ -80,6 +80,9 @@ class AnnDataModule(LightningDataModule):
             msg = "at least one of train, validation, test and predict must be given, got none"
             raise ValueError(msg)
         for name, loader in self._given.items():
+            if isinstance(loader, Sides):  # iterable, but over the names of the sides
+                msg = f"{name} must be a Loader or another data loader, got Sides; pass its sides by name: AnnDataModule(**sides)"
+                raise TypeError(msg)
             if loader is not None and not hasattr(loader, "__iter__"):
                 msg = f"{name} must be a Loader or another data loader, got {type(loader).__name__}"
                 raise TypeError(msg)

@@ -653,6 +653,12 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
             )
             raise ValueError(msg)
         return [collection[name] for name in sorted_datasets(storage.find_datasets(collection))]
+    if not hasattr(collection, "__iter__"):
+        msg = (
+            "collection must be a DatasetCollection, or a zarr group, path or URL that holds one, got "
+            f"{collection!r} ({type(collection).__name__}); of a store, pass its group: zarr.open_group(store, mode='r')"
+        )
+        raise TypeError(msg)
     groups = list(collection)
     for group in groups:
         if not hasattr(group, "attrs"):

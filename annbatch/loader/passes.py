@@ -73,7 +73,10 @@ class LoaderPosition:
             msg = f"state belongs to another view of the same data: it was taken with {its_rows}, this loader has {our_rows}"
             raise ValueError(msg)
         if ours != theirs:
-            msg = f"state belongs to other data: it was taken with {theirs}, this loader has {ours}"
+            msg = (
+                f"state belongs to other data: it was taken with {theirs}, this loader has {ours}; "
+                "add the same data in the same order"
+            )
             raise ValueError(msg)
         n_done = state.get("n_batches_done_of_request")
         if not isinstance(n_done, int) or n_done < 0 or not isinstance(state.get("sampler"), dict):

@@ -217,7 +217,11 @@ def _taken(side: str, conditions: Mapping[str, Sequence[Any]], n_rows: int, labe
         absent = [value for value in values if not passing(occurring, labels, [value]).any()]
         if absent:
             # A slip of the pen would leave that donor in another side.
-            msg = f"{parameter}[{column!r}] must name values that occur, got {_label_names(absent)}, which no row has"
+            there = _label_names([labels[code] for code in occurring.tolist() if code >= 0]) or "none"
+            msg = (
+                f"{parameter}[{column!r}] must name values that occur, got {_label_names(absent)}, which no row has; "
+                f"there is {there}"
+            )
             raise ValueError(msg)
         taken &= passing(codes, labels, values)
     return taken

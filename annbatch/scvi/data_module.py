@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from annbatch.lightning import AnnDataModule
-from annbatch.loader import Loader
+from annbatch.loader import Loader, Sides
 from annbatch.samplers import SequentialSampler
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class SCVIDataModule(AnnDataModule):
         given = {"train": train, "validation": validation, "test": test}
         for name, loader in given.items():
             if not (isinstance(loader, Loader) or (name != "train" and loader is None)):
-                msg = f"{name} must be a Loader, got {type(loader).__name__}"
+                hint = "; pass its sides by name: SCVIDataModule(**sides, ...)" if isinstance(loader, Sides) else ""
+                msg = f"{name} must be a Loader, got {type(loader).__name__}{hint}"
                 raise TypeError(msg)
             if loader is not None:
                 self._must_suit(name, loader)

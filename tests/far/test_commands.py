@@ -44,3 +44,6 @@ def test_wrong_use(server, capsys):
     with pytest.raises(SystemExit):
         main(["info", f"{server.url}/cells.zarr", "--storage-options", "[]"])
     assert "must be a JSON object, got '[]'" in capsys.readouterr().err
+    for given in ([], ["--accept"]):
+        assert main(["verify", f"{server.url}/cells.zarr", *given]) == 1
+        assert f"path must be a local file or folder, got {server.url}/cells.zarr; copy it" in capsys.readouterr().err

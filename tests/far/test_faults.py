@@ -209,8 +209,16 @@ def test_a_shard_index_that_lies_is_damage(own_folder):
 @pytest.mark.parametrize("name", DATA)
 def test_who_must_not_read_learns_it_at_opening(name, status, server):
     server.faults.append(Fault("status", times=10**6, status=status))
-    with pytest.raises(PermissionError, match=f"status {status}: it was told to"):
+    with pytest.raises(PermissionError, match=f"{server.url}/{name}: .*status {status}: it was told to"):
         loader_at(f"{server.url}/{name}")
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_options_that_do_not_suit_are_not_taken_for_a_missing_object(name, server):
+    with pytest.raises(
+        TypeError, match=rf"storage_options must be what the library of .*/{name} takes, got \['anon'\]"
+    ):
+        loader_at(f"{server.url}/{name}", storage_options={"anon": True})
 
 
 def test_a_password_in_the_url_is_handed_in_and_not_told(server, folder):

@@ -127,6 +127,8 @@ def test_wrong_use(server, folder, tmp_path):
         Loader().add_paths([obstore.open_reader(store, "cells_0.h5ad")])
     with pytest.raises(TypeError, match=r"paths must hold paths, URLs, .*got \(3, 'a.h5ad'\) \(tuple\)"):
         Loader().add_paths([(3, "a.h5ad")])
+    with pytest.raises(TypeError, match=r"collection must be .*got LocalStore.*zarr.open_group\(store, mode='r'\)"):
+        Loader().use_collection(store)
     (tmp_path / "a.bz2").write_bytes(bz2.compress(b"cells"))
     with pytest.raises(ValueError, match="paths must hold files that are read as they are, got .* compression='bz2'"):
         Loader().add_paths([fsspec.open(str(tmp_path / "a.bz2"), compression="infer")])

@@ -155,6 +155,26 @@ def test_credentials_that_do_not_do(like_s3, monkeypatch):
             Loader(storage_options=options, **SETTINGS).add_paths([f"{url}/{name}"])
 
 
+@pytest.mark.parametrize("name", ["cells.zarr", "cells_0.h5ad"])
+def test_no_credentials(name, options, monkeypatch, tmp_path):
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(variable, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(fetch, "N_TRIES", 1)
+    with pytest.raises(PermissionError, match=f"{name}: Unable to locate credentials; set AWS_PROFILE"):
+        Loader(storage_options={"endpoint_url": options["endpoint_url"]}).add_paths([f"s3://cells/{name}"])
+
+
+@pytest.mark.parametrize("name", ["cells.zarr", "cells_0.h5ad"])
+def test_options_that_the_library_does_not_know(name):
+    with pytest.raises(
+        TypeError, match=rf"storage_options must be what the library of s3://cells/{name} takes, got \['end'\]"
+    ):
+        Loader(storage_options={"end": "http://127.0.0.1:9"}).add_paths([f"s3://cells/{name}"])
+
+
 @pytest.fixture
 def like_s3(folder):
     """A server that answers whatever is signed, and what a URL and options for it are."""

@@ -142,6 +142,10 @@ def test_what_is_wrong_is_said_at_once(paths):
         AnnDataModule()
     with pytest.raises(TypeError, match="validation must be a Loader or another data loader, got int"):
         AnnDataModule(train=make_loader(paths), validation=3)
+    with pytest.raises(
+        TypeError, match=r"train must be .*got Sides; pass its sides by name: AnnDataModule\(\*\*sides\)"
+    ):
+        AnnDataModule(make_loader(paths).split({"train": 0.5, "validation": 0.5}))
     with pytest.raises(RuntimeError, match="has no test loader: pass test= when it is made"):
         AnnDataModule(train=make_loader(paths)).test_dataloader()
 

@@ -210,7 +210,7 @@ def test_a_split_is_of_the_view_that_it_is_called_on(loader):
         (
             {"sides": {"a": {"donor": ["D3", "D99"]}, "b": ...}},
             ValueError,
-            r"sides\['a'\]\['donor'\] must name values that occur, got 'D99', which no row has",
+            r"sides\['a'\]\['donor'\] must name values that occur, got 'D99', which no row has; there is 'D0', 'D1', 'D10'",
         ),
         ({"sides": {"a": {"plate": None}, "b": ...}}, ValueError, "got missing, which no row has"),
         (

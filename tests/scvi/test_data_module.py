@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("lightning", reason="needs lightning")
 
 from annbatch import Loader  # noqa: E402
+from annbatch.loader import Sides  # noqa: E402
 from annbatch.scvi import SCVIDataModule  # noqa: E402
 
 DONORS = ["D2", "D1", "D3", "D1", "D2", "D3"]
@@ -81,6 +82,11 @@ def test_views_are_validated_by_the_same_codes():
     ("arguments", "error", "text"),
     [
         ({"train": 3}, TypeError, "train must be a Loader, got int"),
+        (
+            {"train": Sides({}, {})},
+            TypeError,
+            r"train must be a Loader, got Sides; pass .*SCVIDataModule\(\*\*sides, ...\)",
+        ),
         ({"validation": []}, TypeError, "validation must be a Loader, got list"),
         ({"batch_key": "sex"}, ValueError, r"train must be a Loader with labels=\['cell_type', 'donor', 'sex'\]"),
         (

@@ -240,6 +240,9 @@ def open_far_files(places: Sequence[tuple[Objects, str]], options: FarOptions) -
         if isinstance(answer, FileNotFoundError):
             msg = f"there is no such object: {name}"
             raise FileNotFoundError(msg) from answer
+        if isinstance(answer, PermissionError):
+            msg = f"{name}: {answer}"
+            raise PermissionError(msg) from answer
         if isinstance(answer, BaseException):
             raise answer
         data, stamp = answer

@@ -65,7 +65,20 @@ def open_far(places: Sequence[str | StoredObject], options: FarOptions | None = 
         The library that knows this kind of URL is not installed.
     CorruptDataError
         What is there is damaged.
+    TypeError
+        The library that knows this kind of URL does not take the `storage_options`.
     """
+    try:
+        return _opened(places, options)
+    except TypeError as error:
+        if options is None or not options.storage_options:
+            raise
+        # Their values may be secrets.
+        msg = f"storage_options must be what the library of {places[0]} takes, got {sorted(options.storage_options)}: {error}"
+        raise TypeError(msg) from error
+
+
+def _opened(places: Sequence[str | StoredObject], options: FarOptions | None) -> list[h5py.File | zarr.Group]:
     from .zarr_store import FarStore
 
     options = FarOptions() if options is None else options

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .http import NotPlainError
-from .stores import FsspecObjects, HttpObjects, RoutedObjects
+from .stores import FsspecObjects, HttpObjects, RoutedObjects, has_no_credentials
 
 __all__ = ["SignedObjects", "can_be_signed"]
 
@@ -95,3 +95,7 @@ class SignedObjects(RoutedObjects):
             if signed is None or time.monotonic() - signed < _FRESH_S:
                 self._is_refused = True
             return answer
+        except Exception as error:
+            if has_no_credentials(error):  # s3fs says so, too, as what it is
+                return await getattr(self._general, name)(key, *args)
+            raise

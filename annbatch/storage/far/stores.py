@@ -23,6 +23,7 @@ __all__ = [
     "Stamp",
     "ZarrObjects",
     "check_same",
+    "has_no_credentials",
 ]
 
 # Seconds after which it is asked again whether an object is the same, where answers do not tell.
@@ -315,6 +316,13 @@ class FsspecObjects(Objects):
             # fsspec takes every refusal of a web server for this.
             if getattr(error.__cause__, "status", None) in (401, 403):
                 raise PermissionError(str(error.__cause__)) from error
+            # ... and every option that its client does not know.
+            if isinstance(error.__cause__, TypeError):
+                raise error.__cause__ from None
+            raise
+        except Exception as error:
+            if has_no_credentials(error):
+                raise _no_credentials(error) from error
             raise
 
     async def stat(self, key: str) -> Stamp:
@@ -367,6 +375,8 @@ class FsspecObjects(Objects):
                 raise FileNotFoundError(self.text(key)) from error
             if code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403"):
                 raise PermissionError(str(error)) from error
+            if has_no_credentials(error):
+                raise _no_credentials(error) from error
             raise
         total = answer.get("ContentRange", "").rpartition("/")[2]
         return data, Stamp(int(total) if total.isdigit() else len(data), str(answer.get("ETag", "")))
@@ -391,6 +401,16 @@ class FsspecObjects(Objects):
         stamp = await self.stat(key)
         data = await self._call("cat_file", self.path(key), start=0, end=min(n_bytes, max(stamp.size, 0)))
         return data, stamp
+
+
+def has_no_credentials(error: Exception) -> bool:
+    """Whether a client of S3 found no credentials, or only a part of them: asking again does not help."""
+    return type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
+
+
+def _no_credentials(error: Exception) -> PermissionError:
+    words = "set AWS_PROFILE or the like, or pass storage_options: {'anon': True} for a public bucket"
+    return PermissionError(f"{error}; {words}")
 
 
 class ObstoreObjects(Objects):

@@ -164,6 +164,10 @@ def as_keys(name: str, keys: Any) -> tuple[str, ...]:
 
 
 def _texts(name: str, values: Any, rule: str) -> tuple[str, ...]:
+    if isinstance(values, (set, frozenset, dict)):
+        # The order of a set is another in every process, and that of columns counts; what a dict says besides would be lost.
+        msg = f"{name} must be {rule}, got a {type(values).__name__}: pass a list"
+        raise TypeError(msg)
     try:
         found = tuple(values)
     except TypeError:

@@ -76,6 +76,9 @@ def _as_table(name: str, table: Any) -> pd.Index[Any]:
     if isinstance(table, (str, bytes)) or not hasattr(table, "__iter__"):
         msg = f"labels[{name!r}] must be a list of labels, or None for those of the data, got {table!r}"
         raise TypeError(msg)
+    if isinstance(table, (set, frozenset)) or (isinstance(table, dict) and [*table.values()] != [*range(len(table))]):
+        msg = f"labels[{name!r}] must be a list of labels in the order of their codes, got {table!r}, a {type(table).__name__}"
+        raise TypeError(msg)
     values = list(table)
     if any(is_missing(value) for value in values):
         msg = f"labels[{name!r}] must list labels; a missing one has the code -1 and is none, got {values!r}"

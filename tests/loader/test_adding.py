@@ -43,6 +43,7 @@ def bare(n_obs=5, n_var=3, dtype="float32", *, sparse=True):
         ),
         ({"obsm": [1]}, TypeError, r"obsm must be a list of names, got 1 \(int\) among them"),
         ({"obs_columns": ["a", "a"]}, ValueError, "obs_columns must name each only once, got 'a'"),
+        ({"var_names": {"g1", "g2"}}, TypeError, "var_names must be a list of names, got a set: pass a list"),
         ({"var_names": []}, ValueError, "var_names must name at least one variable"),
         ({"prefetch": -1}, ValueError, "prefetch must be >= 0, got -1"),
         ({"prefetch": 1.5}, TypeError, "prefetch must be an integer"),

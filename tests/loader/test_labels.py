@@ -103,6 +103,8 @@ def test_fixed_labels_keep_their_codes():
     numbers = small_loader(labels={"x": [2, 1]}).add_adata(with_obs(x=[1, 2, 1]))
     assert rows(numbers, lambda batch: batch["labels"]["x"]).tolist() == [1, 0, 1]
     assert small_loader(labels={"x": None}).add_adata(adata).encoders["x"].tolist() == ["a", "b", "c"]
+    # As MappedCollection.encoders has them: the codes say what the order says.
+    assert small_loader(labels={"x": {"c": 0, "a": 1, "b": 2}}).encoders["x"].tolist() == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,12 @@ def test_fixed_labels_keep_their_codes():
     [
         ({"labels": "x"}, TypeError, "labels must be a list of names, got the string 'x'"),
         ({"labels": {"x": "ab"}}, TypeError, r"labels\['x'\] must be a list of labels, or None"),
+        (
+            {"labels": {"x": {"a", "b"}}},
+            TypeError,
+            r"labels\['x'\] must be a list of labels in the order of their codes.* a set",
+        ),
+        ({"labels": {"x": {"a": 1, "b": 0}}}, TypeError, "in the order of their codes, got .* a dict"),
         ({"labels": {"x": ["a", "a"]}}, ValueError, r"labels\['x'\] must list each label once, got 'a' more than once"),
         ({"labels": {"x": ["a", 1]}}, TypeError, "must be all text, all numbers or all booleans"),
         ({"labels": {"x": ["a", None]}}, ValueError, "a missing one has the code -1"),

@@ -589,6 +589,7 @@ def test_repr_names_what_is_read(two):
         ({"dtype": "U4"}, ValueError, "dtype must be a number type, got <U4"),
         ({"dtype": "datetime64[s]"}, ValueError, "dtype must be a number type"),
         ({"var_names": "bc"}, TypeError, "var_names must be a list of names, got the string 'bc'"),
+        ({"obs_keys": {"cell_type": ["B", "T"]}}, TypeError, "obs_keys must be a name or a list of names, got a dict"),
         ({"var_names": 5}, TypeError, "var_names must be a list of names, got 5"),
         ({"obs_keys": 5}, TypeError, "obs_keys must be a name or a list of names, got 5 \\(int\\)"),
         ({"obs_filter": {"cell_type": [["T"]]}}, TypeError, r"obs_filter\['cell_type'\] must be a value or a list"),

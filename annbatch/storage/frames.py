@@ -184,9 +184,7 @@ class FrameReader:
         """Read columns and row names; see :func:`read_frame`."""
         names = list(self.columns if columns is None else columns)
         index = self.index(rows)
-        if not len(index):
-            index = index.astype(natural_text_dtype())  # pandas 3 tells text by looking at it
-        elif not pd.api.types.is_string_dtype(index.dtype):
+        if not pd.api.types.is_string_dtype(index.dtype):
             index = index.astype(str)
         return pd.DataFrame({name: self.column(name, rows) for name in names}, index=index, columns=names or None)
 

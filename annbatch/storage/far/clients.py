@@ -83,7 +83,11 @@ class PlainOrFsspec(RoutedObjects):
 
     def text(self, key: str) -> str:
         """See the base class."""
-        return _PASSWORD.sub("", self._general.text(key).partition("?")[0], count=1)
+        return self.identity(key).partition("?")[0]
+
+    def identity(self, key: str) -> str:
+        """See the base class."""
+        return _PASSWORD.sub("", self._general.text(key), count=1)
 
     async def _call(self, name: str, key: str, *args: Any) -> Any:
         try:

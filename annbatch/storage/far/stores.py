@@ -51,6 +51,10 @@ class Objects(ABC):
     def text(self, key: str) -> str:
         """Name an object, for error texts."""
 
+    def identity(self, key: str) -> str | None:
+        """Name an object as no other is named, for who keeps some of it; None where that cannot be."""
+        return self.text(key)
+
     @abstractmethod
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
         """Read ``len(into)`` bytes from `start` on.
@@ -147,6 +151,10 @@ class HttpObjects(Objects):
     def text(self, key: str) -> str:
         """See the base class."""
         return self._server + self._path(key).partition("?")[0]
+
+    def identity(self, key: str) -> str:
+        """See the base class."""
+        return self._server + self._path(key)
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}" if key else self._root
@@ -405,6 +413,11 @@ class ObstoreObjects(Objects):
     def text(self, key: str) -> str:
         """See the base class."""
         return f"{self._store!r} :: {self._path(key)}"
+
+    def identity(self, key: str) -> str | None:
+        """See the base class."""
+        # A store in memory is named by its address, which the next one may have.
+        return None if " object at 0x" in repr(self._store) else self.text(key)
 
     def _path(self, key: str) -> str:
         return "/".join(part for part in (self._root, key) if part)

@@ -122,11 +122,16 @@ def test_queries_tell_objects_apart(tmp_path):
         assert "?" not in one.text("")  # there may be a signature in it
 
 
-def test_nothing_is_kept_of_stores_in_memory(tmp_path):
-    """The next one may have the same address, and numbers its objects alike."""
-    obstore = pytest.importorskip("obstore", reason="obstore is not installed")
+@pytest.mark.parametrize("kind", ["memory", "dir"])
+def test_nothing_is_kept_of_stores_without_a_name(kind, tmp_path):
+    """The next one in memory may have the same address, and numbers its objects alike; one of a folder does not say which."""
     cache, stamp = RangeCache(str(tmp_path), None), Stamp(PAGE_BYTES, '"0"')
-    objects = ObstoreObjects(obstore.store.MemoryStore())
+    if kind == "memory":
+        obstore = pytest.importorskip("obstore", reason="obstore is not installed")
+        objects = ObstoreObjects(obstore.store.MemoryStore())
+    else:
+        files = pytest.importorskip("fsspec").filesystem
+        objects = FsspecObjects(files("dir", path="/one", fs=files("file")), "")
     cache.add(objects, "a", stamp, 0, memoryview(bytes(PAGE_BYTES)))
     cache.add_whole(objects, "a", stamp, bytes(PAGE_BYTES))
     assert not list(tmp_path.rglob("*.*"))

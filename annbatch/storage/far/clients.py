@@ -29,7 +29,10 @@ def awaitable(files: Any) -> Any:
     """Return a file system of fsspec as one that is awaited in zarr-python's event loop, where it can be."""
     if not files.async_impl or files.asynchronous:
         return files
-    return type(files)(*files.storage_args, **{**files.storage_options, "asynchronous": True})
+    try:
+        return type(files)(*files.storage_args, **{**files.storage_options, "asynchronous": True})
+    except ValueError:
+        return files  # one on top of another that is not awaited, as those of a folder are
 
 
 def objects_of(store: Any) -> Objects:

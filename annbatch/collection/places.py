@@ -21,7 +21,7 @@ from annbatch._shared.collection_format import (
 )
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
-from annbatch.storage.manifest import parsed_document
+from annbatch.storage.manifest import MANIFEST, parsed_document
 from annbatch.storage.opening import check_store
 
 from .building.files import replace_text
@@ -32,7 +32,7 @@ from .building.schema import SRC_PATH
 from .building.warn import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from os import PathLike
 
@@ -288,18 +288,40 @@ class LocalZarr(_Folder):
         metadata = self._metadata() or {"zarr_format": 3, "node_type": "group"}
         attributes = {**metadata.get("attributes", {}), **MARKER}
         # In one place, in the write that publishes: through a network, looking at each node would take long.
-        changed = metadata | {"attributes": attributes, "consolidated_metadata": self._all_metadata()}
+        changed = metadata | {"attributes": attributes, "consolidated_metadata": self._all_metadata(metadata)}
         if changed != metadata:
             # Without indent: with it json is ten times as slow, which tells where there are many datasets.
             replace_text(self.root / "zarr.json", json.dumps(changed), self.root / WORK_FOLDER)
 
-    def _all_metadata(self) -> dict[str, Any]:
-        """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root."""
+    def _all_metadata(self, root: Mapping[str, Any]) -> dict[str, Any]:
+        """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root.
+
+        Those of datasets that are as `root` has them are taken from there: an addition reads one document of each, not dozens.
+        """
+        kept: dict[str, dict[str, Any]] = {}
+        for key, document in ((root.get("consolidated_metadata") or {}).get("metadata") or {}).items():
+            kept.setdefault(key.partition("/")[0], {})[key] = document
         nodes: dict[str, Any] = {}
         # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
         for name in sorted_datasets(path.name for path in self.root.iterdir() if path.is_dir()):
-            _note_metadata(f"{self.root}/{name}", name, nodes)
+            known = kept.get(name, {})
+            document = _document(f"{self.root}/{name}")
+            # The manifest in it tells all documents below by their digests.
+            if document is not None and document == known.get(name) and MANIFEST in document.get("attributes", {}):
+                nodes |= known
+            else:
+                _note_metadata(f"{self.root}/{name}", name, nodes)
         return {"kind": "inline", "must_understand": False, "metadata": nodes}
+
+
+def _document(folder: str) -> dict[str, Any] | None:
+    """The metadata of a node; None where there is none."""
+    try:
+        with open(f"{folder}/zarr.json", "rb") as file:  # noqa: PTH123
+            document: dict[str, Any] = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    return document
 
 
 def _note_metadata(folder: str, key: str, nodes: dict[str, Any]) -> None:
@@ -307,10 +329,8 @@ def _note_metadata(folder: str, key: str, nodes: dict[str, Any]) -> None:
 
     With plain strings and one call for each document: a collection of hundreds of datasets has thousands.
     """
-    try:
-        with open(f"{folder}/zarr.json", "rb") as file:  # noqa: PTH123
-            document = json.loads(file.read())
-    except FileNotFoundError:
+    document = _document(folder)
+    if document is None:
         return
     nodes[key] = document
     if document.get("node_type") == "group":  # what lies below an array are chunks

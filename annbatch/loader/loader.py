@@ -161,9 +161,9 @@ class Loader(IterableStyle):
         rows of a batch times the most values of a row are always enough.
     storage_options, max_requests, max_in_flight, cache, cache_size
         For data at URLs and in stores that are not local folders, see docs/far.md. `storage_options`: credentials and the like,
-        for fsspec, or one dict per protocol (``{"s3": {...}, "https": {...}}``). `max_requests`: most requests under way at a time. `max_in_flight`: most bytes on their way, such as
-        ``"256MB"``. `cache`: a local folder where bytes that were fetched are kept for later passes and other processes, and
-        `cache_size` the most it holds, such as ``"500GB"``.
+        for fsspec, or one dict per protocol (``{"s3": {...}, "https": {...}}``). `max_requests`: most requests under way at a
+        time. `max_in_flight`: most bytes on their way, such as ``"256MB"``. `cache`: a local folder where bytes that were
+        fetched are kept for later passes and other processes, and `cache_size` the most it holds, such as ``"500GB"``.
 
     Raises
     ------

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 import zarr
 
 from annbatch import DatasetCollection, write_sharded
+from annbatch.collection import places
 from tests.cells import as_array, cells, files_below, read_all, write
 
 QUIET = {"progress": False}
@@ -471,6 +472,31 @@ class TestAdding:
         DatasetCollection(group).add_adatas(two[1][1:], **QUIET)
         check_rows(DatasetCollection(place), two[0])
         assert sorted(zarr.open_group(place, mode="r").group_keys()) == ["dataset_0", "dataset_1"]
+
+    def test_the_root_lists_all_documents_and_reads_one_of_each_dataset_that_it_lists(self, tmp_path, two, monkeypatch):
+        place = tmp_path / "c.zarr"
+        DatasetCollection(place).add_adatas(two[1][:1], **QUIET)
+        read = []
+        note = places._note_metadata
+        monkeypatch.setattr(places, "_note_metadata", lambda *args: (read.append(args[1]), note(*args)))
+        DatasetCollection(place).add_adatas(two[1][1:], **QUIET)
+        assert {key.partition("/")[0] for key in read} == {"dataset_1"}
+
+        def listed():
+            return json.loads((place / "zarr.json").read_text())["consolidated_metadata"]["metadata"]
+
+        documents = {
+            path.parent.relative_to(place).as_posix(): json.loads(path.read_text())
+            for path in place.glob("dataset_*/**/zarr.json")
+        }
+        assert listed() == documents
+        # A dataset that is another than the root says is gone through whole.
+        document = place / "dataset_0" / "zarr.json"
+        changed = documents["dataset_0"] | {"attributes": documents["dataset_0"]["attributes"] | {"note": 1}}
+        document.write_text(json.dumps(changed))
+        DatasetCollection(place).add_adatas([cells(20, seed=3, prefix="c")], **QUIET)
+        assert "dataset_0/X/data" in read
+        assert listed()["dataset_0"] == changed
 
     def test_genes_the_collection_lacks(self, tmp_path):
         first, more = cells(10, prefix="a"), cells(10, 15, prefix="b", seed=1)

@@ -13,9 +13,9 @@ import zarr
 
 from annbatch import Loader, storage
 from annbatch.storage.far import cache as cache_module
-from annbatch.storage.far import fetch
+from annbatch.storage.far import clients, fetch
 from annbatch.storage.far.cache import PAGE_BYTES, RangeCache
-from annbatch.storage.far.stores import HttpObjects, Stamp
+from annbatch.storage.far.stores import FsspecObjects, HttpObjects, ObstoreObjects, Stamp
 from benchmarks.far.server import RangeServer
 
 from .test_same_batches import check, loader_at
@@ -100,6 +100,41 @@ def test_without_etag_and_time_nothing_is_kept(folder, tmp_path):
         for _ in range(2):
             check(far, local)
     assert list(tmp_path.rglob("*.segment")) == []
+
+
+def test_queries_tell_objects_apart(tmp_path):
+    """They may have the same size and time, of which some servers make their ETags."""
+    cache, stamp, data = RangeCache(str(tmp_path), None), Stamp(PAGE_BYTES, '"same"'), bytes(PAGE_BYTES)
+    url = "http://localhost/get?id="
+    plain = [HttpObjects(f"{url}{number}") for number in (1, 2)]
+    files = pytest.importorskip("fsspec").filesystem("http")
+    for one, other in (
+        plain,
+        [clients.PlainOrFsspec(each, FsspecObjects(files, f"{url}{i}")) for i, each in enumerate(plain, 1)],
+    ):
+        cache.add(one, "", stamp, 0, memoryview(data))
+        cache.add_whole(one, "", stamp, data)
+        first, stop = np.array([0]), np.array([PAGE_BYTES])
+        assert cache.find(one, "", stamp, first, stop)[0] != 0
+        assert cache.find_whole(one, "", stamp) is not None
+        assert cache.find(other, "", stamp, first, stop)[0] == 0
+        assert cache.find_whole(other, "", stamp) is None
+        assert "?" not in one.text("")  # there may be a signature in it
+
+
+@pytest.mark.parametrize("kind", ["memory", "dir"])
+def test_nothing_is_kept_of_stores_without_a_name(kind, tmp_path):
+    """The next one in memory may have the same address, and numbers its objects alike; one of a folder does not say which."""
+    cache, stamp = RangeCache(str(tmp_path), None), Stamp(PAGE_BYTES, '"0"')
+    if kind == "memory":
+        obstore = pytest.importorskip("obstore", reason="obstore is not installed")
+        objects = ObstoreObjects(obstore.store.MemoryStore())
+    else:
+        files = pytest.importorskip("fsspec").filesystem
+        objects = FsspecObjects(files("dir", path="/one", fs=files("file")), "")
+    cache.add(objects, "a", stamp, 0, memoryview(bytes(PAGE_BYTES)))
+    cache.add_whole(objects, "a", stamp, bytes(PAGE_BYTES))
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_deleting_the_folder_loses_nothing_but_time(server, folder, tmp_path):

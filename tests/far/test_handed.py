@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import bz2
 import pickle
+import tarfile
+import time
 import zipfile
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import zarr
 
 from annbatch import Loader, MappedCollection, storage
-from annbatch.storage.far.stores import HttpObjects
+from annbatch.storage.far.stores import FsspecObjects, HttpObjects
 
 from .test_same_batches import SETTINGS, check, loader_at
 
@@ -57,13 +60,39 @@ def _local_store(server, folder, name, tmp_path):
     return zarr.storage.LocalStore(folder, read_only=True), name
 
 
+def _local_store_from_its_root(server, folder, name, tmp_path):
+    return zarr.storage.LocalStore(folder, read_only=True), f"/{name}"
+
+
+def _zip_store(server, folder, name, tmp_path):
+    _zip(server, folder, name, tmp_path)
+    return zarr.storage.ZipStore(tmp_path / "all.zip"), name  # which nobody has opened yet
+
+
+def _tar(server, folder, name, tmp_path):
+    with tarfile.open(tmp_path / "all.tar", "w") as packed:
+        packed.add(folder / name, name)
+    return fsspec.filesystem("tar", fo=str(tmp_path / "all.tar")), name
+
+
+def _dir(server, folder, name, tmp_path):
+    return fsspec.filesystem("dir", path=str(folder), fs=fsspec.filesystem("file")), name
+
+
 HANDED = [_obstore, _fsspec_file, _file_system, _zip, _zarr_store, _local_file, _local_store]
 
 
 @pytest.mark.parametrize(
     ("hand", "name"),
     # obstore asks HTTP servers for lists in a way that few know, so it reads no Zarr there.
-    [(_obstore_http, "cells_0.h5ad"), *((hand, name) for hand in HANDED for name in ("gzip.h5ad", "zarr3.zarr"))],
+    [
+        (_obstore_http, "cells_0.h5ad"),
+        (_local_store_from_its_root, "cells_0.h5ad"),
+        (_zip_store, "zarr3.zarr"),
+        (_tar, "cells_0.h5ad"),
+        (_dir, "zarr3.zarr"),
+        *((hand, name) for hand in HANDED for name in ("gzip.h5ad", "zarr3.zarr")),
+    ],
 )
 def test_as_read_from_disk(hand, name, server, folder, tmp_path):
     far = Loader(rng=np.random.default_rng(0), prefetch=2, **SETTINGS)
@@ -71,6 +100,28 @@ def test_as_read_from_disk(hand, name, server, folder, tmp_path):
     local = loader_at(folder / name, prefetch=2)
     check(far, local)
     check(pickle.loads(pickle.dumps(far)), local)
+
+
+def test_a_file_system_with_one_position_for_all_is_asked_by_one_at_a_time():
+    """That of tar archives reads through one file: of two threads, each moved it for the other."""
+
+    class Archive:
+        protocol, async_impl, asynchronous = "tar", False, False
+        n_inside = most_inside = 0
+
+        def cat_file(self, path, start, end):
+            self.n_inside += 1
+            self.most_inside = max(self.most_inside, self.n_inside)
+            time.sleep(0.01)
+            self.n_inside -= 1
+            return bytes(end - start)
+
+    async def read(objects):
+        await asyncio.gather(*(objects.read("a", 0, memoryview(bytearray(9)), None) for _ in range(4)))
+
+    archive = Archive()
+    asyncio.run(read(FsspecObjects(archive, "")))
+    assert archive.most_inside == 1
 
 
 @pytest.mark.parametrize("hand", [_obstore, _fsspec_file, _local_file])

@@ -112,6 +112,21 @@ def test_where_it_cannot_be_told_hdf5_reads(tmp_path):
     np.testing.assert_array_equal(rows_of(tmp_path / "a.h5"), values)
 
 
+@pytest.mark.parametrize("maxshape", [(16, None), (100, None), (None, 16), (None, None)])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_rows_of_datasets_that_may_grow_are_those_written(libver, maxshape, tmp_path):
+    """HDF5 tells the places of chunks wrongly where the second axis alone may grow."""
+    values = np.zeros((16, 16), "float32")
+    values[8:, :8] = np.random.default_rng(0).normal(size=(8, 8))  # other chunks are not stored
+    with h5py.File(tmp_path / "a.h5ad", "w", libver=libver) as file:
+        file.create_dataset("X", values.shape, values.dtype, chunks=(8, 8), maxshape=maxshape)[8:, :8] = values[8:, :8]
+        file["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    np.testing.assert_array_equal(rows_of(tmp_path / "a.h5ad"), values)
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        by_hdf5 = libver == "latest" and maxshape[0] is not None
+        assert (hdf5_table(file["X"]) is None) == by_hdf5
+
+
 def test_a_header_that_leads_back_into_itself_ends(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         rewrite(file, "X", np.zeros((25, 7), "float32"), "shuffle", (10, 4), bare=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import anndata as ad
+import numcodecs
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from annbatch.storage import manifest
 from annbatch.storage.chunks.straight import read_straight
 from annbatch.storage.chunks.zarr_table import zarr_table
 from annbatch.storage.engine import _engine
+from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.frames import FrameReader
 from tests.cells import write
 
@@ -45,6 +47,22 @@ def test_any_range_is_what_zarr_reads(layout, dtype, tmp_path, monkeypatch):
             assert found is not None
             assert found.dtype == array.dtype
             np.testing.assert_array_equal(found, values[start:stop])
+
+
+@pytest.mark.parametrize("n_left", [3, 40])
+def test_what_blosc_compressed_and_is_cut_short_is_refused(n_left, tmp_path):
+    """zarr-python would read what lies behind it in memory."""
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=20, chunks=(10,), dtype="i4", zarr_format=2, compressors=numcodecs.Blosc(shuffle=0)
+    )
+    array[:] = np.arange(20)
+    path = tmp_path / "a.zarr/1"
+    path.write_bytes(path.read_bytes()[:n_left])
+    table = zarr_table(array)
+    assert table is not None
+    np.testing.assert_array_equal(read_straight(table, array.dtype, 0, 10), np.arange(10))
+    with pytest.raises(CorruptDataError, match="chunk 1: cut short"):
+        read_straight(table, array.dtype, 0, 20)
 
 
 def test_a_damaged_chunk_is_left_to_zarr(tmp_path):

@@ -14,7 +14,7 @@ from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
-from annbatch.storage.hdf5_headers import edges_are_unfiltered, local_bytes
+from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes
 
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table"]
 
+# Of layout messages with a version of at most this, chunks are found through a B-tree that all versions of HDF5 read right.
+_OLD_LAYOUT = 3
 # Items of a contiguous dataset that one task reads at most: enough for one read, few enough to share the work.
 _CONTIGUOUS_CHUNK = 1 << 16
 
@@ -102,12 +104,36 @@ def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
         return "it lies in other files"
     if dataset.id.get_create_plist().get_layout() not in (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS):
         return "it lies among the metadata (compact layout)"
+    if _places_are_mixed_up(dataset):
+        return "HDF5 tells wrong places of its chunks, as a single axis may grow and it is not the first"
     if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
         return "its items are laid out in a way of their own"
     unknown = [name for name, found in filters_of(dataset) if found is None]
     if unknown:
         return f"of the filter {', '.join(unknown)}"
     return f"it has more than {MAX_CODECS} filters" if len(filters_of(dataset)) > MAX_CODECS else None
+
+
+def _places_are_mixed_up(dataset: h5py.Dataset) -> bool:
+    """Whether HDF5, asked where chunks are, may name other chunks, though it reads them right.
+
+    Seen of HDF5 2.0: an index for a single axis that may grow (extensible array) numbers chunks with that axis first, and the numbers are
+    taken apart as if it stood where it stands.
+    """
+    growing = [axis for axis, n in enumerate(dataset.maxshape) if n is None]
+    if not dataset.chunks or len(growing) != 1 or growing == [0]:
+        return False
+    try:
+        message = layout_message(dataset, _peek(dataset))
+    except OSError:
+        return True
+    return not message or message[0] > _OLD_LAYOUT
+
+
+def _peek(dataset: h5py.Dataset) -> Callable[[int, int], bytes | bytearray]:
+    """Return what reads bytes of a dataset's file."""
+    file = far_file_of(dataset.file)
+    return local_bytes(dataset.file) if file is None else file.peek
 
 
 def _stamp(dataset: h5py.Dataset) -> np.ndarray | None:
@@ -128,9 +154,8 @@ def edges_are_bare(dataset: h5py.Dataset) -> bool | None:
         return False
     if all(n % c == 0 for n, c in zip(dataset.shape, dataset.chunks, strict=True)):
         return False
-    file = far_file_of(dataset.file)
     try:
-        return edges_are_unfiltered(dataset, local_bytes(dataset.file) if file is None else file.peek)
+        return edges_are_unfiltered(dataset, _peek(dataset))
     except OSError:
         return None  # HDF5 shall read it or say what is wrong
 

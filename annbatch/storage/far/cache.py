@@ -119,6 +119,8 @@ class RangeCache:
         if stamp is None or not stamp.tag:
             return address, used
         name = self._name(objects, key, stamp)
+        if name is None:
+            return address, used
         number = start // SEGMENT_BYTES
         for segment_number in np.unique(number).tolist():
             segment = self._segment(name, segment_number, make=False)
@@ -141,6 +143,8 @@ class RangeCache:
         if stamp is None or not stamp.tag or self._is_full:
             return
         name = self._name(objects, key, stamp)
+        if name is None:
+            return
         stop = start + len(data)
         low = -(-start // PAGE_BYTES) * PAGE_BYTES
         high = stop if stop == stamp.size else stop // PAGE_BYTES * PAGE_BYTES
@@ -220,6 +224,8 @@ class RangeCache:
         if not stamp.tag:
             return None
         path = self._whole_path(objects, key, stamp)
+        if path is None:
+            return None
         try:
             if path.stat().st_size != _CHECKSUM.size + stamp.size:
                 return None
@@ -240,6 +246,8 @@ class RangeCache:
         if not stamp.tag or self._is_full or len(data) != stamp.size:
             return
         path = self._whole_path(objects, key, stamp)
+        if path is None:
+            return
         new = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             if path.exists():
@@ -261,15 +269,17 @@ class RangeCache:
         except OSError as error:
             self._give_up(error)
 
-    def _whole_path(self, objects: Objects, key: str, stamp: Stamp) -> Path:
+    def _whole_path(self, objects: Objects, key: str, stamp: Stamp) -> Path | None:
         name = self._name(objects, key, stamp)
-        return self.folder / name[:2] / f"{name}{_WHOLE_SUFFIX}"
+        return None if name is None else self.folder / name[:2] / f"{name}{_WHOLE_SUFFIX}"
 
     # -- segments
 
-    def _name(self, objects: Objects, key: str, stamp: Stamp) -> str:
-        text = objects.text(key)
-        known = (text, *stamp)
+    def _name(self, objects: Objects, key: str, stamp: Stamp) -> str | None:
+        identity = objects.identity(key)
+        if identity is None:
+            return None
+        known = (identity, *stamp)
         name = self._names.get(known)
         if name is None:
             name = self._names[known] = hashlib.sha256("\n".join(map(str, known)).encode()).hexdigest()[:40]

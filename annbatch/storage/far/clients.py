@@ -29,7 +29,10 @@ def awaitable(files: Any) -> Any:
     """Return a file system of fsspec as one that is awaited in zarr-python's event loop, where it can be."""
     if not files.async_impl or files.asynchronous:
         return files
-    return type(files)(*files.storage_args, **{**files.storage_options, "asynchronous": True})
+    try:
+        return type(files)(*files.storage_args, **{**files.storage_options, "asynchronous": True})
+    except ValueError:
+        return files  # one on top of another that is not awaited, as those of a folder are
 
 
 def objects_of(store: Any) -> Objects:
@@ -83,7 +86,11 @@ class PlainOrFsspec(RoutedObjects):
 
     def text(self, key: str) -> str:
         """See the base class."""
-        return _PASSWORD.sub("", self._general.text(key).partition("?")[0], count=1)
+        return self.identity(key).partition("?")[0]
+
+    def identity(self, key: str) -> str:
+        """See the base class."""
+        return _PASSWORD.sub("", self._general.text(key), count=1)
 
     async def _call(self, name: str, key: str, *args: Any) -> Any:
         try:

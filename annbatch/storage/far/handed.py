@@ -51,7 +51,9 @@ class StoredObject:
             from zarr.storage import FsspecStore
 
             files = awaitable(self.store)
-            files = files if files.async_impl else AsyncFileSystemWrapper(files, asynchronous=True)
+            files = (
+                files if files.async_impl and files.asynchronous else AsyncFileSystemWrapper(files, asynchronous=True)
+            )
             return FsspecStore(files, read_only=True, path=self.path), ""
         path = self.path.strip("/")
         if is_obstore(self.store):
@@ -106,7 +108,7 @@ def _as_place(name: str, place: Any) -> str | os.PathLike[str] | StoredObject:
         if "file" in ((store.protocol,) if isinstance(store.protocol, str) else store.protocol):
             return Path(path)
     elif (root := getattr(store, "root", None)) is not None and _is_zarr_store(store):
-        return Path(os.fspath(root), path)
+        return Path(os.fspath(root), path.lstrip("/"))  # keys have no root of their own
     return StoredObject(store, path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,8 @@ from .errors import ChangedError, TransientError
 from .http import Answer, HttpClient, NotPlainError, escaped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zarr.abc.store import Store
 
 __all__ = [
@@ -25,6 +28,36 @@ __all__ = [
     "check_same",
     "has_no_credentials",
 ]
+
+# File systems of fsspec that read through a single file, or connection, with one position for all threads.
+_ONE_AT_A_TIME = {"tar", "libarchive", "ftp"}
+# Those whose paths do not say in which folder, archive or repository.
+_WITHIN_OTHERS = {"dir", "tar", "zip", "libarchive", "reference", "git"}
+_taking_turns = threading.Lock()
+
+
+def _in_turn(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with _taking_turns:
+        return call(*args, **kwargs)
+
+
+def _not_awaited(files: Any) -> Any:
+    """Return what zarr-python has wrapped, as it does what is not awaited."""
+    return getattr(files, "sync_fs", files)
+
+
+def _protocols(files: Any) -> set[str]:
+    found = _not_awaited(files).protocol
+    return {found} if isinstance(found, str) else set(found)
+
+
+def _after_fork() -> None:
+    global _taking_turns
+    _taking_turns = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 # Seconds after which it is asked again whether an object is the same, where answers do not tell.
 LOOK_AGAIN_S = 1.0
@@ -51,6 +84,10 @@ class Objects(ABC):
     @abstractmethod
     def text(self, key: str) -> str:
         """Name an object, for error texts."""
+
+    def identity(self, key: str) -> str | None:
+        """Name an object as no other is named, for who keeps some of it; None where that cannot be."""
+        return self.text(key)
 
     @abstractmethod
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:
@@ -148,6 +185,10 @@ class HttpObjects(Objects):
     def text(self, key: str) -> str:
         """See the base class."""
         return self._server + self._path(key).partition("?")[0]
+
+    def identity(self, key: str) -> str:
+        """See the base class."""
+        return self._server + self._path(key)
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}" if key else self._root
@@ -300,6 +341,15 @@ class FsspecObjects(Objects):
         path = self.path(key)
         return path if "://" in path else str(self._files.unstrip_protocol(path))
 
+    def identity(self, key: str) -> str | None:
+        """See the base class."""
+        if _WITHIN_OTHERS & _protocols(self._files):
+            return None
+        given = getattr(_not_awaited(self._files), "storage_options", {})
+        # Of SFTP and the like paths do not say it.
+        server = [str(given[name]) for name in ("host", "port") if given.get(name)]
+        return " ".join([self.text(key), *server])
+
     def path(self, key: str) -> str:
         """Return the path of an object in the file system."""
         return "/".join(part for part in (self._root.rstrip("/"), key) if part)
@@ -307,6 +357,8 @@ class FsspecObjects(Objects):
     async def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         files = self.files
         try:
+            if _ONE_AT_A_TIME & _protocols(files):
+                return await asyncio.to_thread(_in_turn, getattr(_not_awaited(files), name), *args, **kwargs)
             if files.async_impl and files.asynchronous:
                 return await getattr(files, "_" + name)(*args, **kwargs)
             return await asyncio.to_thread(getattr(files, name), *args, **kwargs)
@@ -426,6 +478,11 @@ class ObstoreObjects(Objects):
         """See the base class."""
         return f"{self._store!r} :: {self._path(key)}"
 
+    def identity(self, key: str) -> str | None:
+        """See the base class."""
+        # A store in memory is named by its address, which the next one may have.
+        return None if " object at 0x" in repr(self._store) else self.text(key)
+
     def _path(self, key: str) -> str:
         return "/".join(part for part in (self._root, key) if part)
 
@@ -496,6 +553,7 @@ class ZarrObjects(Objects):
     async def _get(self, key: str, request: Any) -> Any:
         from zarr.core.buffer import default_buffer_prototype
 
+        await self._store._ensure_open()  # noqa: SLF001 (what zarr-python itself does first)
         found = await self._store.get(key, default_buffer_prototype(), request)
         if found is None:
             msg = f"no such object: {self.text(key)}"
@@ -504,6 +562,7 @@ class ZarrObjects(Objects):
 
     async def stat(self, key: str) -> Stamp:
         """See the base class."""
+        await self._store._ensure_open()  # noqa: SLF001
         return Stamp(await self._store.getsize(key), "")
 
     async def read(self, key: str, start: int, into: memoryview, stamp: Stamp | None) -> None:

@@ -128,6 +128,10 @@ def filtered(
     return keep, found
 
 
+def _shown(value: Any) -> str:
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
 def what_is_not_there(conditions: Mapping[str, Sequence[Any]], found: Iterable[Mapping[str, Found]]) -> str:
     """Name the wanted values that no row of any dataset has, and some that there are.
 
@@ -147,7 +151,9 @@ def what_is_not_there(conditions: Mapping[str, Sequence[Any]], found: Iterable[M
     texts = []
     for column, wanted in conditions.items():
         here = [part[column] for part in parts if column in part]
-        missing = [repr(value) for number, value in enumerate(wanted) if not any(each.values[number] for each in here)]
+        missing = [
+            _shown(value) for number, value in enumerate(wanted) if not any(each.values[number] for each in here)
+        ]
         if missing and here:
             labels = list(dict.fromkeys(label for each in here for label in each.labels))
             there = ", ".join([*labels[:_MOST_SHOWN], *(["..."] if len(labels) > _MOST_SHOWN else [])]) or "none"

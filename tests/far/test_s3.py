@@ -119,6 +119,9 @@ def test_options_for_each_protocol(options, folder):
         local = Loader(rng=np.random.default_rng(0), **SETTINGS)
         check(far, local.add_paths([folder / "cells_0.h5ad", folder / "cells_1.h5ad"]))
     assert storage.FarOptions({"headers": {"a": "b"}}).storage_options_of("http://x/y") == {"headers": {"a": "b"}}
+    each = storage.FarOptions({"http": {"a": 1}, "s3": {"b": 2}, "s3a": {"c": 3}})
+    found = {name: each.storage_options_of(f"{name}://x") for name in ("https", "s3", "s3a", "gs")}
+    assert found == {"https": {"a": 1}, "s3": {"b": 2}, "s3a": {"c": 3}, "gs": {}}
 
 
 def test_mapped_collection(options, folder):

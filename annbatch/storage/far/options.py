@@ -71,7 +71,11 @@ class FarOptions:
             from fsspec.registry import known_implementations
 
             if all(name in known_implementations and hasattr(value, "keys") for name, value in given.items()):
-                return dict(given.get(url.partition("://")[0], {}))
+                protocol = url.partition("://")[0]
+                # "http" says it for "https", too, and "s3" for "s3a": they are one to fsspec.
+                kind = known_implementations.get(protocol, {}).get("class")
+                same = [name for name in given if known_implementations[name]["class"] == kind]
+                return dict(given[protocol if protocol in given else same[0]]) if same else {}
         return given
 
     def open_cache(self) -> RangeCache | None:

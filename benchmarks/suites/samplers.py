@@ -86,8 +86,10 @@ class Mask:
     def setup(self, mask: str, runs: str) -> None:
         classes = classes_in_runs(N_OBS, N_RUNS[runs], N_CLASSES["int8"])
         self.sampler = class_sampler(classes, CHUNKED, N_OBS)
-        width = {"smallest": SHORTEST_RUN, "half": N_OBS // 2, "all but one row": N_OBS - 1}[mask]
-        self.window = slice(0, width)
+        codes = np.asarray(classes.codes)
+        middle = N_OBS // 2
+        half = middle + int(np.flatnonzero(np.diff(codes[middle:]))[0]) + 1  # where a run ends: none may be cut short
+        self.window = slice(0, {"smallest": SHORTEST_RUN, "half": half, "all but one row": N_OBS - 1}[mask])
 
     def time_assign(self, mask: str, runs: str) -> None:
         self.sampler.mask = self.window

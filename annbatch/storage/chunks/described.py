@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .hdf5_table import filters_of, hdf5_obstacle
-from .zarr_table import described_table, zarr_obstacle
+from .zarr_table import described_table, zarr_obstacle, zarr_steps
 
 if TYPE_CHECKING:
     import h5py
@@ -34,9 +34,9 @@ def storage_of(array: h5py.Dataset | zarr.Array[Any]) -> Storage:
     """Look at the metadata of an array; no chunk and no index of chunks is read."""
     if type(array).__module__.partition(".")[0] == "h5py":
         return Storage(tuple(name for name, _ in filters_of(array)), hdf5_obstacle(array))
-    name, document = document_of(array)
+    _, document = document_of(array)
     obstacle = None if described_table(array, document, array.path) is not None else zarr_obstacle(document, array)
-    return Storage(tuple(_zarr_codecs(name, document)), obstacle)
+    return Storage(tuple(_with_inner(*step) for step in zarr_steps(document) if step[0] != "bytes"), obstacle)
 
 
 def document_of(array: zarr.Array[Any]) -> tuple[str, dict[str, Any]]:
@@ -45,20 +45,6 @@ def document_of(array: zarr.Array[Any]) -> tuple[str, dict[str, Any]]:
 
     name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     return name, json.loads(array.metadata.to_buffer_dict(default_buffer_prototype())[name].to_bytes())
-
-
-def _zarr_codecs(name: str, document: dict[str, Any]) -> list[str]:
-    if name == ".zarray":
-        steps = [*(document["filters"] or []), *([document["compressor"]] if document["compressor"] else [])]
-        return [_with_inner(step["id"], step) for step in steps]
-    steps = document["codecs"]
-    if [step["name"] for step in steps] == ["sharding_indexed"]:
-        steps = steps[0]["configuration"]["codecs"]
-    return [
-        _with_inner(step["name"].removeprefix("numcodecs."), step.get("configuration", {}))
-        for step in steps
-        if step["name"] != "bytes"
-    ]
 
 
 def _with_inner(name: str, settings: dict[str, Any]) -> str:

@@ -108,10 +108,11 @@ def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
         return "HDF5 tells wrong places of its chunks, as a single axis may grow and it is not the first"
     if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
         return "its items are laid out in a way of their own"
-    unknown = [name for name, found in filters_of(dataset) if found is None]
+    filters = filters_of(dataset)
+    unknown = [name for name, found in filters if found is None]
     if unknown:
         return f"of the filter {', '.join(unknown)}"
-    return f"it has more than {MAX_CODECS} filters" if len(filters_of(dataset)) > MAX_CODECS else None
+    return f"it has more than {MAX_CODECS} filters" if len(filters) > MAX_CODECS else None
 
 
 def _places_are_mixed_up(dataset: h5py.Dataset) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import zarr
 
-__all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_obstacle", "zarr_table"]
+__all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_obstacle", "zarr_steps", "zarr_table"]
 
 # Of so many, tables are made unseen.
 _MANY_CHUNKS = 1 << 22
@@ -78,6 +78,16 @@ def described_table(array: zarr.Array[Any], document: Any, folder: str) -> Chunk
     return table
 
 
+def zarr_steps(document: Any) -> list[tuple[str, Any]]:
+    """Return names and settings of an array's codecs, in the order of encoding; of a sharded one those of its chunks."""
+    if document["zarr_format"] == 2:
+        return [(step["id"], step) for step in (*(document["filters"] or []), document["compressor"]) if step]
+    named = document["codecs"]
+    if [step["name"] for step in named] == ["sharding_indexed"]:
+        named = named[0]["configuration"]["codecs"]
+    return [(step["name"].removeprefix("numcodecs."), step.get("configuration", {})) for step in named]
+
+
 def zarr_obstacle(document: Any, array: zarr.Array[Any]) -> str:
     """Say why :func:`described_table` has no table."""
     dtype = np.dtype(array.dtype)
@@ -87,17 +97,11 @@ def zarr_obstacle(document: Any, array: zarr.Array[Any]) -> str:
         return "its bytes are in the other order"
     if 0 in array.shape:
         return "there is nothing in it"
-    if array.metadata.zarr_format == 2:
-        if document["order"] != "C" and array.ndim > 1:
-            return "it lies in Fortran order"
-        steps = [(step["id"], step) for step in (*(document["filters"] or []), document["compressor"]) if step]
-    else:
-        named = document["codecs"]
-        if [step["name"] for step in named] == ["sharding_indexed"]:
-            named = named[0]["configuration"]["codecs"]
-        steps = [(step["name"].removeprefix("numcodecs."), step.get("configuration", {})) for step in named]
-        if any(name == "bytes" and step.get("endian", "little") != "little" for name, step in steps):
-            return "its bytes are in the other order"
+    if array.metadata.zarr_format == 2 and document["order"] != "C" and array.ndim > 1:
+        return "it lies in Fortran order"
+    steps = zarr_steps(document)
+    if any(name == "bytes" and step.get("endian", "little") != "little" for name, step in steps):
+        return "its bytes are in the other order"
     unknown = [name for name, step in steps if name != "bytes" and _codecs([(name, step)], dtype.itemsize) is None]
     return f"of the codec {', '.join(unknown)}" if unknown else "its chunks lie in a way of their own"
 

@@ -10,7 +10,9 @@ import pandas as pd
 
 from annbatch._shared.labels import code_dtype, recode, unite_dtypes
 
-from .fields import Array, Field, encode_text
+from annbatch.storage.text import numbered
+
+from .fields import Array, Field, Text, encode_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,6 +147,17 @@ def encode(name: str, column: Column, series: pd.Series[Any] | None, n_rows: int
             if pd.api.types.is_extension_array_dtype(series.dtype):
                 return {f"{name}#values": series.to_numpy(column.dtype, na_value=np.nan)}
             return {f"{name}#values": series.to_numpy().astype(column.dtype, copy=False)}
+
+
+def encode_text_column(name: str, column: Column, text: Text) -> dict[str, Field]:
+    """As :func:`encode`, of text without Python objects, which is text or labels elsewhere."""
+    if column.kind == "text":
+        return {f"{name}#text": text.letters, f"{name}#mask": text.missing}
+    assert column.categories is not None
+    numbers, distinct = numbered(text.letters.values[0], np.diff(text.letters.indptr))
+    codes = recode(numbers, pd.Index(distinct, dtype=object), column.categories)
+    codes[text.missing] = -1
+    return {f"{name}#codes": codes}
 
 
 def _texts(series: pd.Series[Any]) -> list[str | None]:

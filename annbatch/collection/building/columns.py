@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from annbatch._shared.labels import code_dtype, recode, unite_dtypes
-
 from annbatch.storage.text import numbered
 
 from .fields import Array, Field, Text, encode_text

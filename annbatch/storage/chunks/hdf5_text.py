@@ -7,7 +7,6 @@ are read as plain bytes. The words are those of the HDF5 File Format Specificati
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 

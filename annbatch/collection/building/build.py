@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from annbatch._shared.collection_format import H5AD_SUFFIX
+
 from .assemble import assemble_datasets
 from .columns import sort_keys
 from .deal import deal_inputs
@@ -40,7 +42,8 @@ def build(
             return
 
         # Look.
-        survey = look_at_inputs(specs, options, work.generation.drafts)
+        is_h5ad = target.suffix == H5AD_SUFFIX
+        survey = look_at_inputs(specs, options, work.generation.drafts, may_have_nul=not is_h5ad)
         sources = [Source.of(spec, seen) for spec, seen in zip(specs, survey.inputs, strict=True)]
         new = to_add(sources, held_sources(target.noted()), options.if_exists)
         specs, survey = list(compress(specs, new)), Survey(list(compress(survey.inputs, new)))

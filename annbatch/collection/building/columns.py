@@ -122,11 +122,7 @@ def encode(name: str, column: Column, series: pd.Series[Any] | None, n_rows: int
             codes = _codes(column.categories, series, n_rows)
             return {f"{name}#codes": codes}
         case "text":
-            try:
-                text, missing = encode_text([None] * n_rows if series is None else _texts(series))
-            except UnicodeEncodeError as error:
-                msg = f"{name} holds text that files cannot hold, {error.object[:50]!r}: {error.reason}"
-                raise ValueError(msg) from None
+            text, missing = encode_text([None] * n_rows if series is None else _texts(series))
             return {f"{name}#text": text, f"{name}#mask": missing}
         case "nullable":
             if series is None:

@@ -18,7 +18,7 @@ from annbatch.storage.dtypes import cast_exactly
 from ._pack import place_rows, whole_range
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -100,6 +100,23 @@ def encode_text(texts: Sequence[Any]) -> Text:
     encoded = [text.encode() if isinstance(text, str) else b"" for text in texts]
     indptr = starts_of(np.fromiter(map(len, encoded), np.int64, len(encoded)))
     return Text(Ragged(indptr, (np.frombuffer(b"".join(encoded), np.uint8),)), missing)
+
+
+def check_text(values: Iterable[Any], what: str, *, may_have_nul: bool = False) -> None:
+    """Raise ValueError for text that cannot be stored: with half of a surrogate pair or, in HDF5, a NUL inside."""
+    texts = [value for value in values if isinstance(value, str)]
+    if _is_storable("".join(texts), may_have_nul=may_have_nul):
+        return
+    bad = next(text for text in texts if not _is_storable(text, may_have_nul=may_have_nul))
+    but = "halves of surrogate pairs" if may_have_nul else "NUL characters and halves of surrogate pairs"
+    msg = f"{what} must be text without {but}, got {bad[:50]!r}; rename it"
+    raise ValueError(msg)
+
+
+def _is_storable(text: str, *, may_have_nul: bool) -> bool:
+    if not may_have_nul and "\0" in text:
+        return False
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in set(text))
 
 
 def decode_text(field: Ragged) -> Array:

@@ -37,6 +37,7 @@ def write_adata(folder: Path, adata: ad.AnnData, layout: Layout, attributes: Map
     spec = InputSpec.of(adata, None, 0)
     opened = spec.open(folder)
     description = describe_input(opened)
+    opened.obs.check_text("adata", may_have_nul=True)
     _check_keys(adata)
     schema = agree([description], None, skipped_is_fine=True)
     generation = Generation.make(folder)

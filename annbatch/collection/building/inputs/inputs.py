@@ -18,6 +18,7 @@ import numpy as np
 
 from annbatch._shared.collection_format import SOURCE_DTYPE
 from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged
+from annbatch.storage.opening import check_not_empty
 
 from .obs import FrameObs, Obs, ObsRows, StoredObs, in_memory
 
@@ -61,6 +62,7 @@ class InputSpec:
         import zarr
 
         if isinstance(item, (str, Path)) or hasattr(item, "__fspath__"):
+            check_not_empty(item, "adata_paths")
             if load_adata is None and "://" not in str(item) and not Path(item).exists():
                 msg = f"adata_paths: {str(item)!r} does not exist"
                 raise FileNotFoundError(msg)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from annbatch._shared.running_sum import starts_of
-from annbatch.collection.building.fields import Ragged, Text, encode_text, size_of
+from annbatch.collection.building.fields import Ragged, Text, check_text, encode_text, size_of
 
 from .spool import LONG_CHUNK_ROWS, SpooledText
 
@@ -117,6 +117,9 @@ class Obs(ABC):
             code.update(_behind_zeros(names.letters))
         return int.from_bytes(code.digest(), "little", signed=True)
 
+    def check_text(self, label: str, *, may_have_nul: bool) -> None:  # noqa: B027 - text of a file is looked at when it is read
+        """Raise ValueError for text of the rows that the output cannot hold, where it is in memory."""
+
     @property
     def decoding_bytes(self) -> int:
         """Memory that grows with the table, although it is read in blocks of rows."""
@@ -196,6 +199,17 @@ class FrameObs(Obs):
         """Rows ``[start, stop)``, in memory."""
         frame = self._piece(start, stop)
         return ObsRows(_text_of_names(frame.index), frame, {})
+
+    def check_text(self, label: str, *, may_have_nul: bool) -> None:
+        """See the base class."""
+        if not isinstance(self._frame, pd.DataFrame):
+            return
+        columns = {f"obs[{name!r}] of {label}": self._frame[name] for name in self._frame}
+        texts = {what: column.array for what, column in columns.items() if column.dtype.kind in "OUT"}
+        for what, values in {f"names of obs of {label}": self._frame.index, **texts}.items():
+            if not isinstance(values, pd.Categorical):
+                for start in range(0, self.n_obs, _STRETCH_ROWS):
+                    check_text(values[start : start + _STRETCH_ROWS], what, may_have_nul=may_have_nul)
 
     def names(self, start: int, stop: int) -> Text:
         """Names of rows ``[start, stop)``."""

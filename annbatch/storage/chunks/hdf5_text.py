@@ -32,7 +32,7 @@ __all__ = ["HeapTexts"]
 _REFERENCE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("number", "<u4")])
 _HEAD = np.dtype([("signature", "S4"), ("version", "u1"), ("reserved", "V3"), ("size", "<u8")])
 _MOST_OBJECTS = 1 << 16
-_ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 1 << 15
 # What collections of so many rows, and their texts, take at most.
 _MOST_BYTES = 1 << 26
 # Collections that lie no further apart are read together.

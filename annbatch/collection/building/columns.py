@@ -122,7 +122,7 @@ def encode(name: str, column: Column, series: pd.Series[Any] | None, n_rows: int
             codes = _codes(column.categories, series, n_rows)
             return {f"{name}#codes": codes}
         case "text":
-            text, missing = encode_text([None] * n_rows if series is None else _texts(series))
+            text, missing = encode_text([None] * n_rows if series is None else list(series.to_numpy(object)))
             return {f"{name}#text": text, f"{name}#mask": missing}
         case "nullable":
             if series is None:
@@ -153,11 +153,6 @@ def encode_text_column(name: str, column: Column, text: Text) -> dict[str, Field
     codes = recode(numbers, pd.Index(distinct, dtype=object), column.categories)
     codes[text.missing] = -1
     return {f"{name}#codes": codes}
-
-
-def _texts(series: pd.Series[Any]) -> list[str | None]:
-    values = series.astype(object) if isinstance(series.dtype, pd.CategoricalDtype) else series
-    return list(values.to_numpy(object))
 
 
 def _codes(categories: pd.Index[Any], series: pd.Series[Any] | None, n_rows: int) -> Array:

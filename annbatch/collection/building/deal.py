@@ -21,16 +21,14 @@ from .tasks import bar_of, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Executor
     from pathlib import Path
 
     from .generation import Generation
     from .inputs.inputs import Input, InputSpec
     from .inputs.obs import ObsRows
     from .look import Survey
-    from .options import Options
-    from .plan import Budget
     from .schema_file import SchemaFile
+    from .tasks import Work
 
 
 @dataclass(frozen=True)
@@ -146,46 +144,37 @@ def _encode_obs(obs: ObsRows, schema: Schema, task: DealTask) -> dict[str, Field
     return fields
 
 
-def deal_inputs(
-    generation: Generation,
-    schema: SchemaFile,
-    specs: Sequence[InputSpec],
-    survey: Survey,
-    places: Array,
-    budget: Budget,
-    options: Options,
-    executor: Executor | None,
-) -> list[Path]:
+def deal_inputs(work: Work, specs: Sequence[InputSpec], survey: Survey, places: Array) -> list[Path]:
     """Read all inputs, whose rows go to ``places``. Returns the blocks."""
     tasks = []
     offset = 0
     for number, (spec, seen) in enumerate(zip(specs, survey.inputs, strict=True)):
-        cuts = seen.block_edges(budget.block_bytes)
+        cuts = seen.block_edges(work.budget.block_bytes)
         tasks += [
             DealTask(
                 number=number,
                 spec=spec,
-                schema=schema,
-                generation=generation,
+                schema=work.schema_file,
+                generation=work.generation,
                 name=f"{number}-{start}-{stop}",
                 start=start,
                 stop=stop,
                 places=places[offset + start : offset + stop],
-                compact=options.compact,
+                compact=work.options.compact,
                 num_threads=1,
-                window_bytes=budget.block_bytes,
+                window_bytes=work.budget.block_bytes,
                 src_path=spec.label,
             )
             for start, stop in pairwise(cuts.tolist())
         ]
         offset += int(cuts[-1])
-    bar = bar_of("Reading inputs", offset, shown=options.progress)
-    if executor is not None:
-        run_all(executor, deal, tasks, bar)
+    bar = bar_of("Reading inputs", offset, shown=work.options.progress)
+    if work.executor is not None:
+        run_all(work.executor, deal, tasks, bar)
     else:
         try:
-            with ThreadPoolExecutor(budget.n_parallel, thread_name_prefix="annbatch-deal") as threads:
+            with ThreadPoolExecutor(work.budget.n_parallel, thread_name_prefix="annbatch-deal") as threads:
                 run_all(threads, deal, tasks, bar)
         finally:
             close_inputs()
-    return [generation.blocks / task.name for task in tasks]
+    return [work.generation.blocks / task.name for task in tasks]

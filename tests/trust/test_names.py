@@ -133,7 +133,9 @@ def test_any_text_comes_back_or_is_refused_before_any_work(names, labels, texts,
             return
     found = collection.obs()
     assert found.index.tolist() == names
-    assert found["label"].tolist() == obs["label"].tolist()  # pandas takes labels that differ only after a NUL for the same
+    assert (
+        found["label"].tolist() == obs["label"].tolist()
+    )  # pandas takes labels that differ only after a NUL for the same
     assert found["text"].tolist() == texts
     [group] = collection
     assert ad.io.read_elem(group["var"]).index.tolist() == genes

@@ -16,8 +16,8 @@ cdef enum:
 
 BLOCK_ROWS = 1 << BLOCK_SHIFT
 
-# How HDF5 stores a text of any length in an array: the number of its bytes, and where they are, the file address of a collection of
-# the global heap and a number in it.
+# How HDF5 stores a text of any length in an array: the number of its bytes, and where they are, the file address of a
+# collection of the global heap and a number in it.
 cdef packed struct heap_reference:
     uint32_t n_bytes
     uint64_t address
@@ -156,10 +156,11 @@ def heap_texts(const uint8_t[::1] heap not None, const heap_reference[::1] refer
                uint8_t[::1] data not None):
     """Put the texts that references of HDF5 lead to below each other.
 
-    The collection at ``address[k]`` (ascending, each once, all that references name but 0) lies in ``heap[begin[k]:end[k]]``, which no
-    other shares. Its objects are walked where the references turn to it: a reference costs a look at ``place`` (65,536 of -1),
-    and files made so that the same objects are walked again and again are left to HDF5. ``data`` has room for as many bytes as all
-    references claim. A text ends at its first zero byte, as in HDF5. One copy, without the GIL; whether it is UTF-8 is for the caller to see.
+    The collection at ``address[k]`` (ascending, each once, all that references name but 0) lies in
+    ``heap[begin[k]:end[k]]``, which no other shares. Its objects are walked where the references turn to it: a
+    reference costs a look at ``place`` (65,536 of -1), and files made so that the same objects are walked again and
+    again are left to HDF5. ``data`` has room for as many bytes as all references claim. A text ends at its first zero
+    byte, as in HDF5. One copy, without the GIL; whether it is UTF-8 is for the caller to see.
 
     Returns
     -------

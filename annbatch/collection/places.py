@@ -22,7 +22,7 @@ from annbatch._shared.collection_format import (
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
 from annbatch.storage.manifest import MANIFEST, parsed_document
-from annbatch.storage.opening import check_store
+from annbatch.storage.opening import check_not_empty, check_store
 
 from .building.files import replace_text
 from .building.journal import unpublished
@@ -53,6 +53,7 @@ def place_of(
     import zarr
     from zarr.storage import LocalStore
 
+    check_not_empty(group, "group")
     if h5ad:
         if isinstance(group, zarr.Group):
             msg = "is_collection_h5ad needs the path of a folder, got a zarr.Group"

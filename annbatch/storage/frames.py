@@ -27,6 +27,7 @@ import zarr
 from annbatch._shared.labels import code_dtype
 from annbatch._shared.running_sum import starts_of
 
+from .chunks.hdf5_text import HeapTexts
 from .chunks.straight import read_straight
 from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
@@ -35,7 +36,7 @@ from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dt
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
 from .local_zarr import LocalGroup
-from .text import TextWriter, numbered, packed
+from .text import TextSource, TextWriter, numbered, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,16 @@ class _StoredColumn:
         values = self.values
         return zarr_table(values) if self.field is None and _is_row_of_numbers(values) else None
 
+    @cached_property
+    def texts(self) -> TextSource | None:
+        """What reads text without a Python object each; None: it is read through its library."""
+        values = self.values
+        if self.field is not None or not _may_be_text(self):
+            return None
+        if isinstance(values, TextSource):
+            return values
+        return HeapTexts.of(values) if isinstance(values, h5py.Dataset) else TextChunks.of(values)
+
 
 class FrameReader:
     """Columns of one stored table.
@@ -91,7 +102,8 @@ class FrameReader:
     elem
         ``obs`` or ``var``: an ``h5py`` or Zarr group, or a compound array of either kind.
     readable
-        Turns a stored array of text into one from which rows are read, of the same shape; None: text is read as it lies.
+        Turns a stored array of text into one from which rows are read, of the same shape, and a :class:`annbatch.storage.text.TextSource`
+        if it can; None: text is read as it lies.
 
     Attributes
     ----------
@@ -179,6 +191,32 @@ class FrameReader:
         """
         self._check_name(name)
         return self._read(name, rows)
+
+    def texts(self, name: str | None, rows: slice = _ALL) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Read a column of text, or row names, without a Python object per row.
+
+        Parameters
+        ----------
+        name
+            Name of the column; None: row names.
+        rows
+            Which rows, half open.
+
+        Returns
+        -------
+        The UTF-8 bytes of all texts (uint8), how many each has (int64), and which are missing (bool), which have none. None where there
+        are no rows, it is no text, or text that only its library can read.
+        """
+        column = self._column(self._index_key if name is None else name)
+        start, stop, _ = rows.indices(self.n_rows)
+        pair = _read_texts(column, start, stop) if column.categories is None else None
+        if pair is None:
+            return None
+        data, lengths = pair
+        if column.mask is None:
+            return data, lengths, np.zeros(len(lengths), dtype=bool)
+        is_missing = _read_raw(_StoredColumn(column.mask), rows).astype(bool)
+        return data[np.repeat(~is_missing, lengths)], np.where(is_missing, 0, lengths), is_missing
 
     def frame(self, columns: Iterable[str] | None = None, rows: slice = _ALL) -> pd.DataFrame:
         """Read columns and row names; see :func:`read_frame`."""
@@ -607,9 +645,8 @@ def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:
 
 def _packed_text(column: _StoredColumn, first: int = 0) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray] | None]]:
     """Yield rows from `first` on, so many at a time, and what :func:`packed` makes of them."""
-    chunks = TextChunks.of(column.values)
     for rows in _pieces(column, first):
-        pair = None if chunks is None else chunks.read(rows)
+        pair = None if column.texts is None else column.texts.read(rows)
         yield rows, packed(_read_raw(column, rows)) if pair is None else pair
 
 
@@ -638,18 +675,28 @@ def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None
 
 def _read_decoded(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray:
     """Read values as :func:`_read_raw` does, but text as an object array of str."""
-    chunks = TextChunks.of(column.values) if column.field is None and _may_be_text(column) else None
-    start, stop, _ = (0, 0, 1) if chunks is None else (rows or _ALL).indices(column.values.shape[0])
-    if chunks is not None and stop > start:
-        first = start // chunks.rows * chunks.rows
-        pair = chunks.read(slice(first, stop))
-        if pair is not None:
-            data, lengths = pair
-            texts = np.empty(stop - start, dtype=object)
-            wanted = slice(start - first, stop - first)
-            decode_texts(data, starts_of(lengths)[wanted], lengths[wanted], texts)
-            return texts
-    return _decoded(_read_raw(column, rows))
+    start, stop, _ = (0, 0, 1) if column.texts is None else (rows or _ALL).indices(column.values.shape[0])
+    pair = _read_texts(column, start, stop)
+    if pair is None:
+        return _decoded(_read_raw(column, rows))
+    data, lengths = pair
+    texts = np.empty(stop - start, dtype=object)
+    decode_texts(data, starts_of(lengths)[:-1], lengths, texts)
+    return texts
+
+
+def _read_texts(column: _StoredColumn, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read what :func:`packed` makes of rows; None when there are none, or their library has to read them."""
+    if column.texts is None or stop <= start:
+        return None
+    first = start // column.texts.rows * column.texts.rows
+    pair = column.texts.read(slice(first, stop))
+    if pair is None:
+        return None
+    # Of whole chunks.
+    data, lengths = pair
+    begin, end = (int(lengths[: row - first].sum()) for row in (start, stop))
+    return data[begin:end], lengths[start - first : stop - first]
 
 
 def _decoded(values: np.ndarray) -> np.ndarray:

@@ -46,6 +46,13 @@ def check_is_store(path: Path) -> None:
         raise CorruptDataError(msg)
 
 
+def check_not_empty(path: object, name: str = "a path") -> None:
+    """Raise ValueError for a path of no letters, which would lead to the current folder."""
+    if path == "":
+        msg = f"{name} must name a file, a folder or a URL, got ''; write '.' for the current folder"
+        raise ValueError(msg)
+
+
 def open_groups(
     paths: Sequence[str | os.PathLike[str] | StoredObject], far: FarOptions | None = None
 ) -> list[h5py.Group | zarr.Group]:
@@ -94,6 +101,8 @@ def open_group(
         The library for such a URL is not installed.
     CorruptDataError
         Something is there, but it is neither of the two, or it is damaged.
+    ValueError
+        The path is empty, or the URL can be of no bucket.
     """
     import h5py
     import zarr
@@ -107,6 +116,7 @@ def open_group(
         return path.open()
     if is_url(path) or isinstance(path, StoredObject):
         return open_far([path], far)[0]  # type: ignore[list-item]
+    check_not_empty(path)
     path = Path(str(path).removeprefix("file://"))
     if not path.exists():
         msg = f"no such file or folder: {path}"

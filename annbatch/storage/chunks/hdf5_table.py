@@ -31,20 +31,29 @@ _OLD_LAYOUT = 3
 _CONTIGUOUS_CHUNK = 1 << 16
 
 
-def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
-    """Return the chunk table of a dataset, or None when only HDF5 itself can read it."""
-    if hdf5_obstacle(dataset) is not None:
+def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTable | None:
+    """Return the chunk table of a dataset, or None when only HDF5 itself can read it.
+
+    Parameters
+    ----------
+    dataset
+        Of numbers; with `item` of text.
+    item
+        What references to text are in the file; they have no fill value: None is returned where a chunk is not stored.
+    """
+    obstacle = hdf5_obstacle(dataset) if item is None else _obstacle_around(dataset)
+    if obstacle is not None:
         return None
     codecs = [codec for _, codec in filters_of(dataset) if codec is not None]
     is_far = dataset.file.driver == "fileobj"
     stamp = None if is_far else _stamp(dataset)
     if stamp is None and not is_far:
         return None
-    shape, itemsize = dataset.shape, dataset.dtype.itemsize
+    shape, itemsize = dataset.shape, (item or dataset.dtype).itemsize
     common: dict[str, Any] = {
         "itemsize": itemsize,
         "codecs": codecs,
-        "fill": np.asarray(dataset.fillvalue, dataset.dtype).tobytes(),
+        "fill": bytes(itemsize) if item is not None else np.asarray(dataset.fillvalue, dataset.dtype).tobytes(),
         "root": os.fsencode(os.path.abspath(dataset.file.filename)),  # noqa: PTH100
         "stamp": stamp,
     }
@@ -55,6 +64,8 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
         if are_bare is None:
             return None
         offset, length, mask = _chunk_places(dataset, grid)
+        if item is not None and length.min() < 0:
+            return None
         if are_bare:
             mask[_beyond_the_end(dataset, grid)] = (1 << len(codecs)) - 1
         return ChunkTable(
@@ -82,12 +93,21 @@ def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
     import h5py
 
     dtype = dataset.dtype
-    if not _engine.can_read_files:
-        return "files cannot be read so on this system"
     if dtype.kind not in "biufc" or dtype.itemsize > 16:
         return f"its values are {dtype}"
     if not dtype.isnative:
         return "its bytes are in the other order"
+    if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
+        return "its items are laid out in a way of their own"
+    return _obstacle_around(dataset)
+
+
+def _obstacle_around(dataset: h5py.Dataset) -> str | None:
+    """Say why only HDF5 itself can read a dataset whose items are no obstacle."""
+    import h5py
+
+    if not _engine.can_read_files:
+        return "files cannot be read so on this system"
     if not dataset.shape or 0 in dataset.shape:
         return "there is nothing in it"
     if len(dataset.shape) > MAX_DIMS:
@@ -106,8 +126,6 @@ def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
         return "it lies among the metadata (compact layout)"
     if _places_are_mixed_up(dataset):
         return "HDF5 tells wrong places of its chunks, as a single axis may grow and it is not the first"
-    if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
-        return "its items are laid out in a way of their own"
     filters = filters_of(dataset)
     unknown = [name for name, found in filters if found is None]
     if unknown:

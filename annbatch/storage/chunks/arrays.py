@@ -18,6 +18,7 @@ from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named, system_error
 from annbatch.storage.far.hdf5 import far_file_of
+from annbatch.storage.local_zarr import LocalArray, is_version_3
 
 from .tables import ChunkTable
 
@@ -362,7 +363,7 @@ class ZarrArray(StoredArray):
         if not self.is_local:
             return None
         store: Any = self.array.store
-        name = "zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray"
+        name = "zarr.json" if is_version_3(self.array) else ".zarray"
         return _file_stamp(f"{store.root}/{self.array.path}/{name}")
 
     def _check_unchanged(self) -> None:
@@ -421,7 +422,7 @@ def stored_array(elem: Any, location: str | None = None) -> StoredArray:
 
         if isinstance(elem, h5py.Dataset):
             return Hdf5Array(elem)
-    if module == "zarr":
+    if module == "zarr" or isinstance(elem, LocalArray):
         import zarr
 
         if isinstance(elem, zarr.Array):
@@ -436,7 +437,7 @@ def _at_absolute_path(array: zarr.Array[Any]) -> zarr.Array[Any]:
     from zarr.storage import LocalStore
 
     store = array.store
-    if not isinstance(store, LocalStore) or Path(store.root).is_absolute():
+    if not isinstance(store, LocalStore) or store.root.is_absolute():
         return array
     return zarr.open_array(
         LocalStore(Path(store.root).absolute(), read_only=True),

@@ -115,8 +115,9 @@ class FrameReader:
         self._found: dict[str, _StoredColumn] = {}
         if _is_group(elem):
             with damage_named(_location(elem)):
-                attributes = dict(elem.attrs)
-            if "_index" not in attributes or "column-order" not in attributes:
+                # Only these: of HDF5, each is read by itself.
+                attributes = {name: elem.attrs[name] for name in ("_index", "column-order") if name in elem.attrs}
+            if len(attributes) < 2:
                 msg = f"not a table (it has no _index or column-order attribute): {_location(elem)}"
                 raise TypeError(msg)
             with damage_named(_location(elem)):

@@ -33,8 +33,14 @@ DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 class LocalGroup(zarr.Group):
     """A group of a local folder, for reading."""
 
+    _store: LocalStore
+    _path: str
+    _document: dict[str, Any]
+
     def __init__(self, store: LocalStore, path: str, document: dict[str, Any]) -> None:
-        document.pop("consolidated_metadata", None)  # a copy, which saves nothing in a local folder, and may be an old one
+        document.pop(
+            "consolidated_metadata", None
+        )  # a copy, which saves nothing in a local folder, and may be an old one
         # (zarr.Group is frozen.)
         self.__dict__.update(_store=store, _path=path, _document=document)
 
@@ -52,7 +58,7 @@ class LocalGroup(zarr.Group):
     @property
     def path(self) -> str:
         """Path in the store."""
-        return str(self._path)
+        return self._path
 
     @property
     def store_path(self) -> StorePath:
@@ -140,7 +146,7 @@ class LocalArray(zarr.Array[Any]):
         """Attributes, for reading."""
         return self._document.get("attributes", {})
 
-    @property
+    @property  # type: ignore[misc]
     def shape(self) -> tuple[int, ...]:
         """Length of each axis."""
         return tuple(self._document["shape"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from .errors import CorruptDataError, damage_named
 from .manifest import check_dataset
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     import h5py
@@ -124,7 +124,7 @@ def open_group(
         return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
-def open_datasets(collection: zarr.Group) -> list[zarr.Group]:
+def open_datasets(collection: zarr.Group) -> list[Any]:
     """Open all datasets of a collection, and compare those that lie in local folders with their manifests."""
     from .far.opening import find_datasets
     from .local_zarr import LocalGroup

@@ -193,16 +193,17 @@ class Hdf5Array(StoredArray):
     n_concurrent = 1
 
     def __init__(self, dataset: h5py.Dataset) -> None:
-        self._far = far_file_of(dataset.file)
-        filename = dataset.file.filename
+        file = dataset.file  # h5py makes an object each time
+        self._far = far_file_of(file)
+        filename = file.filename
         self.path, self.name = os.path.abspath(filename) if self._far is None else filename, dataset.name  # noqa: PTH100
-        self.location = f"{dataset.file.filename} :: {self.name}"
+        self.location = f"{filename} :: {self.name}"
         self.shape, self.dtype = dataset.shape, native(dataset.dtype)
         self._chunks = dataset.chunks
         self._dataset: h5py.Dataset | None = dataset
         self._own_file: h5py.File | None = None
         self._pid = os.getpid()
-        self._may_change = dataset.file.mode != "r"
+        self._may_change = file.mode != "r"
         self.is_far = self._far is not None
         if self.is_far:
             self._table = self._make_table()  # while the file is open: opening it again takes several round trips

@@ -37,7 +37,12 @@ class TextChunks:
     """
 
     def __init__(
-        self, array: zarr.Array[Any], folder: Path, prefix: str, decoders: list[Callable[[Any], Any]], files: Files | None
+        self,
+        array: zarr.Array[Any],
+        folder: Path,
+        prefix: str,
+        decoders: list[Callable[[Any], Any]],
+        files: Files | None,
     ) -> None:
         self._n_rows, self._folder, self._prefix, self._decoders, self._files = (
             array.shape[0], folder, prefix, decoders, files,
@@ -58,7 +63,9 @@ class TextChunks:
                 document = parsed_document(folder / "zarr.json")
                 is_plain = document["data_type"] == "string" and document["chunk_grid"]["name"] == "regular"
                 prefix = _PREFIXES[document["chunk_key_encoding"]["name"]]
-                prefix = prefix and prefix + document["chunk_key_encoding"].get("configuration", {}).get("separator", "/")
+                prefix = prefix and prefix + document["chunk_key_encoding"].get("configuration", {}).get(
+                    "separator", "/"
+                )
                 first, *steps = [step["name"] for step in document["codecs"]]
             else:
                 document = parsed_document(folder / ".zarray")

@@ -116,7 +116,7 @@ class LocalArray(zarr.Array[Any]):
         self._store, self._path, self._document, self._traits = store, path, document, traits
 
     @property
-    def _async_array(self) -> Any:
+    def _async_array(self) -> Any:  # type: ignore[override]
         if "_whole" not in self.__dict__:
             self.__dict__["_whole"] = zarr.AsyncArray.from_dict(self.store_path, self._document)
         return self.__dict__["_whole"]

@@ -85,7 +85,7 @@ def additions(folder: Path) -> list[dict[str, Any]]:
 
     add(folder / "warm.zarr", [small])
     found = [add(many, [small]) for _ in range(N_ADDITIONS)]
-    first = [add(folder / f"{number}.zarr", [small]) for number in range(10)]
+    first = [add(folder / f"new {number}.zarr", [small]) for number in range(10)]
     return [
         {"what": "1st addition", "inputs": 1, "processor": median(first)},
         {"what": "2nd to 11th", "inputs": 1, "processor": median(found[1:11])},

@@ -33,9 +33,10 @@ from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
 from .claims import check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
+from .documents import check_documents
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
-from .local_zarr import LocalGroup
+from .local_zarr import LocalGroup, location_of
 from .text import TextSource, TextWriter, numbered, packed
 
 if TYPE_CHECKING:
@@ -126,8 +127,9 @@ class FrameReader:
         self._found: dict[str, _StoredColumn] = {}
         if _is_group(elem):
             with damage_named(_location(elem)):
-                attributes = dict(elem.attrs)
-            if "_index" not in attributes or "column-order" not in attributes:
+                # Only these: of HDF5, each is read by itself.
+                attributes = {name: elem.attrs[name] for name in ("_index", "column-order") if name in elem.attrs}
+            if len(attributes) < 2:
                 msg = f"not a table (it has no _index or column-order attribute): {_location(elem)}"
                 raise TypeError(msg)
             with damage_named(_location(elem)):
@@ -405,10 +407,6 @@ class FrameReader:
             return self._found[name]
         with damage_named(f"column {name!r} of {_location(self._elem)}"):
             column = self._stored(name)
-            for part in (column.values, column.categories, column.mask):
-                # Those of numbers are looked at where zarr-python reads them: the engine looks at each file itself.
-                if hasattr(part, "store_path") and not _is_group(part) and not _is_row_of_numbers(part):
-                    check_folder(part)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
                 msg = (
@@ -469,7 +467,10 @@ class FrameReader:
 
             with damage_named(_location(column.values)):
                 values = column.values
-                return read_elem(values.plain() if isinstance(values, LocalGroup) else values)[rows]
+                if isinstance(values, LocalGroup):
+                    check_documents(f"{values.store.root}/{values.path}")
+                    values = values.plain()
+                return read_elem(values)[rows]
         with self._naming(name):
             values = _read_decoded(column, rows)
         if column.mask is None:
@@ -559,8 +560,7 @@ def _location(elem: Any) -> str:
     if isinstance(elem, h5py.Group | h5py.Dataset):
         # Not by `elem.file`, which makes an object for the file each time; this is asked for with every read.
         return f"{os.fsdecode(h5py.h5f.get_name(elem.id))} :: {elem.name.strip('/')}"
-    store_path = getattr(elem, "store_path", None)
-    return repr(elem) if store_path is None else str(store_path)
+    return location_of(elem) if hasattr(elem, "store_path") else repr(elem)
 
 
 def _text(value: Any) -> str:
@@ -628,8 +628,8 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
             straight = read_straight(column.table, np.dtype(values.dtype), start, max(start, stop))
             if straight is not None:
                 return straight
-        if _is_row_of_numbers(values):
-            check_folder(values)
+        if hasattr(values, "store_path"):
+            check_folder(values)  # the engine, and what reads text, look at each file themselves
         return np.asarray(values[rows])
     if isinstance(values, h5py.Dataset):
         return np.asarray(values.fields(column.field)[rows])

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from annbatch import DatasetCollection, Loader
+from benchmarks.suites.counts import thinned_cells
 
 from .measure import make, memory
 from .stores import LABEL, write_collection, write_h5ad, write_zarr
@@ -96,9 +96,10 @@ def additions(folder: Path) -> list[dict[str, Any]]:
 
 
 def obs_of_batches(folder: Path) -> list[dict[str, Any]]:
-    """Processor time of a batch of 128 rows with 30 columns of obs, and of one with none, 2,000 genes."""
+    """Processor time of a batch of 128 rows with 30 columns of obs, and of one with none: 2,000 genes of thinned real cells."""
     rng = np.random.default_rng(0)
-    n_obs, n_var = 20_000, 2_000
+    cells = thinned_cells(20_000, seed=0)
+    n_obs, genes = cells.n_obs, rng.choice(cells.var_names, 2_000, replace=False)
     kinds: list[Callable[[], Any]] = [
         lambda: pd.Categorical.from_codes(rng.integers(0, 30, n_obs), [f"type {number}" for number in range(30)]),
         lambda: rng.random(n_obs, dtype=np.float32),
@@ -106,12 +107,18 @@ def obs_of_batches(folder: Path) -> list[dict[str, Any]]:
     ]
     obs = pd.DataFrame(
         {f"column {number}": kinds[number % len(kinds)]() for number in range(30)},
-        index=[f"cell_{row}" for row in range(n_obs)],
+        index=cells.obs_names,
     )
-    matrix = sp.random(n_obs, n_var, 0.1, format="csr", dtype=np.float32, random_state=0)
     place = folder / "obs.zarr"
-    DatasetCollection(place).add_adatas([ad.AnnData(matrix, obs=obs)], progress=False, rng=rng)
-    options = {"chunk_size": 32, "preload_nchunks": 64, "batch_size": 128, "num_threads": 1, "prefetch": 0}
+    DatasetCollection(place).add_adatas([ad.AnnData(cells.X, obs=obs, var=cells.var)], progress=False, rng=rng)
+    options = {
+        "var_names": list(genes),
+        "chunk_size": 32,
+        "preload_nchunks": 64,
+        "batch_size": 128,
+        "num_threads": 1,
+        "prefetch": 0,
+    }
     loaders = {
         name: Loader(shuffle=True, obs_columns=columns, **options).use_collection(place)  # type: ignore[arg-type]
         for name, columns in (("matrix", []), ("matrix and obs", None))

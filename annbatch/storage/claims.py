@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import CorruptDataError
 from .manifest import check_array
 
-if TYPE_CHECKING:
-    from .chunks.tables import ChunkTable
-
-__all__ = ["check_chunk_count", "check_chunk_size", "check_claim", "check_files", "check_folder", "stored_bytes"]
+__all__ = [
+    "check_chunk_count",
+    "check_chunk_size",
+    "check_claim",
+    "check_files",
+    "check_folder",
+    "most_bytes",
+    "stored_bytes",
+]
 
 # What is smaller is not worth a look.
 _HARMLESS_BYTES = 64 * 2**20
@@ -49,20 +54,31 @@ def check_claim(elem: Any, where: str) -> None:
         raise CorruptDataError(msg)
 
 
-def check_chunk_size(array: Any, table: ChunkTable) -> None:
+def most_bytes(n_bytes: int) -> int:
+    """Bytes that a chunk may decode to, of an array of so many."""
+    return max(_HARMLESS_BYTES, _MOST_ARRAYS_PER_CHUNK * n_bytes)
+
+
+def check_chunk_size(elem: Any, chunk_shape: tuple[int, ...], itemsize: int, where: str) -> None:
     """Refuse chunks that claim to be far larger than their whole array.
+
+    Parameters
+    ----------
+    elem
+        A Zarr array or HDF5 dataset.
+    chunk_shape, itemsize
+        Shape of a chunk, and bytes of its items.
+    where
+        File and array.
 
     Raises
     ------
     CorruptDataError
         They do.
     """
-    n_bytes = prod(array.shape) * table.itemsize
-    if table.chunk_bytes > max(_HARMLESS_BYTES, _MOST_ARRAYS_PER_CHUNK * n_bytes):
-        msg = (
-            f"{array.store_path}: a chunk of shape {table.chunk_shape} claims {table.chunk_bytes} bytes "
-            f"of an array of {n_bytes}: the metadata is damaged"
-        )
+    n_bytes, claimed = prod(elem.shape) * itemsize, prod(chunk_shape) * itemsize
+    if claimed > most_bytes(n_bytes):
+        msg = f"{where}: a chunk of shape {chunk_shape} claims {claimed} bytes of an array of {n_bytes}: the metadata is damaged"
         raise CorruptDataError(msg)
 
 

@@ -27,6 +27,7 @@ import zarr
 from annbatch._shared.labels import code_dtype
 from annbatch._shared.running_sum import starts_of
 
+from .chunks.bounded import readable
 from .chunks.straight import read_straight
 from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
@@ -81,6 +82,11 @@ class _StoredColumn:
         """Where the values are that the engine reads; None: they are read through their library."""
         values = self.values
         return zarr_table(values) if self.field is None and _is_row_of_numbers(values) else None
+
+    @cached_property
+    def readable(self) -> Any:
+        """The values as their library may read them."""
+        return readable(self.values)
 
 
 class FrameReader:
@@ -592,10 +598,10 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
                 return straight
         if _is_row_of_numbers(values):
             check_folder(values)
-        return np.asarray(values[rows])
+        return np.asarray(column.readable[rows])
     if isinstance(values, h5py.Dataset):
-        return np.asarray(values.fields(column.field)[rows])
-    return np.asarray(values[rows][column.field])
+        return np.asarray(column.readable.fields(column.field)[rows])
+    return np.asarray(column.readable[rows][column.field])
 
 
 def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:

@@ -7,6 +7,7 @@ import os
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -19,6 +20,7 @@ from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named, system_error
 from annbatch.storage.far.hdf5 import far_file_of
 
+from .hdf5_chunks import check_chunks
 from .tables import ChunkTable
 
 if TYPE_CHECKING:
@@ -190,6 +192,7 @@ class Hdf5Array(StoredArray):
 
     # HDF5 has one lock for everything.
     n_concurrent = 1
+    _chunks_are_checked = False
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         self._far = far_file_of(dataset.file)
@@ -264,7 +267,11 @@ class Hdf5Array(StoredArray):
         return far_hdf5_table(table, self._far)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        values: np.ndarray = self.dataset[start:stop]
+        dataset = self.dataset
+        if not self._chunks_are_checked:
+            check_chunks(dataset)
+            self._chunks_are_checked = True
+        values: np.ndarray = dataset[start:stop]
         return values
 
     def close(self) -> None:
@@ -382,7 +389,14 @@ class ZarrArray(StoredArray):
         return zarr_table(self.array)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_table"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_table", "_bounded")}
+
+    @cached_property
+    def _bounded(self) -> Any:
+        """The array as zarr-python may read it."""
+        from .bounded import bounded
+
+        return bounded(self.array)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         from .absent import check_absent
@@ -395,7 +409,7 @@ class ZarrArray(StoredArray):
         if not self._folder_is_checked:
             check_folder(self.array)
             self._folder_is_checked = True
-        values = np.asarray(self.array[start:stop])
+        values = np.asarray(self._bounded[start:stop])
         check_absent(self.array, values, start)
         return values
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import struct
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.storage.claims import check_chunk_count
+from annbatch.storage.claims import check_chunk_count, check_chunk_size
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes
 
+from .decoders import decoder
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table"]
+__all__ = ["FILTERS", "TEXT_PLACE", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table", "text_places_table"]
 
 # Of layout messages with a version of at most this, chunks are found through a B-tree that all versions of HDF5 read right.
 _OLD_LAYOUT = 3
@@ -35,22 +35,42 @@ def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
     """Return the chunk table of a dataset, or None when only HDF5 itself can read it."""
     if hdf5_obstacle(dataset) is not None:
         return None
+    fill = np.asarray(dataset.fillvalue, dataset.dtype).tobytes()
+    return _table(dataset, dataset.dtype.itemsize, fill)
+
+
+def text_places_table(dataset: h5py.Dataset) -> ChunkTable | None:
+    """Return the chunk table of a dataset of text of any length: of the 16 bytes a row that say how long it is and where it lies.
+
+    None when only HDF5 itself can read them.
+    """
+    import h5py
+
+    found = h5py.check_string_dtype(dataset.dtype)
+    if found is None or found.length is not None or dataset.file.id.get_create_plist().get_sizes()[0] != 8:
+        return None
+    return None if _obstacle_of_places(dataset) is not None else _table(dataset, TEXT_PLACE.itemsize, bytes(16))
+
+
+def _table(dataset: h5py.Dataset, itemsize: int, fill: bytes) -> ChunkTable | None:
     codecs = [codec for _, codec in filters_of(dataset) if codec is not None]
     is_far = dataset.file.driver == "fileobj"
     stamp = None if is_far else _stamp(dataset)
     if stamp is None and not is_far:
         return None
-    shape, itemsize = dataset.shape, dataset.dtype.itemsize
+    shape = dataset.shape
     common: dict[str, Any] = {
         "itemsize": itemsize,
         "codecs": codecs,
-        "fill": np.asarray(dataset.fillvalue, dataset.dtype).tobytes(),
+        "fill": fill,
         "root": os.fsencode(os.path.abspath(dataset.file.filename)),  # noqa: PTH100
         "stamp": stamp,
     }
     if dataset.chunks:
         grid = tuple(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
-        check_chunk_count(dataset, f"{dataset.file.filename} :: {dataset.name}")
+        where = f"{dataset.file.filename} :: {dataset.name}"
+        check_chunk_size(dataset, dataset.chunks, itemsize, where)
+        check_chunk_count(dataset, where)
         are_bare = edges_are_bare(dataset)
         if are_bare is None:
             return None
@@ -88,6 +108,18 @@ def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
         return f"its values are {dtype}"
     if not dtype.isnative:
         return "its bytes are in the other order"
+    obstacle = _obstacle_of_places(dataset)
+    if obstacle is None and not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
+        return "its items are laid out in a way of their own"
+    return obstacle
+
+
+def _obstacle_of_places(dataset: h5py.Dataset) -> str | None:
+    """Say why only HDF5 itself can read a dataset, whatever its values are."""
+    import h5py
+
+    if not _engine.can_read_files:
+        return "files cannot be read so on this system"
     if not dataset.shape or 0 in dataset.shape:
         return "there is nothing in it"
     if len(dataset.shape) > MAX_DIMS:
@@ -106,8 +138,6 @@ def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
         return "it lies among the metadata (compact layout)"
     if _places_are_mixed_up(dataset):
         return "HDF5 tells wrong places of its chunks, as a single axis may grow and it is not the first"
-    if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
-        return "its items are laid out in a way of their own"
     filters = filters_of(dataset)
     unknown = [name for name, found in filters if found is None]
     if unknown:
@@ -194,48 +224,27 @@ def filters_of(dataset: h5py.Dataset) -> list[tuple[str, Codec | None]]:
     filters: list[tuple[str, Codec | None]] = []
     for i in range(settings.get_nfilters()):
         number, _, values, said = settings.get_filter(i)
-        known, decoder = _FILTERS.get(number, (None, None))
+        known = FILTERS.get(number)
         name = _NAMES.get(number) or known or said.decode(errors="replace").partition(";")[0] or f"number {number}"
-        found = None if known is None else codec(known, values[0] if known == "shuffle" and values else 0, decoder)
+        found = (
+            None if known is None else codec(known, values[0] if known == "shuffle" and values else 0, decoder(known))
+        )
         filters.append((name, found))
     return filters
 
 
-def _by_numcodecs(name: str) -> Callable[[Any], Any]:
-    def decode(chunk: Any) -> Any:
-        import numcodecs
-
-        return numcodecs.get_codec({"id": name}).decode(chunk)
-
-    return decode
-
-
-def _lz4_by_numcodecs(chunk: Any) -> bytes:
-    """Decode HDF5's framing of LZ4 blocks: sizes are big-endian."""
-    import numcodecs
-
-    chunk = bytes(chunk)
-    total, block = struct.unpack_from(">QI", chunk)
-    at, done, parts = 12, 0, []
-    while done < total:
-        wanted = min(block, total - done)
-        (size,) = struct.unpack_from(">I", chunk, at)
-        stored = chunk[at + 4 : at + 4 + size]
-        parts.append(stored if size == wanted else numcodecs.LZ4().decode(struct.pack("<I", wanted) + stored))
-        at += 4 + size
-        done += wanted
-    return b"".join(parts)
-
+# How a text of any length is noted: its length, and where it lies. (HDF5 File Format Specification, IV.A.2.d and III.E.)
+TEXT_PLACE = np.dtype([("n_bytes", "<u4"), ("heap", "<u8"), ("number", "<u4")])
 
 # Registered HDF5 filter numbers.
-_FILTERS: dict[int, tuple[str, Callable[[Any], Any] | None]] = {
-    1: ("zlib", _by_numcodecs("zlib")),
-    2: ("shuffle", None),
-    3: ("fletcher32", None),
-    32000: ("lzf", None),
-    32001: ("blosc", _by_numcodecs("blosc")),
-    32004: ("lz4_hdf5", _lz4_by_numcodecs),
-    32015: ("zstd", _by_numcodecs("zstd")),
+FILTERS = {
+    1: "zlib",
+    2: "shuffle",
+    3: "fletcher32",
+    32000: "lzf",
+    32001: "blosc",
+    32004: "lz4_hdf5",
+    32015: "zstd",
 }
 # What people call them, where it is something else.
 _NAMES = {1: "gzip", 6: "scaleoffset", 32004: "lz4", 32008: "bitshuffle"}

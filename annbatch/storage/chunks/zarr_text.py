@@ -9,9 +9,10 @@ import numpy as np
 
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._ragged import unpack_texts
-from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.manifest import parsed_document
 from annbatch.storage.text import is_utf8
+
+from .decoders import decoder, most_text_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ class TextChunks:
         Rows of a chunk.
     """
 
-    def __init__(self, array: zarr.Array[Any], folder: Path, decoders: list[Callable[[Any], Any]]) -> None:
+    def __init__(self, array: zarr.Array[Any], folder: Path, decoders: list[Callable[[Any, int], Any]]) -> None:
         self._array, self._folder, self._decoders = array, folder, decoders
         self.rows = int(array.chunks[0])
 
@@ -68,11 +69,6 @@ class TextChunks:
         ----------
         rows
             Whole chunks.
-
-        Raises
-        ------
-        CorruptDataError
-            A chunk is cut short, which zarr-python would not see.
         """
         pairs = []
         for chunk in range(rows.start // self.rows, -(-rows.stop // self.rows)):
@@ -88,10 +84,7 @@ class TextChunks:
         try:
             raw: Any = (self._folder / self._array.metadata.encode_chunk_key((chunk,))).read_bytes()
             for decode in self._decoders:
-                raw = decode(raw)
-        except CorruptDataError as error:
-            msg = f"{self._folder}, chunk {chunk}: {error}"
-            raise CorruptDataError(msg) from None
+                raw = decode(raw, most_text_bytes(len(lengths), len(raw)))
         except (OSError, ValueError, RuntimeError, TypeError):
             return None
         encoded = np.frombuffer(raw, np.uint8)
@@ -100,29 +93,12 @@ class TextChunks:
         return (data[:n_bytes], lengths) if n_bytes >= 0 and is_utf8(data[:n_bytes], lengths) else None
 
 
-def _decoder(name: str) -> Callable[[Any], Any] | None:
+def _decoder(name: str) -> Callable[[Any, int], Any] | None:
     """Return the decode function of an encoding step; None for one that is not known."""
-    if name == "crc32c":
-        return _without_checksum
-    if name not in ("blosc", "zstd", "zlib", "gzip", "lz4"):
-        return None
-    import numcodecs
-
-    # Decoding depends on no setting of these codecs.
-    decode: Callable[[Any], Any] = numcodecs.get_codec({"id": name}).decode
-    return (lambda raw: decode(_whole_blosc(raw))) if name == "blosc" else decode
+    return _without_checksum if name == "crc32c" else decoder(name)
 
 
-def _whole_blosc(raw: Any) -> Any:
-    """See that all bytes are there that a blosc frame says it has: the decoder reads beyond the end of what is cut short."""
-    found = np.frombuffer(raw, np.uint8)
-    if len(found) < 16 or int.from_bytes(found[12:16].tobytes(), "little") > len(found):
-        msg = f"cut short, {len(found)} bytes are left"
-        raise CorruptDataError(msg)
-    return raw
-
-
-def _without_checksum(raw: Any) -> Any:
+def _without_checksum(raw: Any, _: int) -> Any:
     found = np.frombuffer(raw, np.uint8)
     if len(found) < 4 or _engine.crc32c(found[:-4]) != int.from_bytes(found[-4:].tobytes(), "little"):
         msg = "the checksum of a chunk does not match"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = [
     "check_claim",
     "check_files",
     "check_folder",
+    "check_keys",
     "most_bytes",
     "stored_bytes",
 ]
@@ -28,6 +30,8 @@ _MOST_PER_STORED_BYTE = 2**16
 _MOST_ARRAYS_PER_CHUNK = 16
 # So many chunks may be looked at one by one, though none is stored; of more, as many as there are bytes.
 _HARMLESS_CHUNKS = 10**6
+# How Zarr names chunks, or folders of them, in one way or another.
+_LIKE_A_CHUNK = re.compile(r"c|c\.\d[.\d]*|\d[.\d]*")
 
 
 def check_claim(elem: Any, where: str) -> None:
@@ -123,6 +127,33 @@ def check_folder(array: Any) -> None:
     check_array(array)
 
 
+def check_keys(array: Any) -> None:
+    """Refuse a Zarr array in a local folder whose files have the names of chunks, but not in the way its metadata says.
+
+    Zarr would take every chunk as absent, and give fill values.
+
+    Raises
+    ------
+    CorruptDataError
+        It is such an array.
+    """
+    folder = f"{array.store.root}/{array.path}"
+    first = str(array.metadata.encode_chunk_key((0,) * array.ndim)).partition("/")[0]
+    expected = re.compile(re.escape(first).replace("0", r"\d+"))
+    other = ""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if expected.fullmatch(entry.name):
+                    return
+                other = entry.name if _LIKE_A_CHUNK.fullmatch(entry.name) else other
+    except (FileNotFoundError, NotADirectoryError):
+        return  # for its reader to say
+    if other:
+        msg = f"{folder} holds {other!r}, but chunks are named like {first!r} by its metadata: one of them is damaged"
+        raise CorruptDataError(msg)
+
+
 def check_files(array: Any) -> None:
     """Look at the files of a Zarr array, if it lies in a local folder; not at its manifest.
 
@@ -134,6 +165,7 @@ def check_files(array: Any) -> None:
     from zarr.storage import LocalStore
 
     if isinstance(array.store, LocalStore):
+        check_keys(array)
         key = array.metadata.encode_chunk_key((0,) * array.ndim)
         _check_regular(Path(array.store.root, array.path), key.count("/"))
 

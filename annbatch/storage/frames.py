@@ -377,6 +377,10 @@ class FrameReader:
                 # Those of numbers are looked at where zarr-python reads them: the engine looks at each file itself.
                 if hasattr(part, "store_path") and not _is_group(part) and not _is_row_of_numbers(part):
                     check_folder(part)
+        for part in (column.categories, column.mask):
+            if part is not None and _is_group(part):
+                msg = f"column {name!r} of {_location(self._elem)}: {_location(part)} is a group, not an array: the file is damaged"
+                raise CorruptDataError(msg)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
                 msg = (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import zarr
 from zarr.storage import LocalStore, StorePath
 
+from .errors import damage_named
 from .manifest import parsed_document
 
 if TYPE_CHECKING:
@@ -25,11 +26,19 @@ class LocalGroup(zarr.Group):
     """A group of a local folder, for reading."""
 
     def __getitem__(self, path: str) -> Any:
-        """Return an array or a group below this one; KeyError where there is none."""
+        """Return an array or a group below this one; KeyError where there is none, CorruptDataError where it is damaged."""
         found = None
         if isinstance(path, str) and _is_plain(path):
             found = _node(self.store_path / path, self.metadata.zarr_format)
-        return super().__getitem__(path) if found is None else found
+        if found is not None:
+            return found
+        try:
+            return super().__getitem__(path)
+        except KeyError:
+            raise
+        except Exception:
+            with damage_named(f"{_folder(self.store_path)} :: {path}"):
+                raise
 
     def plain(self) -> zarr.Group:
         """Return the group as zarr-python has it, for libraries that look at the type."""

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 
 from annbatch import Loader, storage
 from annbatch.loader import read_ahead
-from annbatch.loader.read_ahead import ReadAhead, in_order
+from annbatch.loader.read_ahead import InOrder, ReadAhead
 from tests.cells import full_cells, write
 
 from .loaders import small_loader
@@ -61,7 +61,7 @@ class Loads:
 @pytest.mark.parametrize("n_ahead", [1, 2, 5])
 def test_order_is_kept(n_ahead):
     assert list(ReadAhead(iter(Loads(7)), n_ahead)) == [(i, j) for i in range(7) for j in range(2)]
-    assert list(in_order(iter(Loads(7)))) == [(i, j) for i in range(7) for j in range(2)]
+    assert list(InOrder(iter(Loads(7)))) == [(i, j) for i in range(7) for j in range(2)]
 
 
 def test_any_number_of_loads_ahead_may_be_asked_for():

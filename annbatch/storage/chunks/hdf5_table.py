@@ -11,6 +11,7 @@ import numpy as np
 from annbatch.storage.claims import check_chunk_count, check_chunk_size
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
+from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes
@@ -207,6 +208,9 @@ def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndar
 
     def note(info: Any) -> None:
         at = tuple(start // c for start, c in zip(info.chunk_offset, chunks, strict=True))
+        if any(i >= n for i, n in zip(at, grid, strict=True)):
+            msg = f"{dataset.file.filename} :: {dataset.name}: a chunk at {info.chunk_offset} lies outside the dataset of shape {dataset.shape}"
+            raise CorruptDataError(msg)
         offset[at], length[at], mask[at] = info.byte_offset, info.size, info.filter_mask
 
     fetch_chunk_indexes([dataset])

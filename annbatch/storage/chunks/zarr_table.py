@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.storage.claims import check_chunk_size, stored_bytes
+from annbatch.storage.claims import check_chunk_size, check_keys, stored_bytes
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
@@ -48,6 +48,7 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
         return None
     table = described_table(array, document, str(folder))
     if table is not None:
+        check_keys(array)
         if isinstance(table.prepare, ShardIndexes):
             table.prepare.files = files
         elif files is not None:

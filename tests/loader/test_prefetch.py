@@ -410,7 +410,7 @@ def open_files():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
 @pytest.mark.parametrize("suffix", [".zarr", ".h5ad"])
-@pytest.mark.parametrize("n_passes", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_passes", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_abandoned_passes_leave_nothing(tmp_path, suffix, n_passes):
     loader = small_loader(shuffle=True, layers=["twice"]).add_paths([write(full_cells(), tmp_path / f"a{suffix}")])
 
@@ -445,22 +445,43 @@ def run(code, **kwargs):
     )
 
 
-@pytest.mark.parametrize(
-    "end", ["", "sys.exit(0)", "del loader", "import gc; gc.disable(); x = [batches]; x.append(x)"]
-)
-def test_interpreter_exits_with_a_pass_open(end):
-    process = run(f"batches = iter(loader); next(batches)\n{end}")
+ENDS = [
+    "",
+    "sys.exit(0)",
+    "del loader",
+    "import gc; gc.disable(); x = [batches]; x.append(x)",
+    # While a load is being read.
+    """
+import time
+slow = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=lambda batch: time.sleep(0.5) or batch)
+more = iter(slow.add_dataset(np.zeros((1000, 3))))
+next(more)
+""",
+]
+
+
+def test_interpreter_exits_with_a_pass_open():
+    process = run("batches = iter(loader); next(batches)")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
 
 
-def test_interpreter_exits_while_a_load_is_being_read():
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_interpreters_exit_in_many_ways_with_a_pass_open():
+    """Each is a fork of one that has imported all, and ends as any other does."""
     process = run(
-        """
-        import time
-        slow = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=lambda batch: time.sleep(0.5) or batch)
-        batches = iter(slow.add_dataset(np.zeros((1000, 3))))
-        next(batches)
+        f"""
+        import os
+        for end in {ENDS!r}:
+            child = os.fork()
+            if child == 0:
+                batches = iter(loader)
+                next(batches)
+                exec(end)
+                break
+            status = os.waitpid(child, 0)[1]
+            if status:
+                print(end, status)
         """
     )
     out, err = process.communicate(timeout=60)

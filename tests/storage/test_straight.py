@@ -19,7 +19,6 @@ from annbatch.storage.chunks.bounded import readable
 from annbatch.storage.chunks.straight import read_straight
 from annbatch.storage.chunks.zarr_table import zarr_table
 from annbatch.storage.engine import _engine
-from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.frames import FrameReader
 from tests.cells import write
 

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["as_bytes", "decoder", "most_text_bytes", "with_room"]
 
 # Of text, no size is known beforehand: what is usual, and what a chunk may take besides, for each row and byte of it.
-_USUAL_TEXT_BYTES = 64 * 2**20
+_USUAL_TEXT_BYTES = 32 * 2**20
 _TEXT_BYTES_PER_ROW = 256
-_TEXT_BYTES_PER_STORED_BYTE = 64
+_TEXT_BYTES_PER_STORED_BYTE = 16
 _BLOSC_HEADER = struct.Struct("<BBBBIII")
 _SNAPPY = 2
+# Bytes that a decoder of a stream is given at a time.
+_FED_BYTES = 1 << 14
 _LZ4_HEADER = struct.Struct(">QI")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -134,21 +136,26 @@ def _lz4_hdf5(raw: Any, limit: int) -> bytes:
 
 def _streams(make: Callable[[], Any], raw: Any, limit: int) -> bytes:
     """Decode one stream after the other, as they stand in files of gzip and bz2; zeros may follow."""
-    left = as_bytes(raw).tobytes()
+    left = memoryview(as_bytes(raw))
     parts: list[bytes] = []
-    n = 0
+    n = at = 0
     try:
-        while left:
+        while at < len(left):
             stream = make()
-            part = stream.decompress(left, limit - n + 1)
-            n += len(part)
-            if n > limit:
-                raise _too_much(limit)
+            while at < len(left) and not stream.eof:
+                # A little at a time: what comes of it all is in memory twice while it is put together.
+                part = stream.decompress(left[at : at + _FED_BYTES], limit - n + 1)
+                at = min(at + _FED_BYTES, len(left))
+                n += len(part)
+                if n > limit:
+                    raise _too_much(limit)
+                parts.append(part)
             if not stream.eof:
                 msg = "cut short"
                 raise ValueError(msg)
-            parts.append(part)
-            left = stream.unused_data.lstrip(b"\0")
+            at -= len(stream.unused_data)
+            while at < len(left) and not left[at]:
+                at += 1
     except (zlib.error, OSError) as error:
         msg = f"a chunk cannot be decoded: {error}"
         raise ValueError(msg) from error

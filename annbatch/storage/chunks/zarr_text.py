@@ -88,6 +88,8 @@ class TextChunks:
         except (OSError, ValueError, RuntimeError, TypeError):
             return None
         encoded = np.frombuffer(raw, np.uint8)
+        if int.from_bytes(encoded[:4].tobytes(), "little") > self.rows:
+            return None
         data = np.empty(len(encoded), np.uint8)
         n_bytes = unpack_texts(encoded, lengths, data)
         return (data[:n_bytes], lengths) if n_bytes >= 0 and is_utf8(data[:n_bytes], lengths) else None

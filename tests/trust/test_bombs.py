@@ -340,6 +340,20 @@ TRY_ALL = """
 """
 
 
+def try_all(sound, paths):
+    """What a process says of each that tries to read them, its seconds and MB; first of a sound one, to have all imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TRY_ALL), sound, *paths],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
+
+
 def read_any(path):
     group = storage.open_group(path)
     frame = FrameReader(group["obs"]).frame()
@@ -356,17 +370,7 @@ def outcomes(tmp_path_factory):
     put(zarr.open_group(sound), "obs", pd.DataFrame(index=[f"c{i}" for i in range(20)]))
     for name, make in BOMBS.items():
         make(folder / name)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TRY_ALL), sound, *(folder / name for name in BOMBS)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = {name: rest for name, *rest in map(json.loads, done.stdout.splitlines())}
-    return folder, found
+    return folder, try_all(sound, [folder / name for name in BOMBS])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="memory is measured elsewhere only")

@@ -4,11 +4,13 @@
 #   make test PYTHON=python3.13                     another interpreter, in an environment of its own (.venv-python3.13)
 #   make test WITH="torch==2.13.0"                  packages to install besides, so that the tests that need them run
 #   make test ARGS="-k sampler -x"                  arguments for pytest
+#   make test JOBS=0                                in one process, as --pdb needs it
 
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
 WITH ?=
 ARGS ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -17,6 +19,9 @@ define install_extra
 	$(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' $(1) > $(VENV)/$(1).txt
 	$(PIP) install -r $(VENV)/$(1).txt $(2)
 endef
+
+# The suite is in two processes, as the machines it is for have two cores; whoever has done takes of what the other has left.
+IN_PROCESSES := --numprocesses $(JOBS) --dist worksteal
 
 SOURCES := $(shell find annbatch -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
@@ -37,7 +42,7 @@ demo: $(VENV)/built  ## build a collection from real cells, train a classifier o
 	$(BIN)/annbatch demo $(ARGS)
 
 test: $(VENV)/test  ## the tests, without those marked slow: under six minutes on two cores
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(IN_PROCESSES) $(ARGS)
 
 test-slow: $(VENV)/test  ## long statistical and stress tests: damage, kills, ranks, full disks
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -46,7 +51,7 @@ test-slow: $(VENV)/test  ## long statistical and stress tests: damage, kills, ra
 test-debug: $(VENV)/test  ## the tests with bounds checks on in the kernels
 	$(call in_copy,debug)
 	cd $(VENV)/debug && export ANNBATCH_CYTHON_DEBUG=1 PYTHONPATH="$(CURDIR)/$(VENV)/debug" && \
-	../bin/python setup.py --quiet build_ext --inplace && ../bin/python -m pytest -m "not slow" -p no:cacheprovider $(ARGS)
+	../bin/python setup.py --quiet build_ext --inplace && ../bin/python -m pytest -m "not slow" $(IN_PROCESSES) -p no:cacheprovider $(ARGS)
 
 lint: $(VENV)/dev $(VENV)/test  ## ruff, cython-lint, mypy, codespell, the order of imports: what every change must pass
 	$(BIN)/ruff check .

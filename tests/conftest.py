@@ -15,7 +15,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 def pytest_configure(config):
     """Keep what processes share (storage/shared_arrays.py) out of the user's own folder, and remove it afterwards."""
-    if "ANNBATCH_CACHE_DIR" not in os.environ:
+    # A worker of pytest-xdist has the variables of who started it, but what tests share must not reach another process.
+    if "ANNBATCH_CACHE_DIR" not in os.environ or hasattr(config, "workerinput"):
         config.annbatch_cache = os.environ["ANNBATCH_CACHE_DIR"] = tempfile.mkdtemp(prefix="annbatch-tests-")
 
 

@@ -87,25 +87,41 @@ def run_bench(
         "recommended": {key: best[key] for key in ("chunk_size", "preload_nchunks")},
     }
     if is_far:
-        requests: list[dict[str, Any]] = []
-        for n_requests in tqdm(_REQUESTS, desc="Measuring", unit="setting", disable=not progress):
-            given = {**far, "max_requests": n_requests}
-            loader = _open(paths, best["chunk_size"], best["preload_nchunks"], batch_size, given)
-            rate, per_row = _measure(loader, seconds)
-            requests.append(
-                {
-                    "max_requests": n_requests,
-                    "rows_per_second": rate,
-                    "requests_per_million_rows": round(1e6 * per_row["requests"]),
-                    "bytes_per_row": round(per_row["bytes"]),
-                }
-            )
-        quickest = max(result["rows_per_second"] for result in requests)
-        # No more than are of use: others want to ask the store for something, too.
-        enough = next(r for r in requests if r["rows_per_second"] >= _ENOUGH_REQUESTS * quickest)
-        found["requests"] = requests
-        found["recommended"] |= {"max_requests": enough["max_requests"], "prefetch": _FAR_PREFETCH}
+        found |= {"requests": _requests_tried(paths, best, batch_size, far, seconds, progress=progress)}
+        found["recommended"] |= {"max_requests": _enough_requests(found["requests"]), "prefetch": _FAR_PREFETCH}
     return found
+
+
+def _requests_tried(
+    paths: Sequence[Path | str],
+    setting: Mapping[str, Any],
+    batch_size: int,
+    far: Mapping[str, Any],
+    seconds: float,
+    *,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """Read with one setting and different numbers of requests at a time: rows per second, and what was asked for."""
+    tried = []
+    for n_requests in tqdm(_REQUESTS, desc="Measuring", unit="setting", disable=not progress):
+        given = {**far, "max_requests": n_requests}
+        loader = _open(paths, setting["chunk_size"], setting["preload_nchunks"], batch_size, given)
+        rate, per_row = _measure(loader, seconds)
+        tried.append(
+            {
+                "max_requests": n_requests,
+                "rows_per_second": rate,
+                "requests_per_million_rows": round(1e6 * per_row["requests"]),
+                "bytes_per_row": round(per_row["bytes"]),
+            }
+        )
+    return tried
+
+
+def _enough_requests(tried: list[dict[str, Any]]) -> int:
+    """Return the fewest that are nearly as fast as the fastest: others want to ask the store for something, too."""
+    quickest = max(result["rows_per_second"] for result in tried)
+    return next(int(r["max_requests"]) for r in tried if r["rows_per_second"] >= _ENOUGH_REQUESTS * quickest)
 
 
 def _settings(batch_size: int) -> list[tuple[int, int]]:

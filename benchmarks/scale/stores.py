@@ -20,7 +20,8 @@ __all__ = ["LABEL", "N_COLUMNS", "N_VAR", "write_collection", "write_h5ad", "wri
 N_VAR = 2_000
 N_COLUMNS = 10
 LABEL = "cell_type"
-# Rows that are in memory at a time.
+# Rows to a shard. With all columns fewer are in memory at a time: Python's text is large.
+_SHARD = 1 << 24
 _ROWS = 1 << 19
 # Four columns of labels, two of them of few values, and two of text with few values as text.
 _CATEGORIES = {LABEL: 30, "donor": 500, "tissue": 12, "assay": 4}
@@ -33,33 +34,36 @@ def _names(column: str) -> list[str]:
     return [f"{column} {number:03}" for number in range({**_CATEGORIES, **_TEXTS}[column])]
 
 
+def _lengths(n_obs: int, *, only_labels: bool) -> Iterator[tuple[slice, np.random.Generator, np.ndarray]]:
+    """Rows, a piece at a time, what draws for them, and how many values each has."""
+    at_a_time = _SHARD if only_labels else _ROWS
+    for number, start in enumerate(range(0, n_obs, at_a_time)):
+        rng, n = np.random.default_rng(number), min(at_a_time, n_obs - start)
+        yield slice(start, start + n), rng, rng.integers(5, 16, n)
+
+
 def _pieces(n_obs: int, *, only_labels: bool) -> Iterator[tuple[slice, dict[str, Any]]]:
     """Rows, a piece at a time: lengths of rows, names of cells, and the columns (codes where they have categories)."""
     names = np.empty(0, dtype=object)
-    for number, start in enumerate(range(0, n_obs, _ROWS)):
-        rng = np.random.default_rng(number)
-        n = min(_ROWS, n_obs - start)
-        piece: dict[str, Any] = {"lengths": rng.integers(5, 16, n)}
-        if not only_labels or n > len(names):
-            names = np.array([f"cell_{row:09}-{row % 7}" for row in range(start, start + n)], dtype=object)
-        piece["_index"] = names[:n]
+    for rows, rng, lengths in _lengths(n_obs, only_labels=only_labels):
+        n = len(lengths)
+        piece: dict[str, Any] = {"lengths": lengths}
+        if not only_labels or not len(names):
+            named = range(rows.start, rows.start + min(n, _ROWS))
+            names = np.array([f"cell_{row:09}-{row % 7}" for row in named], dtype=object)
+        piece["_index"] = np.resize(names, n)
         for column in [LABEL] if only_labels else _CATEGORIES:
             piece[column] = rng.integers(0, _CATEGORIES[column], n).astype(
                 np.int8 if _CATEGORIES[column] < 128 else np.int16
             )
         if only_labels:
-            yield slice(start, start + n), piece
+            yield rows, piece
             continue
         for column in _TEXTS:
             piece[column] = np.array(_names(column), dtype=object)[rng.integers(0, _TEXTS[column], n)]
         for column, dtype in _NUMBERS.items():
             piece[column] = rng.integers(0, 2 if dtype is np.bool_ else 10_000, n).astype(dtype)
-        yield slice(start, start + n), piece
-
-
-def _n_values(n_obs: int) -> int:
-    return sum(int(np.random.default_rng(number).integers(5, 16, min(_ROWS, n_obs - start)).sum())
-               for number, start in enumerate(range(0, n_obs, _ROWS)))  # fmt: skip
+        yield rows, piece
 
 
 class _Writer:
@@ -84,7 +88,7 @@ class _Zarr(_Writer):
 
         text = dtype is str
         chunk = min(chunk, max(1, n))
-        shard = {} if text else {"shards": (-(-max(1, min(n, 1 << 24)) // chunk) * chunk,)}
+        shard = {} if text else {"shards": (-(-max(1, min(n, _SHARD)) // chunk) * chunk,)}
         return self._root.create_array(
             path, shape=(n,), dtype=VariableLengthUTF8() if text else dtype, chunks=(chunk,), attributes=attributes,
             fill_value="" if text else 0, **shard,
@@ -115,7 +119,7 @@ class _Hdf5(_Writer):
 
 
 def _fill(writer: _Writer, n_obs: int, chunk: int, *, only_labels: bool) -> None:
-    n_values = _n_values(n_obs)
+    n_values = sum(int(lengths.sum()) for _, _, lengths in _lengths(n_obs, only_labels=only_labels))
     plain = {"encoding-type": "array", "encoding-version": "0.2.0"}
     text = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
     frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
@@ -146,11 +150,13 @@ def _fill(writer: _Writer, n_obs: int, chunk: int, *, only_labels: bool) -> None
     )
     total = 0
     for rows, piece in _pieces(n_obs, only_labels=only_labels):
-        pointers = total + np.cumsum(piece.pop("lengths"))
-        arrays["lengths"][rows.start + 1 : rows.stop + 1] = pointers
-        total = int(pointers[-1])
+        lengths = piece.pop("lengths")
+        # Where each row begins, so that a piece fills whole shards; where the last one ends comes last.
+        arrays["lengths"][rows] = total + np.cumsum(lengths) - lengths
+        total += int(lengths.sum())
         for column, values in piece.items():
             arrays[column][rows] = values
+    arrays["lengths"][n_obs] = total
 
 
 def write_zarr(path: Path, n_obs: int, chunk: int = 1 << 16, *, only_labels: bool = False) -> Path:

@@ -72,7 +72,7 @@ def test_bad_arguments(kwargs, error, message):
         {"drop_last": False},
         {"rng": np.random.default_rng(0)},
     ],
-    ids=str,
+    ids=lambda argument: next(iter(argument)),
 )
 def test_arguments_of_the_sampler_exclude_batch_sampler(argument):
     with pytest.raises(ValueError, match=f"{next(iter(argument))} must not be given together with batch_sampler"):

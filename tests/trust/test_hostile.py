@@ -313,23 +313,16 @@ def test_nothing_that_a_file_says_is_run():
 CLAIMS = (claim_rows, claim_values, claim_chunk, claim_row_pointer_chunk)
 
 
-@pytest.fixture(scope="module")
-def claims(sound, tmp_path_factory):
+def test_claims_beyond_what_is_stored_cost_nothing(sound, tmp_path):
     """What a process says of each, which tries one after the other."""
-    folder = tmp_path_factory.mktemp("claims")
     for claim in CLAIMS:
-        claim(shutil.copytree(sound, folder / claim.__name__))
-    return try_all(sound, [folder / claim.__name__ for claim in CLAIMS])
-
-
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda f: f.__name__)
-def test_a_claim_beyond_what_is_stored_costs_nothing(claim, claims):
-    said, seconds, megabytes = claims[claim.__name__]
-    # Nothing needs the values that are not there: no row points to them.
-    assert (said == "read") == (claim is claim_values), said
-    assert not said.startswith("MemoryError")
-    assert megabytes < 80
-    assert seconds < 5  # of which most is what the first read of anything takes on a busy machine
+        claim(shutil.copytree(sound, tmp_path / claim.__name__))
+    for name, (said, seconds, megabytes) in try_all(sound, [tmp_path / claim.__name__ for claim in CLAIMS]).items():
+        # Nothing needs the values that are not there: no row points to them.
+        assert (said == "read") == (name == "claim_values"), said
+        assert not said.startswith("MemoryError"), said
+        assert megabytes < 80, said
+        assert seconds < 5, said  # of which most is what the first read of anything takes on a busy machine
 
 
 def test_headers_that_claim_gigabytes(store):

@@ -13,6 +13,7 @@ from .manifest import check_array
 
 __all__ = [
     "check_chunk_count",
+    "check_chunk_shape",
     "check_chunk_size",
     "check_claim",
     "check_files",
@@ -125,6 +126,20 @@ def check_folder(array: Any) -> None:
     """
     check_files(array)
     check_array(array)
+
+
+def check_chunk_shape(elem: Any, where: str) -> None:
+    """Refuse an array whose chunks have no extent: nothing could be divided by it.
+
+    Raises
+    ------
+    CorruptDataError
+        It is such an array.
+    """
+    chunks = getattr(elem, "chunks", None)
+    if chunks and min(chunks) < 1:
+        msg = f"{where}: a chunk of shape {tuple(chunks)} holds nothing: the metadata is damaged"
+        raise CorruptDataError(msg)
 
 
 def check_keys(array: Any) -> None:

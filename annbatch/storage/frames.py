@@ -31,7 +31,7 @@ from .chunks.bounded import readable
 from .chunks.straight import read_straight
 from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
-from .claims import check_claim, check_folder
+from .claims import check_chunk_shape, check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
@@ -388,6 +388,11 @@ class FrameReader:
                     f"for {self.n_rows} rows: the file is damaged"
                 )
                 raise CorruptDataError(msg)
+        for part in (column.values, column.categories, column.mask):
+            if part is not None and not _is_group(part):
+                check_chunk_shape(part, _location(part))
+        if column.categories is not None and column.field is None:
+            check_claim(column.categories, f"column {name!r} of {_location(self._elem)}")
         if name == self._index_key and column.field is None and not _is_group(column.values):
             check_claim(column.values, f"the index of {_location(self._elem)}")
         is_text = column.categories is None and not _is_group(column.values) and not _holds_numbers(column)
@@ -450,7 +455,11 @@ class FrameReader:
 
     def _categories(self, column: _StoredColumn, name: str) -> np.ndarray:
         with self._naming(name):
-            return _read_decoded(_StoredColumn(column.categories)).reshape(-1)
+            categories = _read_decoded(_StoredColumn(column.categories)).reshape(-1)
+        if not pd.Index(categories).is_unique:
+            msg = f"column {name!r} of {_location(self._elem)} has categories that are the same: the file is damaged"
+            raise CorruptDataError(msg)
+        return categories
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:

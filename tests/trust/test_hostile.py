@@ -24,6 +24,7 @@ import zarr
 import annbatch
 from annbatch import Loader, storage
 from annbatch.collection.verify import verify
+from annbatch.storage.chunks.arrays import stored_array
 from annbatch.storage.frames import FrameReader
 from tests.cells import cells, csr_attrs, csr_parts, write, write_h5
 
@@ -238,6 +239,52 @@ def test_another_type_of_another_size_is_refused(name, store):
     change(path, data_type={"int32": "int64", "int64": "int32", "float32": "float64", "float64": "float32"}[data_type])
     with pytest.raises(storage.CorruptDataError, match=name):
         read_all(store)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("obs/note", {"chunk_grid": grid(0)}),
+        ("obs/score", {"chunk_grid": grid(0)}),
+        ("X/data", {"chunk_grid": grid(0)}),
+        ("obs/cell_type/categories", {"shape": [HUGE]}),
+    ],
+)
+def test_what_cannot_be_is_refused(name, changes, store):
+    change(store / name / "zarr.json", **changes)
+    with pytest.raises(storage.CorruptDataError, match="holds nothing|claims to hold"):
+        read_all(store)
+
+
+def test_categories_that_are_the_same_are_refused(store):
+    """So they are when their chunk is gone."""
+    (store / "obs/cell_type/categories/c/0").unlink()
+    with pytest.raises(storage.CorruptDataError, match="'cell_type' of .* has categories that are the same"):
+        read_all(store)
+
+
+@pytest.mark.parametrize("name", ["layers/counts", "obsm/pca"])
+def test_a_document_that_zarr_python_does_not_take_is_damage(name, store):
+    """Not an error of its own, which names nothing."""
+    group = zarr.open_group(store)
+    for part, key in (("layers", "counts"), ("obsm", "pca")):
+        with ad.settings.override(auto_shard_zarr_v3=False):
+            ad.io.write_elem(group, f"{part}/{key}", np.ones((60, 12)))
+    change(store / name / "zarr.json", node_type="aray")
+    with pytest.raises(storage.CorruptDataError, match=name.partition("/")[2]):
+        Loader(layers=["counts"], obsm=["pca"], preload_to_gpu=False).add_paths([store])
+
+
+def test_hdf5_chunks_outside_of_their_dataset_are_refused(tmp_path):
+    path = write_h5(csr_parts(sp.eye(6, format="csr")), tmp_path / "a.h5", {}, chunks=(3,), compression="gzip")
+    with h5py.File(path) as file:
+        at = path.read_bytes().find(struct.pack("<IIQ", file["X/data"].id.get_chunk_info(1).size, 0, 3))
+    assert at > 0  # the key of a chunk in its B-tree: size, filter mask, offset
+    data = bytearray(path.read_bytes())
+    data[at + 8 : at + 16] = struct.pack("<Q", 3000)
+    path.write_bytes(data)
+    with h5py.File(path) as file, pytest.raises(storage.CorruptDataError, match="lies outside the dataset"):
+        stored_array(file["X/data"]).table  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["X/indices", "X/indptr"])

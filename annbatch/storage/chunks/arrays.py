@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from annbatch.storage.claims import check_claim, check_folder
+from annbatch.storage.claims import check_chunk_shape, check_claim, check_folder
 from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named, system_error
@@ -314,6 +314,7 @@ class ZarrArray(StoredArray):
     def __init__(self, array: zarr.Array[Any]) -> None:
         self.array = _at_absolute_path(array)
         self.location = f"{_store_name(array)} :: {array.path or '/'}"
+        check_chunk_shape(array, self.location)
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
         self.is_far = not self.is_local
         self._stamp = self._stamp_now()

@@ -70,7 +70,7 @@ def bounded(array: zarr.Array[Any]) -> zarr.Array[Any]:
 def _itemsize(dtype: Any) -> int | None:
     """Bytes of an item as it is stored; None: each has its own."""
     native = getattr(dtype, "to_native_dtype", lambda: np.dtype(dtype))()
-    return None if native.kind in "OT" or native.hasobject else int(native.itemsize)
+    return None if native.kind in ("O", "T") or native.hasobject else int(native.itemsize)
 
 
 def _decoder_of(name: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from annbatch.storage.claims import check_chunk_count, check_chunk_size
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
-from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes
@@ -214,11 +214,12 @@ def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndar
         offset[at], length[at], mask[at] = info.byte_offset, info.size, info.filter_mask
 
     fetch_chunk_indexes([dataset])
-    if hasattr(dataset.id, "chunk_iter"):
-        dataset.id.chunk_iter(note)
-    else:
-        for i in range(dataset.id.get_num_chunks()):
-            note(dataset.id.get_chunk_info(i))
+    with damage_named(f"{dataset.file.filename} :: {dataset.name}"):
+        if hasattr(dataset.id, "chunk_iter"):
+            dataset.id.chunk_iter(note)
+        else:
+            for i in range(dataset.id.get_num_chunks()):
+                note(dataset.id.get_chunk_info(i))
     return offset, length, mask
 
 

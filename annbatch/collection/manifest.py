@@ -20,7 +20,8 @@ def write_manifest(folder: Path, *, add_checksums: bool = True) -> None:
     """Give a finished dataset its manifest.
 
     Arrays that have no checksums, as those that anndata writes, get them here: their files, one for each chunk, grow by
-    the four bytes of Zarr's codec ``crc32c``. Not with ``add_checksums=False``, for a dataset that others may be reading.
+    the four bytes of Zarr's codec ``crc32c``. Not with ``add_checksums=False``, for a dataset that is in its place: others may
+    be reading it, and each document is the old or the new one, also after a power cut.
     """
     documents = {}
     for name, document in list(_nodes(folder)):
@@ -28,20 +29,24 @@ def write_manifest(folder: Path, *, add_checksums: bool = True) -> None:
             if add_checksums:
                 _add_checksums(folder / name, document)
             document.setdefault("attributes", {})[manifest.FILES] = _files(folder / name, document).encoded()
-            _replace(folder / name / "zarr.json", document)
+            _replace(folder / name / "zarr.json", document, sync=not add_checksums)
         if name:
             documents[name] = manifest.digest((folder / name / "zarr.json").read_bytes())
     root = json.loads((folder / "zarr.json").read_text())
     contents: dict[str, Any] = {"version": 1, "documents": documents}
     root.setdefault("attributes", {})[manifest.MANIFEST] = contents
     contents["digest"] = manifest.root_digest(root)
-    _replace(folder / "zarr.json", root)
+    _replace(folder / "zarr.json", root, sync=not add_checksums)
 
 
-def _replace(path: Path, document: dict[str, Any]) -> None:
-    """Write a document in one step, for those who read it meanwhile."""
+def _replace(path: Path, document: dict[str, Any], *, sync: bool) -> None:
+    """Write a document in one step, for those who read it meanwhile; ``sync``: on the disk before it takes its name."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(document, indent=manifest.INDENT))
+    with part.open("w") as file:
+        file.write(json.dumps(document, indent=manifest.INDENT))
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     part.replace(path)
 
 

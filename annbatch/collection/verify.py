@@ -19,7 +19,7 @@ from annbatch.storage import CorruptDataError, available_cpus, is_url, open_matr
 from annbatch.storage.chunks.hdf5_table import edges_are_bare
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
-from annbatch.storage.manifest import MANIFEST, dataset_damage, has_manifest
+from annbatch.storage.manifest import dataset_damage, has_manifest, set_aside
 from annbatch.storage.opening import check_documents, check_is_store
 from annbatch.storage.reading.proving import prove
 
@@ -163,22 +163,12 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
         Of reading it without its manifest. When something is damaged, the manifests stay as they were.
     """
     path = _local(path)
-    folders = [dataset for dataset in _datasets(path, Report()) if dataset.is_dir()]
-    before = {folder: (folder / "zarr.json").read_bytes() for folder in folders if has_manifest(folder)}
-    try:
-        for folder, data in before.items():
-            document = json.loads(data)
-            document.get("attributes", {}).pop(MANIFEST, None)
-            (folder / "zarr.json").write_text(json.dumps(document, indent=2))
+    folders = [folder for folder in _datasets(path, Report()) if folder.is_dir() and has_manifest(folder)]
+    with set_aside(folders):
         report = verify(path, progress=progress)
-    except BaseException:
-        _restore(before)
-        raise
-    if not report.is_sound:
-        _restore(before)
-        return report
-    for folder in before:
-        write_manifest(folder, add_checksums=False)
+    if report.is_sound:
+        for folder in folders:
+            write_manifest(folder, add_checksums=False)
     return report
 
 
@@ -194,11 +184,6 @@ def _local(path: str | os.PathLike[str]) -> Path:
         msg = f"no such file or folder: {path}"
         raise FileNotFoundError(msg)
     return path
-
-
-def _restore(documents: dict[Path, bytes]) -> None:
-    for folder, data in documents.items():
-        (folder / "zarr.json").write_bytes(data)
 
 
 def show(report: Report, say: Callable[[str], None]) -> None:

@@ -19,6 +19,8 @@ import json
 import os
 import stat
 import time
+from collections import Counter
+from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -29,7 +31,7 @@ import numpy as np
 from .errors import CorruptDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "FILES",
@@ -57,6 +59,7 @@ __all__ = [
     "read_document",
     "read_mark",
     "root_digest",
+    "set_aside",
 ]
 
 MANIFEST = "annbatch-manifest"
@@ -227,13 +230,34 @@ def check_dataset(folder: str | os.PathLike[str]) -> bool:
     return True
 
 
+# By folder, how many readers have set its manifest aside.
+_SET_ASIDE: Counter[str] = Counter()
+
+
 def has_manifest(folder: str | os.PathLike[str]) -> bool:
     """Whether a local folder is a dataset with a manifest, damaged or not."""
+    if _is_set_aside(folder):
+        return False
     try:
         data = read_document(f"{os.fspath(folder)}/zarr.json")
     except (FileNotFoundError, NotADirectoryError):
         return False
     return MANIFEST.encode() in data
+
+
+@contextmanager
+def set_aside(folders: Iterable[str | os.PathLike[str]]) -> Iterator[None]:
+    """Within, this process reads datasets as if they had no manifest. What is on the disk stays as it is."""
+    more = Counter(os.path.realpath(folder) for folder in folders)
+    _SET_ASIDE.update(more)
+    try:
+        yield
+    finally:
+        _SET_ASIDE.subtract(more)
+
+
+def _is_set_aside(folder: str | os.PathLike[str]) -> bool:
+    return _SET_ASIDE.total() > 0 and _SET_ASIDE[os.path.realpath(folder)] > 0
 
 
 def dataset_damage(folder: str, *, marks: bool = False) -> Iterator[CorruptDataError]:
@@ -395,6 +419,8 @@ def _root_document(folder: str) -> dict[str, Any] | None:
     """The manifest in a folder, checked in itself; None when it has none."""
     path = f"{folder}/zarr.json"
     found = os.stat(path)
+    if _is_set_aside(folder):
+        return None
     return _manifest_in(path, (found.st_size, found.st_mtime_ns, found.st_ino))
 
 

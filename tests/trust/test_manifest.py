@@ -19,8 +19,9 @@ import zarr
 from annbatch import DatasetCollection, Loader, storage, write_sharded
 from annbatch.cli import main
 from annbatch.collection.manifest import write_manifest
-from annbatch.collection.verify import verify
+from annbatch.collection.verify import accept, verify
 from annbatch.storage import CorruptDataError, manifest
+from annbatch.storage.reading import proving
 from tests.cells import cells
 
 from . import damage
@@ -140,6 +141,20 @@ def test_what_was_changed_on_purpose_can_be_accepted(collection, capsys):
     assert main(["verify", str(root), "--accept", "--quiet"]) == 0
     assert main(["verify", str(root), "--quiet"]) == 0
     np.testing.assert_array_equal(collection.obs(["more"])["more"].dropna(), np.arange(len(obs)))
+
+
+def test_while_a_change_is_looked_at_nothing_is_written(collection, monkeypatch):
+    """So a process that is killed then leaves the manifest as it was."""
+    document = collection._place.root / "dataset_0/zarr.json"
+    before, prove, seen = document.read_bytes(), proving.prove, []
+
+    def looked_at(*arguments):
+        seen.append(document.read_bytes())
+        return prove(*arguments)
+
+    monkeypatch.setattr("annbatch.collection.verify.prove", looked_at)
+    assert accept(collection._place.root, progress=False).is_sound
+    assert set(seen) == {before}
 
 
 def test_damage_is_not_accepted(collection):

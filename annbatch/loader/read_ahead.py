@@ -170,6 +170,7 @@ class ReadAhead(Iterator[T], Generic[T]):
         # Who takes them out, the thread or whoever closes this, closes them: Ctrl-C may come while the thread is started,
         # and then nobody can tell whether it runs.
         self._loads: list[Iterator[Iterable[T]]] = [loads]
+        self._unstarted = [True]
         self._process = os.getpid()
         self._closed = False
 
@@ -180,7 +181,7 @@ class ReadAhead(Iterator[T], Generic[T]):
             msg = "a pass must be continued in the process that started it: this process is a fork; start a new pass in it"
             raise RuntimeError(msg)
         try:
-            if self._thread is None:
+            if self._thread is None and _taken(self._unstarted) is not None:  # one of several threads
                 self._start()
             channel = self._channel
             item = self._next_of(channel)
@@ -231,7 +232,10 @@ class ReadAhead(Iterator[T], Generic[T]):
         if self._stop_waiting is not None:
             self._stop_waiting()
         self._closed = True
-        self._channel = _Channel(0, self)
+        # Another thread may have looked whether this is closed, and not yet taken the channel: it shall not wait for ever.
+        ended = _Channel(0, self)
+        ended.stop()
+        self._channel = ended
         loads = _taken(self._loads)
         if loads is not None:
             _close(loads)

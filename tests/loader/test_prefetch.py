@@ -188,6 +188,26 @@ def test_all_threads_that_wait_for_an_item_learn_of_the_end(end):
     assert n_threads() == 0
 
 
+def test_a_thread_that_comes_while_another_one_closes_learns_of_the_end(monkeypatch):
+    """Between its look whether the pass is closed and its wait for an item, it was left waiting for ever."""
+    ahead = ReadAhead(iter(Loads(3)), 1)
+    next(ahead)
+    real, got = os.getpid, []
+
+    def close_first():
+        monkeypatch.setattr(os, "getpid", real)
+        ahead.close()
+        return real()
+
+    monkeypatch.setattr(os, "getpid", close_first)
+    late = threading.Thread(target=lambda: got.extend(ahead), daemon=True)
+    late.start()
+    late.join(10)
+    assert not late.is_alive()
+    assert got == []
+    assert n_threads() == 0
+
+
 def test_dropped_by_its_own_thread():
     # The garbage collector runs where it likes, also in the thread that reads ahead.
     holder = []

@@ -270,7 +270,7 @@ def test_a_document_that_zarr_python_does_not_take_is_damage(name, store):
     for part, key in (("layers", "counts"), ("obsm", "pca")):
         with ad.settings.override(auto_shard_zarr_v3=False):
             ad.io.write_elem(group, f"{part}/{key}", np.ones((60, 12)))
-    change(store / name / "zarr.json", node_type="aray")
+    change(store / name / "zarr.json", node_type="row")
     with pytest.raises(storage.CorruptDataError, match=name.partition("/")[2]):
         Loader(layers=["counts"], obsm=["pca"], preload_to_gpu=False).add_paths([store])
 

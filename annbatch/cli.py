@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
@@ -269,7 +270,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
     chosen["h5ad_compressor"] = None if options.h5ad_compressor == "none" else options.h5ad_compressor
     # Whatever OUT is, it must be a collection, also to be overwritten.
     collection = DatasetCollection(options.out, is_collection_h5ad=options.h5ad)
-    with warnings.catch_warnings(), _place(options) as out:
+    with warnings.catch_warnings(), _log_shown(), _place(options) as out:
         warnings.showwarning = lambda message, *_, **__: print(f"annbatch: {message}", file=sys.stderr)
         warnings.simplefilter("always", UserWarning)
         building = collection if out is None else DatasetCollection(out, is_collection_h5ad=options.h5ad)
@@ -277,6 +278,23 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
             building.add_adatas(options.inputs, executor=executor, progress=not options.quiet, **chosen)
     _say(options, f"{collection!r}")
     return {"path": options.out, "datasets": len(collection)}
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Show what the package logs, such as inputs that are left out."""
+    import logging
+
+    log, handler = logging.getLogger("annbatch"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("annbatch: %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
 
 
 def _place(options: argparse.Namespace) -> AbstractContextManager[Path | None]:

@@ -42,6 +42,9 @@ def test_build_and_add(tmp_path, inputs, capsys):
     assert main(["build", out, inputs[0], "--if-exists", "add", "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"path": out, "datasets": 3}
     assert len(DatasetCollection(out).obs()) == 180
+    capsys.readouterr()
+    assert main(["build", out, *inputs, "--if-exists", "skip", "--quiet"]) == 0
+    assert f"annbatch: left out {len(inputs)} of {len(inputs)} inputs that are there already" in capsys.readouterr().err
 
 
 def test_build_options(tmp_path, inputs, capsys):

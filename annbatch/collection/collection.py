@@ -251,8 +251,8 @@ class DatasetCollection:
             ``"ignore"`` (with a warning).
         if_exists
             What to do with inputs that the collection holds already (same path, size, number and names of rows), and with
-            one that is named twice: ``"error"``, ``"skip"`` (leave them out, with a warning) or ``"add"`` their rows once
-            more. Of objects in memory nothing is known, so they are always added.
+            one that is named twice: ``"error"``, ``"skip"`` (leave them out; the log of ``logging.getLogger("annbatch")`` says which, at
+            level INFO) or ``"add"`` their rows once more. A file that has changed since is added, with a warning. Of objects in memory nothing is known, so they are always added.
         executor
             Runs the work elsewhere: anything with the ``concurrent.futures.Executor`` interface (a process pool,
             ``dask.distributed.Client.get_executor()``). All of its workers must see the same files. The result is the

@@ -21,8 +21,8 @@ from annbatch._shared.collection_format import (
 )
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
-from annbatch.storage.manifest import MANIFEST, parsed_document
-from annbatch.storage.opening import check_store
+from annbatch.storage.manifest import MANIFEST, parsed_document, read_document
+from annbatch.storage.opening import check_not_empty, check_store
 
 from .building.files import replace_text
 from .building.journal import unpublished
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .building.inputs.inputs import Input
 
 _DOCUMENT = "zarr.json"
+_CONSOLIDATED = "consolidated_metadata"
 # Attribute of a collection that is no folder: datasets that are being copied to it.
 _UNPUBLISHED = "annbatch-unpublished"
 
@@ -53,6 +54,7 @@ def place_of(
     import zarr
     from zarr.storage import LocalStore
 
+    check_not_empty(group, "group")
     if h5ad:
         if isinstance(group, zarr.Group):
             msg = "is_collection_h5ad needs the path of a folder, got a zarr.Group"
@@ -288,10 +290,11 @@ class LocalZarr(_Folder):
         metadata = self._metadata() or {"zarr_format": 3, "node_type": "group"}
         attributes = {**metadata.get("attributes", {}), **MARKER}
         # In one place, in the write that publishes: through a network, looking at each node would take long.
-        changed = metadata | {"attributes": attributes, "consolidated_metadata": self._all_metadata(metadata)}
+        changed = metadata | {"attributes": attributes, _CONSOLIDATED: self._all_metadata(metadata)}
         if changed != metadata:
+            text = _extended(self.root / "zarr.json", metadata, changed)
             # Without indent: with it json is ten times as slow, which tells where there are many datasets.
-            replace_text(self.root / "zarr.json", json.dumps(changed), self.root / WORK_FOLDER)
+            replace_text(self.root / "zarr.json", text or json.dumps(changed), self.root / WORK_FOLDER)
 
     def _all_metadata(self, root: Mapping[str, Any]) -> dict[str, Any]:
         """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root.
@@ -299,7 +302,7 @@ class LocalZarr(_Folder):
         Those of datasets that are as `root` has them are taken from there: an addition reads one document of each, not dozens.
         """
         kept: dict[str, dict[str, Any]] = {}
-        for key, document in ((root.get("consolidated_metadata") or {}).get("metadata") or {}).items():
+        for key, document in ((root.get(_CONSOLIDATED) or {}).get("metadata") or {}).items():
             kept.setdefault(key.partition("/")[0], {})[key] = document
         nodes: dict[str, Any] = {}
         # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
@@ -312,6 +315,31 @@ class LocalZarr(_Folder):
             else:
                 _note_metadata(f"{self.root}/{name}", name, nodes)
         return {"kind": "inline", "must_understand": False, "metadata": nodes}
+
+
+def _extended(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """JSON of a root to whose copies of documents others came: the text of the file, and theirs; None where it cannot be had so.
+
+    Writing the copies anew takes most of the time of an addition, once there are hundreds of datasets.
+    """
+    before = (old.get(_CONSOLIDATED) or {}).get("metadata") or {}
+    after = new[_CONSOLIDATED]["metadata"]
+    if not before or any(after.get(key) is not document for key, document in before.items()):
+        return None
+    if [*old][-1] != _CONSOLIDATED or [*old[_CONSOLIDATED]][-1] != "metadata" or [*new][-1] != _CONSOLIDATED:
+        return None
+    text = read_document(path).decode()
+    head = _without_copies(old)
+    if not text.startswith(head) or not text.endswith("}}}"):
+        return None  # written by someone else
+    added = json.dumps({key: document for key, document in after.items() if key not in before})[1:-1]
+    copies = text[len(head) : -3]
+    return _without_copies(new) + (f"{copies}, {added}" if added else copies) + "}}}"
+
+
+def _without_copies(root: Mapping[str, Any]) -> str:
+    """JSON of a root up to where its copies of documents begin."""
+    return json.dumps({**root, _CONSOLIDATED: {**root[_CONSOLIDATED], "metadata": {}}})[:-3]
 
 
 def _document(folder: str) -> dict[str, Any] | None:

@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 from annbatch._shared.collection_format import H5AD_SUFFIX, is_marked, sorted_datasets
 from annbatch.storage import CorruptDataError, available_cpus, is_url, open_matrix
 from annbatch.storage.chunks.hdf5_table import edges_are_bare
+from annbatch.storage.documents import check_documents
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
 from annbatch.storage.manifest import dataset_damage, has_manifest, set_aside
-from annbatch.storage.opening import check_documents, check_is_store
+from annbatch.storage.opening import check_is_store
 from annbatch.storage.reading.proving import prove
 
 from .manifest import write_manifest

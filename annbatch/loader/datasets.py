@@ -15,7 +15,7 @@ import pandas as pd
 
 from annbatch import storage
 from annbatch._shared.args import as_numeric, levels_to_user
-from annbatch._shared.collection_format import MARKER, SOURCE_DTYPE, is_marked, sorted_datasets
+from annbatch._shared.collection_format import MARKER, SOURCE_DTYPE, is_marked
 from annbatch._shared.labels import encode_together
 from annbatch._shared.row_filter import Found, filtered
 from annbatch.storage.columns import CompactFrame
@@ -642,10 +642,13 @@ def _opened_again(empty: Table, homes: Sequence[ObsHome], fingerprint: Mapping[s
     return table
 
 
-def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
-    """List the AnnData groups of a collection, given as such, as its zarr group, or as a path or URL of it."""
+def collection_groups(collection: Any, far: storage.FarOptions, *, quick: bool) -> list[Any]:
+    """List the AnnData groups of a collection, given as such, as its zarr group, or as a path or URL of it.
+
+    With `quick`, they may be of a kind that anndata does not know, see :func:`annbatch.storage.open_group`.
+    """
     if isinstance(collection, (str, os.PathLike)):
-        collection = storage.open_group(collection, far)
+        collection = storage.open_group(collection, far, quick=quick)
     if hasattr(collection, "attrs") and hasattr(collection, "keys"):
         if hasattr(collection, "store"):
             (collection,) = storage.far_groups([collection], far)
@@ -655,7 +658,7 @@ def collection_groups(collection: Any, far: storage.FarOptions) -> list[Any]:
                 f"the attribute 'encoding-type': {MARKER['encoding-type']!r}; use add_paths for a single AnnData"
             )
             raise ValueError(msg)
-        return [collection[name] for name in sorted_datasets(storage.find_datasets(collection))]
+        return storage.open_datasets(collection)
     if not hasattr(collection, "__iter__"):
         msg = (
             "collection must be a DatasetCollection, or a zarr group, path or URL that holds one, got "
@@ -690,7 +693,7 @@ def _kind(element: Any, source: Source) -> type:
     from anndata.abc import CSRDataset
 
     # A group that holds a matrix says nothing about what it is; anndata's name for that does.
-    return CSRDataset if source.is_sparse and hasattr(element, "keys") else type(element)
+    return CSRDataset if source.is_sparse and hasattr(element, "keys") else storage.public_type(element)
 
 
 def _handed_out(element: Any, source: Source) -> np.dtype[Any]:

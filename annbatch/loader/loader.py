@@ -342,7 +342,7 @@ class Loader(IterableStyle):
                 "use_collection was called before, and takes one collection; add more data with add_adatas or add_paths"
             )
             raise RuntimeError(msg)
-        groups = collection_groups(collection, self._far)
+        groups = collection_groups(collection, self._far, quick=load_adata is None)
         if not groups:
             msg = f"collection must hold at least one dataset, got an empty one: {collection!r}"
             raise ValueError(msg)

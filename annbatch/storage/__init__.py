@@ -17,7 +17,8 @@ from .far.needs import Needs
 from .far.opening import far_groups, fetched_ahead, find_datasets, is_far_place, is_url
 from .far.options import FarOptions
 from .frames import read_frame
-from .opening import home_of, is_store, open_group, open_groups
+from .local_zarr import public_type
+from .opening import home_of, is_store, open_datasets, open_group, open_groups
 from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense
 from .reading.scale import Scale
@@ -48,10 +49,12 @@ __all__ = [
     "is_far_place",
     "is_store",
     "is_url",
+    "open_datasets",
     "open_group",
     "open_groups",
     "open_matrix",
     "packed_state",
+    "public_type",
     "read_csr",
     "read_dense",
     "read_frame",

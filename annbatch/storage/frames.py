@@ -28,15 +28,17 @@ from annbatch._shared.labels import code_dtype
 from annbatch._shared.running_sum import starts_of
 
 from .chunks.bounded import readable
+from .chunks.hdf5_text import HeapTexts
 from .chunks.straight import read_straight
 from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
 from .claims import check_chunk_shape, check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
+from .documents import check_documents
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
-from .local_zarr import LocalGroup
-from .text import TextWriter, numbered, packed
+from .local_zarr import LocalGroup, location_of
+from .text import TextSource, TextWriter, numbered, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -88,6 +90,16 @@ class _StoredColumn:
         """The values as their library may read them."""
         return readable(self.values)
 
+    @cached_property
+    def texts(self) -> TextSource | None:
+        """What reads text without a Python object each; None: it is read through its library."""
+        values = self.values
+        if self.field is not None or not _may_be_text(self):
+            return None
+        if isinstance(values, TextSource):
+            return values
+        return HeapTexts.of(values) if isinstance(values, h5py.Dataset) else TextChunks.of(values)
+
 
 class FrameReader:
     """Columns of one stored table.
@@ -97,7 +109,8 @@ class FrameReader:
     elem
         ``obs`` or ``var``: an ``h5py`` or Zarr group, or a compound array of either kind.
     readable
-        Turns a stored array of text into one from which rows are read, of the same shape; None: text is read as it lies.
+        Turns a stored array of text into one from which rows are read, of the same shape, and a :class:`annbatch.storage.text.TextSource`
+        if it can; None: text is read as it lies.
 
     Attributes
     ----------
@@ -120,8 +133,9 @@ class FrameReader:
         self._found: dict[str, _StoredColumn] = {}
         if _is_group(elem):
             with damage_named(_location(elem)):
-                attributes = dict(elem.attrs)
-            if "_index" not in attributes or "column-order" not in attributes:
+                # Only these: of HDF5, each is read by itself.
+                attributes = {name: elem.attrs[name] for name in ("_index", "column-order") if name in elem.attrs}
+            if len(attributes) < 2:
                 msg = f"not a table (it has no _index or column-order attribute): {_location(elem)}"
                 raise TypeError(msg)
             with damage_named(_location(elem)):
@@ -185,6 +199,32 @@ class FrameReader:
         """
         self._check_name(name)
         return self._read(name, rows)
+
+    def texts(self, name: str | None, rows: slice = _ALL) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Read a column of text, or row names, without a Python object per row.
+
+        Parameters
+        ----------
+        name
+            Name of the column; None: row names.
+        rows
+            Which rows, half open.
+
+        Returns
+        -------
+        The UTF-8 bytes of all texts (uint8), how many each has (int64), and which are missing (bool), which have none. None where there
+        are no rows, it is no text, or text that only its library can read.
+        """
+        column = self._column(self._index_key if name is None else name)
+        start, stop, _ = rows.indices(self.n_rows)
+        pair = _read_texts(column, start, stop) if column.categories is None else None
+        if pair is None:
+            return None
+        data, lengths = pair
+        if column.mask is None:
+            return data, lengths, np.zeros(len(lengths), dtype=bool)
+        is_missing = _read_raw(_StoredColumn(column.mask), rows).astype(bool)
+        return data[np.repeat(~is_missing, lengths)], np.where(is_missing, 0, lengths), is_missing
 
     def frame(self, columns: Iterable[str] | None = None, rows: slice = _ALL) -> pd.DataFrame:
         """Read columns and row names; see :func:`read_frame`."""
@@ -373,10 +413,6 @@ class FrameReader:
             return self._found[name]
         with damage_named(f"column {name!r} of {_location(self._elem)}"):
             column = self._stored(name)
-            for part in (column.values, column.categories, column.mask):
-                # Those of numbers are looked at where zarr-python reads them: the engine looks at each file itself.
-                if hasattr(part, "store_path") and not _is_group(part) and not _is_row_of_numbers(part):
-                    check_folder(part)
         for part in (column.categories, column.mask):
             if part is not None and _is_group(part):
                 msg = f"column {name!r} of {_location(self._elem)}: {_location(part)} is a group, not an array: the file is damaged"
@@ -446,7 +482,10 @@ class FrameReader:
 
             with damage_named(_location(column.values)):
                 values = column.values
-                return read_elem(values.plain() if isinstance(values, LocalGroup) else values)[rows]
+                if isinstance(values, LocalGroup):
+                    check_documents(f"{values.store.root}/{values.path}")
+                    values = values.plain()
+                return read_elem(values)[rows]
         with self._naming(name):
             values = _read_decoded(column, rows)
         if column.mask is None:
@@ -540,8 +579,7 @@ def _location(elem: Any) -> str:
     if isinstance(elem, h5py.Group | h5py.Dataset):
         # Not by `elem.file`, which makes an object for the file each time; this is asked for with every read.
         return f"{os.fsdecode(h5py.h5f.get_name(elem.id))} :: {elem.name.strip('/')}"
-    store_path = getattr(elem, "store_path", None)
-    return repr(elem) if store_path is None else str(store_path)
+    return location_of(elem) if hasattr(elem, "store_path") else repr(elem)
 
 
 def _text(value: Any) -> str:
@@ -609,8 +647,8 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
             straight = read_straight(column.table, np.dtype(values.dtype), start, max(start, stop))
             if straight is not None:
                 return straight
-        if _is_row_of_numbers(values):
-            check_folder(values)
+        if hasattr(values, "store_path"):
+            check_folder(values)  # the engine, and what reads text, look at each file themselves
         return np.asarray(column.readable[rows])
     if isinstance(values, h5py.Dataset):
         return np.asarray(column.readable.fields(column.field)[rows])
@@ -626,9 +664,8 @@ def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:
 
 def _packed_text(column: _StoredColumn, first: int = 0) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray] | None]]:
     """Yield rows from `first` on, so many at a time, and what :func:`packed` makes of them."""
-    chunks = TextChunks.of(column.values)
     for rows in _pieces(column, first):
-        pair = None if chunks is None else chunks.read(rows)
+        pair = None if column.texts is None else column.texts.read(rows)
         yield rows, packed(_read_raw(column, rows)) if pair is None else pair
 
 
@@ -657,18 +694,28 @@ def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None
 
 def _read_decoded(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray:
     """Read values as :func:`_read_raw` does, but text as an object array of str."""
-    chunks = TextChunks.of(column.values) if column.field is None and _may_be_text(column) else None
-    start, stop, _ = (0, 0, 1) if chunks is None else (rows or _ALL).indices(column.values.shape[0])
-    if chunks is not None and stop > start:
-        first = start // chunks.rows * chunks.rows
-        pair = chunks.read(slice(first, stop))
-        if pair is not None:
-            data, lengths = pair
-            texts = np.empty(stop - start, dtype=object)
-            wanted = slice(start - first, stop - first)
-            decode_texts(data, starts_of(lengths)[wanted], lengths[wanted], texts)
-            return texts
-    return _decoded(_read_raw(column, rows))
+    start, stop, _ = (0, 0, 1) if column.texts is None else (rows or _ALL).indices(column.values.shape[0])
+    pair = _read_texts(column, start, stop)
+    if pair is None:
+        return _decoded(_read_raw(column, rows))
+    data, lengths = pair
+    texts = np.empty(stop - start, dtype=object)
+    decode_texts(data, starts_of(lengths)[:-1], lengths, texts)
+    return texts
+
+
+def _read_texts(column: _StoredColumn, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read what :func:`packed` makes of rows; None when there are none, or their library has to read them."""
+    if column.texts is None or stop <= start:
+        return None
+    first = start // column.texts.rows * column.texts.rows
+    pair = column.texts.read(slice(first, stop))
+    if pair is None:
+        return None
+    # Of whole chunks.
+    data, lengths = pair
+    begin, end = (int(lengths[: row - first].sum()) for row in (start, stop))
+    return data[begin:end], lengths[start - first : stop - first]
 
 
 def _decoded(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["CHUNKED", "edges_are_unfiltered", "layout_message", "local_bytes"]
+__all__ = ["CHUNKED", "edges_are_unfiltered", "layout_message", "local_bytes", "sizes_are_usual"]
 
 CHUNKED = 2
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -67,7 +67,7 @@ def layout_message(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | byt
     """
     import h5py
 
-    if not _is_usual(bytes(peek(0, 64))):
+    if not sizes_are_usual(bytes(peek(0, 64))):
         return None
     # (h5py.h5o.get_info walks the tree of chunks, to tell how large it is.)
     low, high = h5py.h5g.get_objinfo(dataset.id, b".").objno
@@ -77,7 +77,7 @@ def layout_message(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | byt
         return None
 
 
-def _is_usual(start: bytes) -> bool:
+def sizes_are_usual(start: bytes) -> bool:
     """Whether addresses and sizes take eight bytes and count from the file's first byte."""
     if len(start) < 64 or start[:8] != _SIGNATURE or start[8] > 3:
         return False

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from annbatch._shared.collection_format import sorted_datasets
+
+from .documents import check_documents
 from .errors import CorruptDataError, damage_named
-from .manifest import check_dataset, check_document, parsed_document
+from .manifest import check_dataset
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     import h5py
@@ -19,11 +22,9 @@ if TYPE_CHECKING:
     from .far.hdf5 import FarFile
     from .far.options import FarOptions
 
-__all__ = ["check_is_store", "home_of", "is_store", "open_group", "open_groups"]
+__all__ = ["check_is_store", "home_of", "is_store", "open_datasets", "open_group", "open_groups"]
 
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
-# The likeliest first.
-_DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
@@ -44,6 +45,13 @@ def check_is_store(path: Path) -> None:
     if not is_store(path):
         msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
         raise CorruptDataError(msg)
+
+
+def check_not_empty(path: object, name: str = "a path") -> None:
+    """Raise ValueError for a path of no letters, which would lead to the current folder."""
+    if path == "":
+        msg = f"{name} must name a file, a folder or a URL, got ''; write '.' for the current folder"
+        raise ValueError(msg)
 
 
 def open_groups(
@@ -94,6 +102,8 @@ def open_group(
         The library for such a URL is not installed.
     CorruptDataError
         Something is there, but it is neither of the two, or it is damaged.
+    ValueError
+        The path is empty, or the URL can be of no bucket.
     """
     import h5py
     import zarr
@@ -107,6 +117,7 @@ def open_group(
         return path.open()
     if is_url(path) or isinstance(path, StoredObject):
         return open_far([path], far)[0]  # type: ignore[list-item]
+    check_not_empty(path)
     path = Path(str(path).removeprefix("file://"))
     if not path.exists():
         msg = f"no such file or folder: {path}"
@@ -115,11 +126,25 @@ def open_group(
     with damage_named(str(path)):
         if not path.is_dir():
             return h5py.File(path, "r")
-        check_store(path)
         if quick:
+            check_dataset(path)  # without a manifest, documents are looked at as they are read
             return open_local_group(path.absolute())
+        check_store(path)
         # Consolidated metadata is a copy, which saves nothing in a local folder, and may be an old one.
         return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def open_datasets(collection: zarr.Group) -> list[Any]:
+    """Open all datasets of a collection, and compare those that lie in local folders with their manifests."""
+    from .far.opening import find_datasets
+    from .local_zarr import LocalGroup
+
+    groups = []
+    for name in sorted_datasets(find_datasets(collection)):
+        if isinstance(collection, LocalGroup):
+            check_dataset(f"{collection.store.root}/{collection.path}/{name}")
+        groups.append(collection[name])
+    return groups
 
 
 def check_store(folder: Path) -> None:
@@ -132,43 +157,3 @@ def check_store(folder: Path) -> None:
     """
     if not check_dataset(folder):
         check_documents(folder)
-
-
-def check_documents(folder: str | os.PathLike[str], *, parse: bool = True) -> None:
-    """See that every metadata document of a Zarr hierarchy in a local folder can be read as one.
-
-    Parameters
-    ----------
-    folder
-        Of the hierarchy. Links are followed, into every folder once.
-    parse
-        Whether documents are also read.
-
-    Raises
-    ------
-    CorruptDataError
-        One is no regular file (reading a pipe would wait for ever, and a device has no end), is too long, or no JSON.
-    """
-    _check_documents(os.fspath(folder), set(), parse=parse)
-
-
-def _check_documents(folder: str, seen: set[tuple[int, int]], *, parse: bool) -> None:
-    here = os.stat(folder)  # noqa: PTH116
-    if (here.st_dev, here.st_ino) in seen:
-        return
-    seen.add((here.st_dev, here.st_ino))
-    with os.scandir(folder) as entries:
-        found = {entry.name: entry for entry in entries}
-    has_members = True
-    for name in found.keys() & set(_DOCUMENTS):
-        if not parse:
-            check_document(f"{folder}/{name}")
-            continue
-        document = parsed_document(f"{folder}/{name}")
-        has_members &= name != ".zarray" and document.get("node_type") != "array"
-    if has_members:
-        for name in sorted(found.keys() - set(_DOCUMENTS)):
-            below = found[name]
-            # Folders of chunks hold none of these.
-            if below.is_dir() and any(os.path.exists(f"{below.path}/{mark}") for mark in _DOCUMENTS):  # noqa: PTH110
-                _check_documents(below.path, seen, parse=parse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,13 +15,25 @@ from .shared_arrays import shared
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["ROWS_AT_ONCE", "CompactText", "TextWriter", "is_utf8", "numbered", "packed"]
+__all__ = ["ROWS_AT_ONCE", "CompactText", "TextSource", "TextWriter", "is_utf8", "numbered", "packed"]
 
 # Nobody can know it who makes a file.
 _SEED = int.from_bytes(os.urandom(8), "little")
 
 # Rows whose texts are Python strings at the same time.
 ROWS_AT_ONCE = 1 << 16
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """A stored column of text from which rows are read without a Python object each."""
+
+    @property
+    def rows(self) -> int:
+        """Rows are read from a multiple of this on."""
+
+    def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return what :func:`packed` makes of rows, and maybe some behind them; None where another way must be found."""
 
 
 @dataclass(frozen=True, eq=False)

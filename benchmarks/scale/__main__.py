@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .measure import FACES, SAMPLERS
-from .report import PLOT, page, plot
+from .more import MORE
+from .report import PLOT, more_pages, page, plot
 from .stores import write_collection, write_h5ad
 
 BASE_ROWS = 100_000
@@ -31,6 +32,23 @@ def run(what: str, small: Path | str, path: Path | str, n_obs: int, cache: Path)
     found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     print(what, path, found, flush=True)
     return found
+
+
+def more(what: str, folder: Path, cache: Path) -> list[dict[str, Any]]:
+    """Take measurements of what does not grow with rows alone, in a process of their own."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        command = [sys.executable, "-m", "benchmarks.scale.more", what, scratch]
+        variables = {**os.environ, "ANNBATCH_CACHE_DIR": str(cache)}
+        answer = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True)
+    found: list[dict[str, Any]] = json.loads(answer.stdout.splitlines()[-1])
+    print(what, found, flush=True)
+    return found
+
+
+def measure_more(folder: Path, wanted: list[str]) -> dict[str, Any]:
+    """Measure what does not grow with rows alone."""
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        return {what: more(what, folder, Path(cache)) for what in wanted}
 
 
 def machine() -> dict[str, Any]:
@@ -98,16 +116,31 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where stores are kept; a temporary folder by default")
     parser.add_argument("--results", type=Path, help="write what was measured to this file, or read it with --no-run")
     parser.add_argument("--no-run", action="store_true")
+    parser.add_argument(
+        "--only",
+        choices=("rows", *MORE),
+        nargs="+",
+        default=("rows", *MORE),
+        help="what is measured; the rest comes from the file of --results. 'rows': all that grows with --rows",
+    )
     parser.add_argument("--write", type=Path, metavar="FILE.md")
     options = parser.parse_args()
-    if options.no_run:
-        results = json.loads(options.results.read_text())
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            results = measure_all(options.folder or Path(folder), sorted(options.rows), options.most_of_all)
+    known = options.results is not None and options.results.exists()
+    results = json.loads(options.results.read_text()) if known else {}
+    if not options.no_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = options.folder or Path(scratch)
+            if "rows" in options.only:
+                results |= measure_all(folder, sorted(options.rows), options.most_of_all)
+            wanted = [what for what in options.only if what in MORE]
+            results["more"] = results.get("more", {}) | measure_more(folder, wanted)
+            if wanted:
+                results["more_machine"] = machine()
         if options.results:
             options.results.write_text(json.dumps(results, indent=1))
-    if options.write:
+    if "cases" not in results:
+        print(more_pages(results))
+    elif options.write:
         options.write.write_text(page(results))
         plot(results, options.write.parent / PLOT)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["exponent", "page", "plot"]
+__all__ = ["exponent", "more_pages", "page", "plot"]
 
 PLOT = "layout/scale.svg"
 FAR_ROWS = 10**9
@@ -75,6 +75,86 @@ def _workers(results: dict[str, Any]) -> str:
     return _table(lines)
 
 
+def more_pages(results: dict[str, Any]) -> str:
+    """Return the sections about what does not grow with rows alone, those that were measured."""
+    found = results.get("more", {})
+    sections = [part(found[what]) for what, part in _MORE.items() if what in found]
+    if sections and "more_machine" in results:
+        machine = results["more_machine"]
+        sections.append(
+            f"The last {len(sections)} sections: on {machine['cpu']}, {machine['cpus']} cores, load {machine['load']}."
+        )
+    return "\n\n".join(sections)
+
+
+def _kinds(cases: list[dict[str, Any]]) -> str:
+    kinds = [key for key in cases[0] if key not in ("source", "rows")]
+    lines = [["source", *kinds]]
+    lines += [[case["source"], *(_cell(case[kind] / case["rows"], 1) for kind in kinds)] for case in cases]
+    return f"""## Where the memory of all columns goes
+
+Bytes a row of what a Loader with all of ten columns holds, {cases[0]["rows"]:,} rows. All of it but the row pointers is mapped from files
+that processes share. What "heap" says beyond that further up is memory that opening took and gave back to the allocator.
+
+{_table(lines)}"""
+
+
+def _files(cases: list[dict[str, Any]]) -> str:
+    lines = [["what", "source", "files", "seconds", "of processor", "most open handles in a pass"]]
+    lines += [
+        [case["face"], case["source"], f"{case['files']:,}", _cell(case["seconds"]), _cell(case["processor"]), str(case["handles"])]
+        for case in cases
+    ]  # fmt: skip
+    return f"""## Thousands of files
+
+Opening small files (500 rows, ten obs columns), all handed to one `add_paths`; handles are all that the process has.
+
+{_table(lines)}"""
+
+
+def _additions(cases: list[dict[str, Any]]) -> str:
+    lines = [["what", "inputs", "milliseconds of processor", "for each input"]]
+    lines += [
+        [
+            case["what"],
+            f"{case['inputs']:,}",
+            _cell(case["processor"] * 1e3, 0),
+            _cell(case["processor"] / case["inputs"] * 1e3, 1),
+        ]
+        for case in cases
+    ]
+    return f"""## Additions to a collection
+
+`add_adatas` with inputs of 500 rows: one after the other to one collection, and many in one call.
+
+{_table(lines)}"""
+
+
+def _obs_of_batches(cases: list[dict[str, Any]]) -> str:
+    [case] = cases
+    return f"""## obs of a batch
+
+A batch of 128 rows, 2,000 genes, a tenth of them expressed: {case["matrix"] * 1e6:.0f} microseconds of processor time for the matrix, and
+{case["obs"] * 1e6:.0f} more for obs with 30 columns (ten each of labels, numbers and text) and the names of the cells."""
+
+
+def _obs_whole(cases: list[dict[str, Any]]) -> str:
+    [case] = cases
+    return f"""## obs of a whole collection
+
+`collection.obs()` of {case["rows"]:,} rows and ten columns: at most {case["peak"] / 1e6:.0f} MB, of which the DataFrame takes {case["frame"] / 1e6:.0f} MB
+({case["peak"] / case["frame"]:.2f} times)."""
+
+
+_MORE = {
+    "kinds of memory": _kinds,
+    "files": _files,
+    "additions": _additions,
+    "obs of batches": _obs_of_batches,
+    "obs whole": _obs_whole,
+}
+
+
 def page(results: dict[str, Any]) -> str:
     """Return docs/scale.md."""
     machine = results["machine"]
@@ -139,6 +219,8 @@ A Loader on a collection with one column of labels, in eight processes that look
 less what the same eight have with {results["workers_base_rows"]:,} rows.
 
 {_workers(results)}
+
+{more_pages(results)}
 
 Measured {results["date"]} on {machine["cpu"]}, {machine["cpus"]} cores, {machine["memory_gb"]} GB, load {machine["load"]}: other work
 ran on this machine, so that seconds are upper bounds, those of the clock more than those of the processor; bytes are not affected.

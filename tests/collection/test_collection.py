@@ -490,6 +490,8 @@ class TestAdding:
             for path in place.glob("dataset_*/**/zarr.json")
         }
         assert listed() == documents
+        text = (place / "zarr.json").read_text()
+        assert text == json.dumps(json.loads(text))  # it was extended, not written anew
         # A dataset that is another than the root says is gone through whole.
         document = place / "dataset_0" / "zarr.json"
         changed = documents["dataset_0"] | {"attributes": documents["dataset_0"]["attributes"] | {"note": 1}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["decode_texts", "find_extents", "lengths_and_starts", "number_texts", "unpack_texts"]
+__all__ = ["decode_texts", "find_extents", "heap_texts", "lengths_and_starts", "number_texts", "unpack_texts"]
 
 
 def lengths_and_starts(pointers: np.ndarray, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,6 +34,26 @@ def unpack_texts(chunk: np.ndarray, n_texts: int) -> tuple[np.ndarray, np.ndarra
         texts.append(raw[at + 4 : at + 4 + n_bytes])
         at += 4 + n_bytes
     return np.frombuffer(b"".join(texts), np.uint8), np.array([len(text) for text in texts], np.int64)
+
+
+def heap_texts(collections: dict[int, bytes], references: list[tuple[int, int, int]]) -> list[bytes] | None:
+    """Texts of HDF5 by (bytes, address of a collection, number in it); None when one leads nowhere, or elsewhere than it says."""
+    texts = []
+    for n_bytes, address, number in references:
+        if not n_bytes or not address:
+            texts.append(b"")
+            continue
+        objects, at, collection = {}, 16, collections[address]
+        while at + 16 <= len(collection) and collection[at : at + 2] != b"\0\0":
+            size = int.from_bytes(collection[at + 8 : at + 16], "little")
+            if at + 16 + size > len(collection):
+                return None
+            objects[int.from_bytes(collection[at : at + 2], "little")] = collection[at + 16 : at + 16 + size]
+            at += 16 + -(-size // 8) * 8
+        if len(objects.get(number, b"")) != n_bytes:
+            return None
+        texts.append(objects[number].partition(b"\0")[0])
+    return texts
 
 
 def number_texts(data: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, list[bytes]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from annbatch import storage
+from annbatch import DatasetCollection, Loader, storage
 
 
 @pytest.fixture
@@ -80,3 +80,24 @@ def test_a_cpu_quota_of_the_container_counts(files, expected, tmp_path):
         (tmp_path / name).write_text(text)
     allowed = len(os.sched_getaffinity(0))
     assert storage.available_cpus(root=tmp_path) == (allowed if expected is None else min(allowed, expected))
+
+
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: storage.open_group(""),
+        lambda: Loader(batch_size=1).add_paths([""]),
+        lambda: DatasetCollection(""),
+        lambda: DatasetCollection("c.zarr").add_adatas([""], progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"must name a file, a folder or a URL, got ''; write '\.'"):
+            call()
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///a.zarr", "s3://Bad_Bucket!/a.zarr", "gs://a b/c.h5ad"])
+def test_a_url_of_no_possible_bucket_is_refused_at_once(url):
+    """Libraries say that the connection failed, after six tries."""
+    with pytest.raises(
+        ValueError, match=r"must be (s3|gs)://BUCKET/PATH, with a bucket of letters.*, got the bucket '"
+    ):
+        Loader(batch_size=1).add_paths([url])

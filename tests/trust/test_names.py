@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import anndata as ad
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annbatch import DatasetCollection, write_sharded
+from annbatch.collection.building import build
 
 # Characters that a path, Zarr or JSON might take for something else.
 ODD = "\\/.:*?\"<>| '\n\t\x01~%#äß漢\U0001f9ec"
@@ -99,3 +101,71 @@ def test_write_sharded_refuses_names_of_other_parts(name, part, tmp_path):
     with pytest.raises(ValueError, match="under which nothing can be stored; rename it"):
         write_sharded(group, adata)
     assert not list(group)
+
+
+# Whatever a Python string can be: zeros and halves of surrogate pairs inside, too.
+TEXTS = st.text(st.one_of(st.sampled_from("\0\ud800" + ODD), st.characters()), max_size=4)
+
+
+@given(
+    names=st.lists(TEXTS, min_size=3, max_size=3, unique=True),
+    labels=st.lists(TEXTS, min_size=3, max_size=3, unique=True),
+    texts=st.lists(TEXTS, min_size=3, max_size=3),
+    genes=st.lists(TEXTS, min_size=2, max_size=2, unique=True),
+    suffix=st.sampled_from(["zarr", "h5ad"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_text_comes_back_or_is_refused_before_any_work(names, labels, texts, genes, suffix, tmp_path_factory):
+    obs = pd.DataFrame({"label": pd.Categorical(labels), "text": np.array(texts, dtype=object)}, index=names)
+    adata = ad.AnnData(sp.csr_matrix(np.eye(3, 2, dtype="f4")), obs=obs, var=pd.DataFrame(index=genes))
+    place = tmp_path_factory.mktemp("texts") / "c"
+    collection = DatasetCollection(place, is_collection_h5ad=suffix == "h5ad")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        worked = []
+        original = build.deal_inputs
+        patch.setattr(build, "deal_inputs", lambda *args: worked.append(1) or original(*args))
+        try:
+            collection.add_adatas([adata], shuffle=False, progress=False)
+        except ValueError:
+            assert not worked
+            assert re.search("[\0\ud800-\udfff]", "".join([*names, *labels, *texts, *genes]))
+            return
+    found = collection.obs()
+    assert found.index.tolist() == names
+    assert (
+        found["label"].tolist() == obs["label"].tolist()
+    )  # pandas takes labels that differ only after a NUL for the same
+    assert found["text"].tolist() == texts
+    [group] = collection
+    assert ad.io.read_elem(group["var"]).index.tolist() == genes
+    assert collection.verify(progress=False).is_sound
+
+
+@pytest.mark.parametrize("part", ["label", "gene", "gene_column", "varm"])
+def test_a_nul_in_a_label_or_gene_is_refused_with_the_part(part, tmp_path):
+    adata = named("n", "n", "n")
+    bad = np.array(["a\0b", "c"], dtype=object)
+    if part == "label":
+        adata.obs["label"] = pd.Categorical(["a\0b", "c", "c"])
+    elif part == "gene":
+        adata.var_names = bad
+    elif part == "gene_column":
+        adata.var["gene"] = bad
+    else:
+        adata.varm["table"] = pd.DataFrame({"gene": bad}, index=adata.var_names)
+    what = {"label": r"categories of obs\['label'\]", "gene": "names of var", "gene_column": r"var\['gene'\]"}
+    with pytest.raises(ValueError, match=what.get(part, r"varm\['table'\]\['gene'\]") + r" must be .*got 'a\\x00b'"):
+        DatasetCollection(tmp_path / "c.zarr").add_adatas([adata], progress=False)
+
+
+def test_a_nul_in_stored_text_is_no_text_of_an_h5ad_collection(tmp_path):
+    adata = named("n", "n", "n")
+    adata.obs["text"] = ["a\0b", "c", "d"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata.write_zarr(tmp_path / "a.zarr", convert_strings_to_categoricals=False)
+    with pytest.raises(ValueError, match=r"obs/text must be text without NUL characters.*got 'a\\x00b'"):
+        DatasetCollection(tmp_path / "c", is_collection_h5ad=True).add_adatas([tmp_path / "a.zarr"], progress=False)
+    collection = DatasetCollection(tmp_path / "c.zarr").add_adatas([tmp_path / "a.zarr"], shuffle=False, progress=False)
+    assert collection.obs()["text"].tolist() == ["a\0b", "c", "d"]

@@ -20,7 +20,6 @@ from .tasks import bar_of, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from concurrent.futures import Executor
     from pathlib import Path
 
     import numpy as np
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
     from .fields import Array
     from .generation import Generation
     from .known import Source
-    from .options import Options
-    from .plan import Budget
     from .schema import Schema
     from .schema_file import SchemaFile
+    from .tasks import Work
 
 
 @dataclass(frozen=True)
@@ -115,16 +113,7 @@ def assemble(task: AssembleTask, wrote: Callable[[int], object] = _nobody) -> Pa
 
 
 def assemble_datasets(
-    generation: Generation,
-    schema_file: SchemaFile,
-    schema: Schema,
-    blocks: Sequence[Path],
-    names: Sequence[str],
-    edges: Array,
-    sources: Sequence[Source],
-    budget: Budget,
-    options: Options,
-    executor: Executor | None,
+    work: Work, blocks: Sequence[Path], names: Sequence[str], edges: Array, sources: Sequence[Source]
 ) -> None:
     """Write all datasets: the one called ``names[i]`` has the rows ``[edges[i], edges[i + 1])``.
 
@@ -134,28 +123,33 @@ def assemble_datasets(
     tasks = [
         AssembleTask(
             blocks=tuple(blocks),
-            schema=schema_file,
-            generation=generation,
+            schema=work.schema_file,
+            generation=work.generation,
             name=name,
-            dtypes=_stored_dtypes(schema, notes),
-            text_with_missing=frozenset(name.removesuffix("#mask") for note in notes for name in note["missing"]),
+            dtypes=_stored_dtypes(work.schema, notes),
+            text_with_missing=text_with_missing(notes),
             start=start,
             stop=stop,
             sources=tuple(sources),
-            layout=options.layout,
+            layout=work.options.layout,
             obs_row_bytes=max(note["obs_row_bytes"] for note in notes),
-            most_bytes=budget.piece_bytes(len(blocks)),
+            most_bytes=work.budget.piece_bytes(len(blocks)),
         )
         for name, (start, stop) in zip(names, pairwise(edges.tolist()), strict=True)
     ]
     del notes
-    bar = bar_of("Writing datasets", int(edges[-1]), shown=options.progress)
-    if executor is not None:
-        run_all(executor, assemble, tasks, bar)
+    bar = bar_of("Writing datasets", int(edges[-1]), shown=work.options.progress)
+    if work.executor is not None:
+        run_all(work.executor, assemble, tasks, bar)
         return
     with bar:
         for task in tasks:
             assemble(task, bar.update)
+
+
+def text_with_missing(notes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Fields of text that need a mask, by what blocks note."""
+    return frozenset(name.removesuffix("#mask") for note in notes for name in note["missing"])
 
 
 def _stored_dtypes(schema: Schema, notes: list[dict[str, Any]]) -> dict[str, np.dtype[Any]]:

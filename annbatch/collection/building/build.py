@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from annbatch._shared.collection_format import H5AD_SUFFIX
+
 from .assemble import assemble_datasets
 from .columns import sort_keys
 from .deal import deal_inputs
@@ -15,6 +17,7 @@ from .known import Source, held_sources, to_add
 from .look import Survey, agree_on_schema, label_unions, look_at_inputs
 from .plan import Budget, dataset_edges, destinations, rng_of
 from .schema_file import SchemaFile
+from .tasks import Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,12 +38,13 @@ def build(
     from annbatch.storage import available_cpus
 
     call = Call(options.fingerprint(specs), None if rng is None else int(rng.integers(2**63)))
-    with WorkFolder(target.root) as work:
-        if work.finish_interrupted(call, target.mark):
+    with WorkFolder(target.root) as folder:
+        if folder.finish_interrupted(call, target.mark):
             return
 
         # Look.
-        survey = look_at_inputs(specs, options, work.generation.drafts)
+        is_h5ad = target.suffix == H5AD_SUFFIX
+        survey = look_at_inputs(specs, options, folder.generation.drafts, may_have_nul=not is_h5ad)
         sources = [Source.of(spec, seen) for spec, seen in zip(specs, survey.inputs, strict=True)]
         new = to_add(sources, held_sources(target.noted()), options.if_exists)
         specs, survey = list(compress(specs, new)), Survey(list(compress(survey.inputs, new)))
@@ -63,32 +67,22 @@ def build(
             max_memory=options.max_memory,
             n_threads=1 if executor is not None else available_cpus(),
         )
-        seed = work.begin(call, existing)
+        seed = folder.begin(call, existing)
         keys = sort_keys(survey.labels, unions) if unions else None
         places = destinations(survey.n_obs, edges, shuffle=options.shuffle, rng=rng_of(seed), sort_keys=keys)
         del keys, unions
         names = target.new_names(len(edges) - 1)
-        schema_file = SchemaFile.write(schema, work.generation.path / "schema.h5")
+        schema_file = SchemaFile.write(schema, folder.generation.path / "schema.h5")
+        work = Work(folder.generation, schema, schema_file, budget, options, executor)
 
         # Deal.
-        blocks = deal_inputs(work.generation, schema_file, specs, survey, places, budget, options, executor)
+        blocks = deal_inputs(work, specs, survey, places)
         del survey, places
 
         # Assemble.
         by_label = {spec.label: source for spec, source in zip(specs, compress(sources, new), strict=True)}
-        assemble_datasets(
-            work.generation,
-            schema_file,
-            schema,
-            blocks,
-            names,
-            edges,
-            list(by_label.values()),
-            budget,
-            options,
-            executor,
-        )
+        assemble_datasets(work, blocks, names, edges, list(by_label.values()))
 
         # Put in place.
-        work.commit(dict(zip(names, np.diff(edges).tolist(), strict=True)))
-        work.finish(target.mark)
+        folder.commit(dict(zip(names, np.diff(edges).tolist(), strict=True)))
+        folder.finish(target.mark)

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from annbatch._shared.labels import code_dtype, recode, unite_dtypes
+from annbatch.storage.text import numbered
 
-from .fields import Array, Field, encode_text
+from .fields import Array, Field, Text, encode_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,11 +122,7 @@ def encode(name: str, column: Column, series: pd.Series[Any] | None, n_rows: int
             codes = _codes(column.categories, series, n_rows)
             return {f"{name}#codes": codes}
         case "text":
-            try:
-                text, missing = encode_text([None] * n_rows if series is None else _texts(series))
-            except UnicodeEncodeError as error:
-                msg = f"{name} holds text that files cannot hold, {error.object[:50]!r}: {error.reason}"
-                raise ValueError(msg) from None
+            text, missing = encode_text([None] * n_rows if series is None else list(series.to_numpy(object)))
             return {f"{name}#text": text, f"{name}#mask": missing}
         case "nullable":
             if series is None:
@@ -147,9 +144,15 @@ def encode(name: str, column: Column, series: pd.Series[Any] | None, n_rows: int
             return {f"{name}#values": series.to_numpy().astype(column.dtype, copy=False)}
 
 
-def _texts(series: pd.Series[Any]) -> list[str | None]:
-    values = series.astype(object) if isinstance(series.dtype, pd.CategoricalDtype) else series
-    return list(values.to_numpy(object))
+def encode_text_column(name: str, column: Column, text: Text) -> dict[str, Field]:
+    """As :func:`encode`, of text without Python objects, which is text or labels elsewhere."""
+    if column.kind == "text":
+        return {f"{name}#text": text.letters, f"{name}#mask": text.missing}
+    assert column.categories is not None
+    numbers, distinct = numbered(text.letters.values[0], np.diff(text.letters.indptr))
+    codes = recode(numbers, pd.Index(distinct, dtype=object), column.categories)
+    codes[text.missing] = -1
+    return {f"{name}#codes": codes}
 
 
 def _codes(categories: pd.Index[Any], series: pd.Series[Any] | None, n_rows: int) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .columns import Column, encode
+from .columns import Column, encode, encode_text_column
 from .fields import Array, Field, Ragged, WholeRange, check_exact, size_of
 from .inputs.held import close_inputs, held_input
 from .output.write import INDEX, index_dtype
@@ -21,15 +21,14 @@ from .tasks import bar_of, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Executor
     from pathlib import Path
 
     from .generation import Generation
     from .inputs.inputs import Input, InputSpec
+    from .inputs.obs import ObsRows
     from .look import Survey
-    from .options import Options
-    from .plan import Budget
     from .schema_file import SchemaFile
+    from .tasks import Work
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,8 @@ def deal(task: DealTask) -> Path:
     with held_input((task.generation.path, task.number), task.spec, task.generation.drafts) as source:
         for name, matrix in schema.matrices.items():
             fields[name], ranges[name] = _read_matrix(source, schema, name, matrix, order + task.start, task)
-        obs = source.obs_rows(task.start, task.stop, task.window_bytes).iloc[order]
-    if task.src_path is not None:
-        labels = np.zeros(len(obs), np.int8), pd.Index([task.src_path])
-        obs = obs.assign(**{SRC_PATH: pd.Categorical.from_codes(*labels)})
-    obs_fields = _encode_obs(obs, schema, task.spec.label)
+        obs = source.obs_rows(task.start, task.stop, task.window_bytes).take(order)
+    obs_fields = _encode_obs(obs, schema, task)
     with_missing = [name for name, value in obs_fields.items() if name.endswith("#mask") and np.asarray(value).any()]
     notes = {"missing": with_missing, "obs_row_bytes": sum(map(size_of, obs_fields.values())) // len(order)}
     places = np.ascontiguousarray(task.places[order], np.int64)
@@ -127,59 +123,58 @@ def _with_sorted_rows(field: Ragged, n_columns: int) -> tuple[Array, Array]:
     return csr.data, csr.indices
 
 
-def _encode_obs(obs: pd.DataFrame, schema: Schema, label: str) -> dict[str, Field]:
-    names = obs.index if obs.index.inferred_type == "string" else obs.index.astype(str)
-    fields = encode(INDEX, Column("text"), pd.Series(names), len(obs))
+def _encode_obs(obs: ObsRows, schema: Schema, task: DealTask) -> dict[str, Field]:
+    n_rows = len(obs)
+    fields = encode_text_column(INDEX, Column("text"), obs.names)
     for name, column in schema.obs.items():
-        series = obs.get(name)
+        if name == SRC_PATH and task.src_path is not None:
+            labels = np.zeros(n_rows, np.int8), pd.Index([task.src_path])
+            fields |= encode(f"obs/{name}", column, pd.Series(pd.Categorical.from_codes(*labels)), n_rows)
+            continue
+        if name in obs.texts:
+            fields |= encode_text_column(f"obs/{name}", column, obs.texts[name])
+            continue
+        series = obs.frame.get(name)
         if series is not None and column.dtype:
             number_type = getattr(series.dtype, "numpy_dtype", series.dtype)
             if isinstance(number_type, np.dtype) and number_type.kind in "iu":
-                check_exact(series.dropna().to_numpy(number_type), np.dtype(column.dtype), f"obs[{name!r}] of {label}")
-        fields |= encode(f"obs/{name}", column, series, len(obs))
+                what = f"obs[{name!r}] of {task.spec.label}"
+                check_exact(series.dropna().to_numpy(number_type), np.dtype(column.dtype), what)
+        fields |= encode(f"obs/{name}", column, series, n_rows)
     return fields
 
 
-def deal_inputs(
-    generation: Generation,
-    schema: SchemaFile,
-    specs: Sequence[InputSpec],
-    survey: Survey,
-    places: Array,
-    budget: Budget,
-    options: Options,
-    executor: Executor | None,
-) -> list[Path]:
+def deal_inputs(work: Work, specs: Sequence[InputSpec], survey: Survey, places: Array) -> list[Path]:
     """Read all inputs, whose rows go to ``places``. Returns the blocks."""
     tasks = []
     offset = 0
     for number, (spec, seen) in enumerate(zip(specs, survey.inputs, strict=True)):
-        cuts = seen.block_edges(budget.block_bytes)
+        cuts = seen.block_edges(work.budget.block_bytes)
         tasks += [
             DealTask(
                 number=number,
                 spec=spec,
-                schema=schema,
-                generation=generation,
+                schema=work.schema_file,
+                generation=work.generation,
                 name=f"{number}-{start}-{stop}",
                 start=start,
                 stop=stop,
                 places=places[offset + start : offset + stop],
-                compact=options.compact,
+                compact=work.options.compact,
                 num_threads=1,
-                window_bytes=budget.block_bytes,
+                window_bytes=work.budget.block_bytes,
                 src_path=spec.label,
             )
             for start, stop in pairwise(cuts.tolist())
         ]
         offset += int(cuts[-1])
-    bar = bar_of("Reading inputs", offset, shown=options.progress)
-    if executor is not None:
-        run_all(executor, deal, tasks, bar)
+    bar = bar_of("Reading inputs", offset, shown=work.options.progress)
+    if work.executor is not None:
+        run_all(work.executor, deal, tasks, bar)
     else:
         try:
-            with ThreadPoolExecutor(budget.n_parallel, thread_name_prefix="annbatch-deal") as threads:
+            with ThreadPoolExecutor(work.budget.n_parallel, thread_name_prefix="annbatch-deal") as threads:
                 run_all(threads, deal, tasks, bar)
         finally:
             close_inputs()
-    return [generation.blocks / task.name for task in tasks]
+    return [work.generation.blocks / task.name for task in tasks]

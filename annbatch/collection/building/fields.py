@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from annbatch.storage.dtypes import cast_exactly
 from ._pack import place_rows, whole_range
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -35,6 +35,16 @@ class Ragged:
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
+
+    def take(self, rows: Array) -> Ragged:
+        """Rows in the order given (int64)."""
+        starts = np.ascontiguousarray(self.indptr[rows])
+        counts = self.indptr[rows + 1] - starts
+        indptr = starts_of(counts)
+        values = tuple(np.empty(int(indptr[-1]), source.dtype) for source in self.values)
+        for source, target in zip(self.values, values, strict=True):
+            place_rows(source.view(np.uint8), starts, counts, target.view(np.uint8), indptr[:-1], target.dtype.itemsize)
+        return Ragged(indptr, values)
 
 
 Field: TypeAlias = Array | Ragged
@@ -58,8 +68,25 @@ def place_ragged(section: Ragged, places: Array, out: Ragged) -> None:
         )
 
 
-def encode_text(texts: Sequence[Any]) -> tuple[Ragged, Array]:
-    """UTF-8 bytes of a column of text, and a bool mask of the missing entries."""
+class Text(NamedTuple):
+    """A column of text: the UTF-8 bytes of each row, and a bool mask of the missing ones, which have none."""
+
+    letters: Ragged
+    missing: Array
+
+    def part(self, start: int, stop: int) -> Text:
+        """Rows ``[start, stop)``, without a copy of their bytes."""
+        indptr = self.letters.indptr[start : stop + 1]
+        values = tuple(values[indptr[0] : indptr[-1]] for values in self.letters.values)
+        return Text(Ragged(indptr - indptr[0], values), self.missing[start:stop])
+
+    def take(self, rows: Array) -> Text:
+        """Rows in the order given (int64)."""
+        return Text(self.letters.take(rows), self.missing[rows])
+
+
+def encode_text(texts: Sequence[Any]) -> Text:
+    """Text of Python strings; whatever else is among them is missing."""
     try:
         joined = "".join(texts)
     except TypeError:
@@ -68,11 +95,28 @@ def encode_text(texts: Sequence[Any]) -> tuple[Ragged, Array]:
     else:
         counts = np.fromiter(map(len, texts), np.int64, len(texts)) if joined.isascii() else None
     if counts is not None:  # by far the most frequent, and several times as fast
-        return Ragged(starts_of(counts), (np.frombuffer(joined.encode(), np.uint8),)), np.zeros(len(texts), bool)
+        return Text(Ragged(starts_of(counts), (np.frombuffer(joined.encode(), np.uint8),)), np.zeros(len(texts), bool))
     missing = np.array([not isinstance(text, str) for text in texts], bool)
     encoded = [text.encode() if isinstance(text, str) else b"" for text in texts]
     indptr = starts_of(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-    return Ragged(indptr, (np.frombuffer(b"".join(encoded), np.uint8),)), missing
+    return Text(Ragged(indptr, (np.frombuffer(b"".join(encoded), np.uint8),)), missing)
+
+
+def check_text(values: Iterable[Any], what: str, *, may_have_nul: bool = False) -> None:
+    """Raise ValueError for text that cannot be stored: with half of a surrogate pair or, in HDF5, a NUL inside."""
+    texts = [value for value in values if isinstance(value, str)]
+    if _is_storable("".join(texts), may_have_nul=may_have_nul):
+        return
+    bad = next(text for text in texts if not _is_storable(text, may_have_nul=may_have_nul))
+    but = "halves of surrogate pairs" if may_have_nul else "NUL characters and halves of surrogate pairs"
+    msg = f"{what} must be text without {but}, got {bad[:50]!r}; rename it"
+    raise ValueError(msg)
+
+
+def _is_storable(text: str, *, may_have_nul: bool) -> bool:
+    if not may_have_nul and "\0" in text:
+        return False
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in set(text))
 
 
 def decode_text(field: Ragged) -> Array:

@@ -7,6 +7,7 @@ its size, and a digest of the names of its rows. Other readers take no notice of
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .inputs.inputs import InputSpec
     from .look import Seen
     from .output.sink import Sink
+
+_log = logging.getLogger("annbatch")
 
 IfExists = Literal["error", "skip", "add"]
 
@@ -137,8 +140,10 @@ def to_add(sources: Sequence[Source], held: Held, if_exists: IfExists) -> list[b
         if source.path:
             taken.add(source.path)
     if not all(chosen):
+        # As asked, so no warning: a job that is run again and again is to be quiet.
         left_out = sorted({s.path for s, keep in zip(sources, chosen, strict=True) if not keep})
-        warn_user(f"left out {len(chosen) - sum(chosen)} inputs that are there already: {_shown(left_out)}")
+        n_left_out = len(chosen) - sum(chosen)
+        _log.info("left out %s of %s inputs that are there already: %s", n_left_out, len(chosen), _shown(left_out))
     return chosen
 
 

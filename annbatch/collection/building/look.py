@@ -108,8 +108,8 @@ class Survey:
         return [seen.labels for seen in self.inputs if seen.labels]
 
 
-def look_at_inputs(specs: Sequence[InputSpec], options: Options, scratch: Path) -> Survey:
-    """Look at every input; ``scratch``: a folder for temporary files.
+def look_at_inputs(specs: Sequence[InputSpec], options: Options, scratch: Path, *, may_have_nul: bool) -> Survey:
+    """Look at every input; ``scratch``: a folder for temporary files; ``may_have_nul``: text of rows may have NUL characters.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def look_at_inputs(specs: Sequence[InputSpec], options: Options, scratch: Path) 
     """
     interned = Interned()
     inputs = [
-        _look_at(spec, options.groupby, interned, scratch)
+        _look_at(spec, options.groupby, interned, scratch, may_have_nul=may_have_nul)
         for spec in tqdm(specs, desc="Checking inputs", unit="file", disable=not options.progress)
     ]
     if not any(seen.n_obs for seen in inputs):
@@ -127,10 +127,11 @@ def look_at_inputs(specs: Sequence[InputSpec], options: Options, scratch: Path) 
     return Survey(inputs)
 
 
-def _look_at(spec: InputSpec, groupby: Sequence[str], interned: Interned, scratch: Path) -> Seen:
+def _look_at(spec: InputSpec, groupby: Sequence[str], interned: Interned, scratch: Path, *, may_have_nul: bool) -> Seen:
     opened = spec.open(scratch)
     try:
         description = interned.description(describe_input(opened))
+        opened.obs.check_text(spec.label, may_have_nul=may_have_nul)
         lacking = [name for name in groupby if name not in (*description.obs, SRC_PATH)]
         if lacking and description.n_obs:
             msg = f"groupby: obs of {spec.label} has no column {lacking[0]!r}; it has {list(description.obs)}"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .columns import Column, describe, unify
+from .fields import check_text
 from .warn import warn_user
 
 if TYPE_CHECKING:
@@ -199,9 +200,27 @@ def agree(
         for name, m in matrices.items()
     }
     names = {d.index_name for d in inputs}
-    return Schema(
+    schema = Schema(
         _agree_obs(everything, texts_of), names.pop() if len(names) == 1 else None, matrices, var, varm, raw_var
     )
+    _check_texts(schema)
+    return schema
+
+
+def _check_texts(schema: Schema) -> None:
+    """Refuse labels, and text of genes, that files cannot hold."""
+    found: dict[str, Any] = {f"categories of obs[{name!r}]": column.categories for name, column in schema.obs.items()}
+    frames = {"var": schema.var, "raw.var": schema.raw_var}
+    frames |= {f"varm[{name!r}]": value for name, value in schema.varm.items() if isinstance(value, pd.DataFrame)}
+    for what, frame in frames.items():
+        if frame is not None:
+            found[f"names of {what}"] = frame.index
+            for name in frame.columns:
+                values: Any = frame[name].array
+                found[f"{what}[{name!r}]"] = getattr(values, "categories", values)
+    for what, values in found.items():
+        if values is not None and values.dtype.kind not in "biufc":
+            check_text(values, what)
 
 
 def _agree_obs(

@@ -10,7 +10,7 @@ import numpy as np
 
 from annbatch.collection.manifest import write_manifest
 
-from .assemble import AssembleTask, assemble
+from .assemble import AssembleTask, assemble, text_with_missing
 from .deal import DealTask, deal
 from .generation import Generation
 from .inputs.held import close_inputs
@@ -37,6 +37,7 @@ def write_adata(folder: Path, adata: ad.AnnData, layout: Layout, attributes: Map
     spec = InputSpec.of(adata, None, 0)
     opened = spec.open(folder)
     description = describe_input(opened)
+    opened.obs.check_text("adata", may_have_nul=True)
     _check_keys(adata)
     schema = agree([description], None, skipped_is_fine=True)
     generation = Generation.make(folder)
@@ -63,6 +64,7 @@ def write_adata(folder: Path, adata: ad.AnnData, layout: Layout, attributes: Map
         )
     finally:
         close_inputs()
+    notes = [read_notes(block) for block in blocks]
     path = assemble(
         AssembleTask(
             blocks=blocks,
@@ -70,12 +72,12 @@ def write_adata(folder: Path, adata: ad.AnnData, layout: Layout, attributes: Map
             generation=generation,
             name="dataset",
             dtypes={name: matrix.dtype for name, matrix in schema.matrices.items()},
-            text_with_missing=frozenset(n.removesuffix("#mask") for b in blocks for n in read_notes(b)["missing"]),
+            text_with_missing=text_with_missing(notes),
             start=0,
             stop=description.n_obs,
             sources=(),
             layout=layout,
-            obs_row_bytes=max((read_notes(block)["obs_row_bytes"] for block in blocks), default=0),
+            obs_row_bytes=max((note["obs_row_bytes"] for note in notes), default=0),
             most_bytes=_PIECE_BYTES,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -10,6 +11,12 @@ from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from .generation import Generation
+    from .options import Options
+    from .plan import Budget
+    from .schema import Schema
+    from .schema_file import SchemaFile
 
 
 class RowsTask(Protocol):
@@ -22,6 +29,18 @@ class RowsTask(Protocol):
     @property
     def stop(self) -> int:
         """Row after the last."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all tasks of a call are made of; ``executor`` None: they run here."""
+
+    generation: Generation
+    schema: Schema
+    schema_file: SchemaFile
+    budget: Budget
+    options: Options
+    executor: Executor | None
 
 
 T = TypeVar("T", bound=RowsTask)

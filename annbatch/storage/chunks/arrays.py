@@ -19,6 +19,7 @@ from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named, system_error
 from annbatch.storage.far.hdf5 import far_file_of
+from annbatch.storage.local_zarr import LocalArray, is_version_3
 
 from .hdf5_chunks import check_chunks
 from .tables import ChunkTable
@@ -195,16 +196,17 @@ class Hdf5Array(StoredArray):
     _chunks_are_checked = False
 
     def __init__(self, dataset: h5py.Dataset) -> None:
-        self._far = far_file_of(dataset.file)
-        filename = dataset.file.filename
+        file = dataset.file  # h5py makes an object each time
+        self._far = far_file_of(file)
+        filename = file.filename
         self.path, self.name = os.path.abspath(filename) if self._far is None else filename, dataset.name  # noqa: PTH100
-        self.location = f"{dataset.file.filename} :: {self.name}"
+        self.location = f"{filename} :: {self.name}"
         self.shape, self.dtype = dataset.shape, native(dataset.dtype)
         self._chunks = dataset.chunks
         self._dataset: h5py.Dataset | None = dataset
         self._own_file: h5py.File | None = None
         self._pid = os.getpid()
-        self._may_change = dataset.file.mode != "r"
+        self._may_change = file.mode != "r"
         self.is_far = self._far is not None
         if self.is_far:
             self._table = self._make_table()  # while the file is open: opening it again takes several round trips
@@ -370,7 +372,7 @@ class ZarrArray(StoredArray):
         if not self.is_local:
             return None
         store: Any = self.array.store
-        name = "zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray"
+        name = "zarr.json" if is_version_3(self.array) else ".zarray"
         return _file_stamp(f"{store.root}/{self.array.path}/{name}")
 
     def _check_unchanged(self) -> None:
@@ -436,7 +438,7 @@ def stored_array(elem: Any, location: str | None = None) -> StoredArray:
 
         if isinstance(elem, h5py.Dataset):
             return Hdf5Array(elem)
-    if module == "zarr":
+    if module == "zarr" or isinstance(elem, LocalArray):
         import zarr
 
         if isinstance(elem, zarr.Array):
@@ -451,7 +453,7 @@ def _at_absolute_path(array: zarr.Array[Any]) -> zarr.Array[Any]:
     from zarr.storage import LocalStore
 
     store = array.store
-    if not isinstance(store, LocalStore) or Path(store.root).is_absolute():
+    if not isinstance(store, LocalStore) or store.root.is_absolute():
         return array
     return zarr.open_array(
         LocalStore(Path(store.root).absolute(), read_only=True),

@@ -16,9 +16,10 @@ from annbatch.storage.claims import check_chunk_count, check_chunk_size
 from annbatch.storage.engine import _engine
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.far.hdf5 import far_file_of
+from annbatch.storage.hdf5_headers import local_bytes, sizes_are_usual
 
 from .decoders import decoder, with_room
-from .hdf5_table import FILTERS, TEXT_PLACE, text_places_table
+from .hdf5_table import FILTERS, TEXT_PLACE, hdf5_table
 from .straight import read_straight
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ def check_chunks(dataset: h5py.Dataset) -> None:
         check_chunk_count(dataset, where)
         if is_local:
             _check_unpacked(dataset, prod(dataset.chunks) * itemsize, where)
-    if is_local and len(dataset.shape) == 1:
-        places = text_places_table(dataset)
+    if is_local and dataset.file.driver == "sec2" and len(dataset.shape) == 1:
+        text = h5py.check_string_dtype(dataset.dtype)
+        is_usual = text is not None and text.length is None and sizes_are_usual(local_bytes(dataset.file)(0, 64))
+        places = hdf5_table(dataset, TEXT_PLACE) if is_usual else None
         if places is not None:
             _check_text(dataset, places, where)
 
@@ -121,10 +124,10 @@ def _check_text(dataset: h5py.Dataset, places: ChunkTable, where: str) -> None:
     n_rows, n_bytes = dataset.shape[0], 0
     most = max(_HARMLESS_BYTES, dataset.file.id.get_filesize())
     for start in range(0, n_rows, _ROWS_AT_ONCE):
-        found = read_straight(places, np.dtype(np.complex128), start, min(start + _ROWS_AT_ONCE, n_rows))
+        found = read_straight(places, TEXT_PLACE, start, min(start + _ROWS_AT_ONCE, n_rows))
         if found is None:
             return  # HDF5 shall say what is wrong
-        n_bytes += int(found.view(TEXT_PLACE)["n_bytes"].sum(dtype=np.int64))
+        n_bytes += int(found["n_bytes"].sum(dtype=np.int64))
         if n_bytes > most:
             msg = f"{where}: its text claims {n_bytes} bytes or more, in a file of {dataset.file.id.get_filesize()}: the file is damaged"
             raise CorruptDataError(msg)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["FILTERS", "TEXT_PLACE", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table", "text_places_table"]
+__all__ = ["FILTERS", "TEXT_PLACE", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table"]
 
 # Of layout messages with a version of at most this, chunks are found through a B-tree that all versions of HDF5 read right.
 _OLD_LAYOUT = 3
@@ -32,38 +32,29 @@ _OLD_LAYOUT = 3
 _CONTIGUOUS_CHUNK = 1 << 16
 
 
-def hdf5_table(dataset: h5py.Dataset) -> ChunkTable | None:
-    """Return the chunk table of a dataset, or None when only HDF5 itself can read it."""
-    if hdf5_obstacle(dataset) is not None:
-        return None
-    fill = np.asarray(dataset.fillvalue, dataset.dtype).tobytes()
-    return _table(dataset, dataset.dtype.itemsize, fill)
+def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTable | None:
+    """Return the chunk table of a dataset, or None when only HDF5 itself can read it.
 
-
-def text_places_table(dataset: h5py.Dataset) -> ChunkTable | None:
-    """Return the chunk table of a dataset of text of any length: of the 16 bytes a row that say how long it is and where it lies.
-
-    None when only HDF5 itself can read them.
+    Parameters
+    ----------
+    dataset
+        Of numbers; with `item` of text.
+    item
+        What references to text are in the file; they have no fill value: None is returned where a chunk is not stored.
     """
-    import h5py
-
-    found = h5py.check_string_dtype(dataset.dtype)
-    if found is None or found.length is not None or dataset.file.id.get_create_plist().get_sizes()[0] != 8:
+    obstacle = hdf5_obstacle(dataset) if item is None else _obstacle_around(dataset)
+    if obstacle is not None:
         return None
-    return None if _obstacle_of_places(dataset) is not None else _table(dataset, TEXT_PLACE.itemsize, bytes(16))
-
-
-def _table(dataset: h5py.Dataset, itemsize: int, fill: bytes) -> ChunkTable | None:
     codecs = [codec for _, codec in filters_of(dataset) if codec is not None]
     is_far = dataset.file.driver == "fileobj"
     stamp = None if is_far else _stamp(dataset)
     if stamp is None and not is_far:
         return None
-    shape = dataset.shape
+    shape, itemsize = dataset.shape, (item or dataset.dtype).itemsize
     common: dict[str, Any] = {
         "itemsize": itemsize,
         "codecs": codecs,
-        "fill": fill,
+        "fill": bytes(itemsize) if item is not None else np.asarray(dataset.fillvalue, dataset.dtype).tobytes(),
         "root": os.fsencode(os.path.abspath(dataset.file.filename)),  # noqa: PTH100
         "stamp": stamp,
     }
@@ -76,6 +67,8 @@ def _table(dataset: h5py.Dataset, itemsize: int, fill: bytes) -> ChunkTable | No
         if are_bare is None:
             return None
         offset, length, mask = _chunk_places(dataset, grid)
+        if item is not None and length.min() < 0:
+            return None
         if are_bare:
             mask[_beyond_the_end(dataset, grid)] = (1 << len(codecs)) - 1
         return ChunkTable(
@@ -103,20 +96,17 @@ def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
     import h5py
 
     dtype = dataset.dtype
-    if not _engine.can_read_files:
-        return "files cannot be read so on this system"
     if dtype.kind not in "biufc" or dtype.itemsize > 16:
         return f"its values are {dtype}"
     if not dtype.isnative:
         return "its bytes are in the other order"
-    obstacle = _obstacle_of_places(dataset)
-    if obstacle is None and not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
+    if not dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True)):
         return "its items are laid out in a way of their own"
-    return obstacle
+    return _obstacle_around(dataset)
 
 
-def _obstacle_of_places(dataset: h5py.Dataset) -> str | None:
-    """Say why only HDF5 itself can read a dataset, whatever its values are."""
+def _obstacle_around(dataset: h5py.Dataset) -> str | None:
+    """Say why only HDF5 itself can read a dataset whose items are no obstacle."""
     import h5py
 
     if not _engine.can_read_files:
@@ -239,7 +229,7 @@ def filters_of(dataset: h5py.Dataset) -> list[tuple[str, Codec | None]]:
 
 
 # How a text of any length is noted: its length, and where it lies. (HDF5 File Format Specification, IV.A.2.d and III.E.)
-TEXT_PLACE = np.dtype([("n_bytes", "<u4"), ("heap", "<u8"), ("number", "<u4")])
+TEXT_PLACE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("number", "<u4")])
 
 # Registered HDF5 filter numbers.
 FILTERS = {

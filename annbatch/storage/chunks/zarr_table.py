@@ -14,6 +14,7 @@ from annbatch.storage.claims import check_chunk_size, check_keys, stored_bytes
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.local_zarr import is_version_3
 from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of, parsed_document
 
 from .decoders import decoder
@@ -39,21 +40,21 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
 
     if not isinstance(array.store, LocalStore) or not _engine.can_read_files:
         return None
-    folder = Path(array.store.root, array.path)
-    files = files_of(str(folder)) if array.metadata.zarr_format == 3 else None
-    name = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+    folder = f"{array.store.root}/{array.path}" if array.path else str(array.store.root)
+    files = files_of(folder) if is_version_3(array) else None
+    name = "zarr.json" if is_version_3(array) else ".zarray"
     try:
-        document = parsed_document(folder / name)
+        document = parsed_document(f"{folder}/{name}")
     except (OSError, ValueError):
         return None
-    table = described_table(array, document, str(folder))
+    table = described_table(array, document, folder)
     if table is not None:
         check_keys(array)
         if isinstance(table.prepare, ShardIndexes):
             table.prepare.files = files
         elif files is not None:
             check_array(array)  # small: what is read by many rows has shards
-        table.document = os.fsencode(folder / name)
+        table.document = os.fsencode(f"{folder}/{name}")
     return table
 
 
@@ -66,7 +67,7 @@ def described_table(array: zarr.Array[Any], document: Any, folder: str) -> Chunk
     try:
         if tuple(document["shape"]) != array.shape:
             return None
-        make = _version_3 if array.metadata.zarr_format == 3 else _version_2
+        make = _version_3 if is_version_3(array) else _version_2
         table = make(document, folder, dtype)
     except (ValueError, KeyError, TypeError, AttributeError):
         # Not what the format says: zarr-python shall read it or say what is wrong.
@@ -97,7 +98,7 @@ def zarr_obstacle(document: Any, array: zarr.Array[Any]) -> str:
         return "its bytes are in the other order"
     if 0 in array.shape:
         return "there is nothing in it"
-    if array.metadata.zarr_format == 2 and document["order"] != "C" and array.ndim > 1:
+    if not is_version_3(array) and document["order"] != "C" and array.ndim > 1:
         return "it lies in Fortran order"
     steps = zarr_steps(document)
     if any(name == "bytes" and step.get("endian", "little") != "little" for name, step in steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._ragged import unpack_texts
-from annbatch.storage.manifest import parsed_document
+from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.local_zarr import is_version_3
+from annbatch.storage.manifest import Files, check_file, files_of, parsed_document
 from annbatch.storage.text import is_utf8
 
 from .decoders import decoder, most_text_bytes
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["TextChunks"]
 
 
+# With what the names of files begin, before the separator.
+_PREFIXES = {"default": "c", "v2": ""}
+
+
 class TextChunks:
     """The chunks of a one-dimensional array of text, as anndata and we write it: ``vlen-utf8``, compressed, a file each.
 
@@ -31,8 +38,17 @@ class TextChunks:
         Rows of a chunk.
     """
 
-    def __init__(self, array: zarr.Array[Any], folder: Path, decoders: list[Callable[[Any, int], Any]]) -> None:
-        self._array, self._folder, self._decoders = array, folder, decoders
+    def __init__(
+        self,
+        array: zarr.Array[Any],
+        folder: Path,
+        prefix: str,
+        decoders: list[Callable[[Any, int], Any]],
+        files: Files | None,
+    ) -> None:
+        self._n_rows, self._folder, self._prefix, self._decoders, self._files = (
+            array.shape[0], folder, prefix, decoders, files,
+        )  # fmt: skip
         self.rows = int(array.chunks[0])
 
     @classmethod
@@ -43,10 +59,15 @@ class TextChunks:
         if not isinstance(getattr(array, "store", None), LocalStore) or len(array.shape) != 1:
             return None
         folder = Path(array.store.root, array.path)
+        is_new, files, prefix = is_version_3(array), None, ""
         try:
-            if array.metadata.zarr_format == 3:
+            if is_new:
                 document = parsed_document(folder / "zarr.json")
                 is_plain = document["data_type"] == "string" and document["chunk_grid"]["name"] == "regular"
+                prefix = _PREFIXES[document["chunk_key_encoding"]["name"]]
+                prefix = prefix and prefix + document["chunk_key_encoding"].get("configuration", {}).get(
+                    "separator", "/"
+                )
                 first, *steps = [step["name"] for step in document["codecs"]]
             else:
                 document = parsed_document(folder / ".zarray")
@@ -58,7 +79,9 @@ class TextChunks:
         decoders = [_decoder(name) for name in reversed(steps)]
         if not is_plain or first != "vlen-utf8" or None in decoders:
             return None
-        return cls(array, folder, decoders)  # type: ignore[arg-type]
+        if is_new:
+            files = files_of(str(folder))
+        return cls(array, folder, prefix, decoders, files)  # type: ignore[arg-type]
 
     def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the UTF-8 bytes of the texts of rows (uint8), and how many each has (int64).
@@ -80,9 +103,19 @@ class TextChunks:
         return (np.concatenate(data), np.concatenate(lengths)) if len(pairs) > 1 else pairs[0]
 
     def _read(self, chunk: int) -> tuple[np.ndarray, np.ndarray] | None:
-        lengths = np.empty(min(self.rows, self._array.shape[0] - chunk * self.rows), np.int64)
+        lengths = np.empty(min(self.rows, self._n_rows - chunk * self.rows), np.int64)
+        path = self._folder / f"{self._prefix}{chunk}"
         try:
-            raw: Any = (self._folder / self._array.metadata.encode_chunk_key((chunk,))).read_bytes()
+            if not stat.S_ISREG(path.stat().st_mode):
+                msg = f"{path} is not a regular file"
+                raise CorruptDataError(msg)
+            raw: Any = path.read_bytes()
+        except OSError:
+            return None
+        if self._files is not None:
+            expected = int(self._files.sizes[chunk]), int(self._files.marks[chunk])
+            check_file(str(path), expected, (len(raw), int.from_bytes(raw[-4:], "little")))
+        try:
             for decode in self._decoders:
                 raw = decode(raw, most_text_bytes(len(lengths), len(raw)))
         except (OSError, ValueError, RuntimeError, TypeError):

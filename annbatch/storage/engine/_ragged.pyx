@@ -9,12 +9,24 @@ The faces, `annbatch.storage.row_pointers` and `annbatch.storage.text`, check; t
 
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 cdef enum:
     BLOCK_SHIFT = 6
 
 BLOCK_ROWS = 1 << BLOCK_SHIFT
+
+# How HDF5 stores a text of any length in an array: the number of its bytes, and where they are, the file address of a
+# collection of the global heap and a number in it.
+cdef packed struct heap_reference:
+    uint32_t n_bytes
+    uint64_t address
+    uint32_t number
+
+cdef enum:
+    COLLECTION_HEAD = 16
+    OBJECT_HEAD = 16
+    MOST_OBJECTS = 1 << 16
 
 ctypedef fused length_t:
     uint8_t
@@ -138,6 +150,77 @@ def unpack_texts(const uint8_t[::1] chunk not None, int64_t[::1] length not None
     return n_bytes if is_whole else -1
 
 
+def heap_texts(const uint8_t[::1] heap not None, const heap_reference[::1] reference not None,
+               const uint64_t[::1] address not None, const int64_t[::1] begin not None,
+               const int64_t[::1] end not None, int64_t[::1] place not None, int64_t[::1] length not None,
+               uint8_t[::1] data not None):
+    """Put the texts that references of HDF5 lead to below each other.
+
+    The collection at ``address[k]`` (ascending, each once, all that references name but 0) lies in
+    ``heap[begin[k]:end[k]]``, which no other shares. Its objects are walked where the references turn to it: a
+    reference costs a look at ``place`` (65,536 of -1), and files made so that the same objects are walked again and
+    again are left to HDF5. ``data`` has room for as many bytes as all references claim. A text ends at its first zero
+    byte, as in HDF5. One copy, without the GIL; whether it is UTF-8 is for the caller to see.
+
+    Returns
+    -------
+    int
+        Bytes of all texts together; -1 when a reference leads nowhere, or to an object of another size.
+    """
+    cdef Py_ssize_t i, n_bytes = 0, k = -1, low, high, middle, n_collections = address.shape[0]
+    cdef int64_t at, size, here, n_left = heap.shape[0] + 8 * reference.shape[0]
+    cdef uint32_t number
+    cdef const uint8_t *stop
+    cdef bint is_whole = True
+    with nogil:
+        for i in range(reference.shape[0]):
+            length[i] = 0
+            here = reference[i].n_bytes
+            if here == 0 or reference[i].address == 0:
+                continue
+            if k < 0 or address[k] != reference[i].address:
+                low, high = 0, n_collections
+                while low < high:
+                    middle = (low + high) // 2
+                    if address[middle] < reference[i].address:
+                        low = middle + 1
+                    else:
+                        high = middle
+                is_whole = low < n_collections and address[low] == reference[i].address
+                if not is_whole:
+                    break
+                k = low
+                at = begin[k] + COLLECTION_HEAD
+                while at + OBJECT_HEAD <= end[k]:
+                    number = heap[at] | <uint32_t> heap[at + 1] << 8
+                    size = <int64_t> little_endian_8(&heap[at + 8])
+                    if number == 0:  # what is free, up to the end
+                        break
+                    n_left -= 1
+                    if size < 0 or size > end[k] - at - OBJECT_HEAD:
+                        n_left = -1
+                        break
+                    place[number] = at
+                    at += OBJECT_HEAD + ((size + 7) & ~7)
+            number = reference[i].number
+            is_whole = n_left >= 0 and number < MOST_OBJECTS
+            if not is_whole:
+                break
+            at = place[number]
+            # Else it is of another collection.
+            is_whole = at >= begin[k] and at < end[k] and <int64_t> little_endian_8(&heap[at + 8]) == here
+            if not is_whole:
+                break
+            stop = <const uint8_t *> memchr(&heap[at + OBJECT_HEAD], 0, here)
+            if stop != NULL:
+                here = stop - &heap[at + OBJECT_HEAD]
+            if here:
+                memcpy(&data[n_bytes], &heap[at + OBJECT_HEAD], here)
+            length[i] = here
+            n_bytes += here
+    return n_bytes if is_whole else -1
+
+
 def number_texts(const uint8_t[::1] data not None, const int64_t[::1] length not None, uint64_t seed,
                  int32_t[::1] slots not None, int32_t[::1] code not None, int64_t[::1] begin not None,
                  int64_t[::1] size not None):
@@ -178,6 +261,10 @@ def number_texts(const uint8_t[::1] data not None, const int64_t[::1] length not
 
 cdef inline uint32_t little_endian(const uint8_t *at) noexcept nogil:
     return at[0] | <uint32_t> at[1] << 8 | <uint32_t> at[2] << 16 | <uint32_t> at[3] << 24
+
+
+cdef inline uint64_t little_endian_8(const uint8_t *at) noexcept nogil:
+    return little_endian(at) | <uint64_t> little_endian(at + 4) << 32
 
 
 cdef inline uint64_t hash_of(const uint8_t *text, int64_t n_bytes, uint64_t seed) noexcept nogil:

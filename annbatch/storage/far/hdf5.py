@@ -274,7 +274,9 @@ def fetch_slabs(files: Sequence[FarFile], numbers: Sequence[Sequence[int]]) -> N
 
 def far_file_of(file: h5py.File) -> FarFile | None:
     """Return the far file that h5py has open as `file`, or None when it is another kind."""
-    return _open_files.get(file.filename) if file.driver == "fileobj" else None
+    found = _open_files.get(file.filename)
+    # (Asking for the driver takes long, and most files are near.)
+    return found if found is not None and file.driver == "fileobj" else None
 
 
 def _queue(options: FarOptions) -> Fetcher:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["far_groups", "fetched_ahead", "find_datasets", "is_far_place", "is_url", "open_far"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(::|://)")
+_IN_BUCKET = re.compile(r"(s3|s3a|gs|gcs)://([^/?]*)")
+# By a name, or by an address of Amazon's.
+_BUCKET = re.compile(r"[A-Za-z0-9._\-]{1,255}|arn:.+")
 _HDF5_NAMES = (".h5ad", ".h5", ".hdf5")
 _ROOT_DOCUMENTS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -65,6 +68,8 @@ def open_far(places: Sequence[str | StoredObject], options: FarOptions | None = 
         The library that knows this kind of URL is not installed.
     CorruptDataError
         What is there is damaged.
+    ValueError
+        A URL can be of no bucket.
     TypeError
         The library that knows this kind of URL does not take the `storage_options`.
     """
@@ -82,6 +87,8 @@ def _opened(places: Sequence[str | StoredObject], options: FarOptions | None) ->
     from .zarr_store import FarStore
 
     options = FarOptions() if options is None else options
+    for place in places:
+        _check_bucket(place)
     options.open_cache()
     kinds = _kinds(places, options)
     files = open_far_files([_object_at(at, options) for at, kind in zip(places, kinds, strict=True) if kind], options)
@@ -96,6 +103,14 @@ def _opened(places: Sequence[str | StoredObject], options: FarOptions | None) ->
         next(opened_files).open() if kind else _open_zarr(*next(opened_stores), str(place))
         for place, kind in zip(places, kinds, strict=True)
     ]
+
+
+def _check_bucket(place: str | StoredObject) -> None:
+    """Refuse a URL without a possible name of a bucket: libraries ask for it again and again, as if the network failed."""
+    found = _IN_BUCKET.match(place) if isinstance(place, str) else None
+    if found and not _BUCKET.fullmatch(found[2]):
+        msg = f"{place} must be {found[1]}://BUCKET/PATH, with a bucket of letters, digits, '.', '-' and '_', got the bucket {found[2]!r}"
+        raise ValueError(msg)
 
 
 def _kinds(places: Sequence[str | StoredObject], options: FarOptions) -> list[bool]:

@@ -18,8 +18,9 @@ import numpy as np
 
 from annbatch._shared.collection_format import SOURCE_DTYPE
 from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged
+from annbatch.storage.opening import check_not_empty
 
-from .obs import FrameObs, Obs, StoredObs, in_memory
+from .obs import FrameObs, Obs, ObsRows, StoredObs, in_memory
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -61,6 +62,7 @@ class InputSpec:
         import zarr
 
         if isinstance(item, (str, Path)) or hasattr(item, "__fspath__"):
+            check_not_empty(item, "adata_paths")
             if load_adata is None and "://" not in str(item) and not Path(item).exists():
                 msg = f"adata_paths: {str(item)!r} does not exist"
                 raise FileNotFoundError(msg)
@@ -263,7 +265,7 @@ class Input:
     file: Any = None
 
     def __post_init__(self) -> None:
-        self._window: tuple[int, pd.DataFrame] = 0, self.obs.rows(0, 0)
+        self._window: tuple[int, ObsRows | None] = 0, None
         self._window_lock = threading.Lock()
 
     @property
@@ -271,18 +273,18 @@ class Input:
         """Number of rows."""
         return self.obs.n_obs
 
-    def obs_rows(self, start: int, stop: int, window_bytes: int) -> pd.DataFrame:
+    def obs_rows(self, start: int, stop: int, window_bytes: int) -> ObsRows:
         """Rows ``[start, stop)`` of obs.
 
         At least ``window_bytes`` are read in one go and kept: blocks mostly follow each other, and a short read costs
         as much as a longer one.
         """
         with self._window_lock:
-            first, frame = self._window
-            if start < first or stop > first + len(frame):
+            first, window = self._window
+            if window is None or start < first or stop > first + len(window):
                 n_rows = max(stop - start, window_bytes // max(1, self.obs.row_bytes))
-                first, frame = self._window = start, self.obs.rows(start, min(start + n_rows, self.n_obs))
-        return frame.iloc[start - first : stop - first]
+                first, window = self._window = start, self.obs.rows(start, min(start + n_rows, self.n_obs))
+        return window.part(start - first, stop - first)
 
     @property
     def row_step(self) -> int:
@@ -299,7 +301,7 @@ class Input:
         for matrix in self.matrices.values():
             matrix.close()
         self.obs.close()
-        self._window = 0, self._window[1].iloc[:0]
+        self._window = 0, None
         if self.file is not None:
             self.file.close()
 

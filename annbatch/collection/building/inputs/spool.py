@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.collection.building.fields import Array, Ragged, decode_text, encode_text
+from annbatch._shared.running_sum import starts_of
+from annbatch.collection.building.fields import Array, Ragged, Text, decode_text, encode_text
+from annbatch.storage.chunks.zarr_text import TextChunks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from io import BufferedRandom
     from pathlib import Path
 
@@ -29,6 +32,7 @@ class SpooledText:
     """A stored array of text, copied to a temporary file when the first rows are read."""
 
     dtype = np.dtype(object)
+    rows = 1
 
     def __init__(self, stored: Any, scratch: Path | None) -> None:
         self._stored = stored
@@ -41,13 +45,23 @@ class SpooledText:
         start, stop, _ = (rows if isinstance(rows, slice) else slice(None)).indices(self.shape[0])
         if stop <= start:
             return np.empty(0, object)
+        found = self._text(start, stop)
+        text = decode_text(found.letters)
+        text[found.missing] = None
+        return text
+
+    def read(self, rows: slice) -> tuple[Array, Array] | None:
+        """Bytes of the texts of rows, and how many each has; None where one is missing."""
+        found = self._text(rows.start, rows.stop)
+        return None if found.missing.any() else (found.letters.values[0], np.diff(found.letters.indptr))
+
+    def _text(self, start: int, stop: int) -> Text:
         if self._file is None:
             with _copying:  # one at a time, whatever the number of threads: a chunk may be big
                 self._file = self._copy()
         indptr = self._read(self._starts, np.dtype(np.int64), start, stop + 1)
-        text = decode_text(Ragged(indptr - indptr[0], (self._read(0, np.dtype(np.uint8), *indptr[[0, -1]].tolist()),)))
-        text[self._read(self._masks, np.dtype(bool), start, stop)] = None
-        return text
+        letters = Ragged(indptr - indptr[0], (self._read(0, np.dtype(np.uint8), *indptr[[0, -1]].tolist()),))
+        return Text(letters, self._read(self._masks, np.dtype(bool), start, stop))
 
     def close(self) -> None:
         """Remove the temporary file."""
@@ -59,19 +73,29 @@ class SpooledText:
         """Write letters, then where each row starts, then which are missing."""
         file: Any = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 - closed by close()
         counts, masks = [np.zeros(1, np.int64)], []
-        step = int(self._stored.chunks[0])
-        for start in range(0, self.shape[0], step):
-            chunk = np.asarray(self._stored[start : start + step])
-            for first in range(0, len(chunk), LONG_CHUNK_ROWS):
-                field, missing = encode_text(as_text(chunk[first : first + LONG_CHUNK_ROWS]).tolist())
-                file.write(field.values[0].data)
-                counts.append(np.diff(field.indptr))
-                masks.append(missing)
+        for text in self._chunks():
+            file.write(text.letters.values[0].data)
+            counts.append(np.diff(text.letters.indptr))
+            masks.append(text.missing)
         self._starts = file.tell()
         file.write(np.cumsum(np.concatenate(counts)).data)
         self._masks = file.tell()
         file.write(np.concatenate(masks).data)
         return file  # type: ignore[no-any-return]
+
+    def _chunks(self) -> Iterator[Text]:
+        """All texts, a chunk or a part of it at a time."""
+        chunks = TextChunks.of(self._stored)
+        step = int(self._stored.chunks[0])
+        for start in range(0, self.shape[0], step):
+            pair = None if chunks is None else chunks.read(slice(start, min(start + step, self.shape[0])))
+            if pair is not None:
+                data, lengths = pair
+                yield Text(Ragged(starts_of(lengths), (data,)), np.zeros(len(lengths), bool))
+                continue
+            chunk = np.asarray(self._stored[start : start + step])
+            for first in range(0, len(chunk), LONG_CHUNK_ROWS):
+                yield encode_text(as_text(chunk[first : first + LONG_CHUNK_ROWS]).tolist())
 
     def _read(self, offset: int, dtype: np.dtype[Any], start: int, stop: int) -> Array:
         assert self._file is not None

@@ -328,7 +328,16 @@ class _Slices:
 
     def _put(self, rows: Field) -> None:
         """Write the rows of a chunk."""
-        values = decode_text(rows) if isinstance(rows, Ragged) else rows
+        values = rows
+        if isinstance(rows, Ragged):
+            values = decode_text(rows)
+            if not rows.values[0].all():
+                bad = next(text for text in values if "\0" in text)
+                msg = (
+                    f"{self._array.name} must be text without NUL characters in an h5ad collection, got {bad[:50]!r}; "
+                    "change it with load_adata, or build a Zarr collection"
+                )
+                raise ValueError(msg)
         self._array[self._done : self._done + len(rows)] = values
 
 

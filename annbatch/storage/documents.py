@@ -1,0 +1,50 @@
+"""Whether the metadata documents of a Zarr hierarchy can be read: asked before a library reads whatever has the name of one."""
+
+from __future__ import annotations
+
+import os
+
+from .local_zarr import DOCUMENTS
+from .manifest import check_document, parsed_document
+
+__all__ = ["check_documents"]
+
+
+def check_documents(folder: str | os.PathLike[str], *, parse: bool = True) -> None:
+    """See that every metadata document of a Zarr hierarchy in a local folder can be read as one.
+
+    Parameters
+    ----------
+    folder
+        Of the hierarchy. Links are followed, into every folder once.
+    parse
+        Whether documents are also read.
+
+    Raises
+    ------
+    CorruptDataError
+        One is no regular file (reading a pipe would wait for ever, and a device has no end), is too long, or no JSON.
+    """
+    _check_documents(os.fspath(folder), set(), parse=parse)
+
+
+def _check_documents(folder: str, seen: set[tuple[int, int]], *, parse: bool) -> None:
+    here = os.stat(folder)  # noqa: PTH116
+    if (here.st_dev, here.st_ino) in seen:
+        return
+    seen.add((here.st_dev, here.st_ino))
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry for entry in entries}
+    has_members = True
+    for name in found.keys() & set(DOCUMENTS):
+        if not parse:
+            check_document(f"{folder}/{name}")
+            continue
+        document = parsed_document(f"{folder}/{name}")
+        has_members &= name != ".zarray" and document.get("node_type") != "array"
+    if has_members:
+        for name in sorted(found.keys() - set(DOCUMENTS)):
+            below = found[name]
+            # Folders of chunks hold none of these.
+            if below.is_dir() and any(os.path.exists(f"{below.path}/{mark}") for mark in DOCUMENTS):  # noqa: PTH110
+                _check_documents(below.path, seen, parse=parse)

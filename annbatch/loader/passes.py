@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from annbatch.storage import tell_untold
 
 from .device import HandOver
-from .read_ahead import ReadAhead, in_order
+from .read_ahead import InOrder, ReadAhead
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -121,8 +121,8 @@ class LoaderPass(Iterator["LoaderOutput"]):
     ) -> None:
         self._owner = owner
         self._number = number
-        self._items: ReadAhead[Item] | Generator[Item] = (
-            ReadAhead(source, prefetch, cancel.set) if prefetch else in_order(source)
+        self._items: ReadAhead[Item] | InOrder[Item] = (
+            ReadAhead(source, prefetch, cancel.set) if prefetch else InOrder(source)
         )
         self._process = os.getpid()
         self._closed = False

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-__all__ = ["ReadAhead", "in_order"]
+__all__ = ["InOrder", "ReadAhead"]
 
 T = TypeVar("T")
 
@@ -106,8 +106,36 @@ class _Channel:
         self.items.put(_ALL_DONE)
 
 
-def in_order(loads: Iterator[Iterable[T]]) -> Generator[T]:
-    """Yield the items of all `loads` in the caller's thread; closing it closes `loads`."""
+class InOrder(Iterator[T], Generic[T]):
+    """The items of all loads, in order, made in the thread that asks for one; of several threads, one at a time.
+
+    Parameters
+    ----------
+    loads
+        Yields the loads. Closed with this.
+    """
+
+    def __init__(self, loads: Iterator[Iterable[T]]) -> None:
+        self._items = _chained(loads)
+        # The same thread may come again: from `transform`, say, which Python then refuses in words.
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    def __next__(self) -> T:
+        with self._own_lock():
+            return next(self._items)
+
+    def close(self) -> None:
+        """Drop what is left."""
+        with self._own_lock():
+            self._items.close()
+
+    def _own_lock(self) -> threading.RLock:
+        if self._process != os.getpid():  # a thread that the fork has not may have had it
+            self._lock, self._process = threading.RLock(), os.getpid()
+        return self._lock
+
+
+def _chained(loads: Iterator[Iterable[T]]) -> Generator[T]:
     try:
         for load in loads:
             yield from load
@@ -142,6 +170,7 @@ class ReadAhead(Iterator[T], Generic[T]):
         # Who takes them out, the thread or whoever closes this, closes them: Ctrl-C may come while the thread is started,
         # and then nobody can tell whether it runs.
         self._loads: list[Iterator[Iterable[T]]] = [loads]
+        self._unstarted = [True]
         self._process = os.getpid()
         self._closed = False
 
@@ -152,7 +181,7 @@ class ReadAhead(Iterator[T], Generic[T]):
             msg = "a pass must be continued in the process that started it: this process is a fork; start a new pass in it"
             raise RuntimeError(msg)
         try:
-            if self._thread is None:
+            if self._thread is None and _taken(self._unstarted) is not None:  # one of several threads
                 self._start()
             channel = self._channel
             item = self._next_of(channel)
@@ -203,7 +232,10 @@ class ReadAhead(Iterator[T], Generic[T]):
         if self._stop_waiting is not None:
             self._stop_waiting()
         self._closed = True
-        self._channel = _Channel(0, self)
+        # Another thread may have looked whether this is closed, and not yet taken the channel: it shall not wait for ever.
+        ended = _Channel(0, self)
+        ended.stop()
+        self._channel = ended
         loads = _taken(self._loads)
         if loads is not None:
             _close(loads)

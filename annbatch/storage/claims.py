@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import CorruptDataError
 from .manifest import check_array
 
-if TYPE_CHECKING:
-    from .chunks.tables import ChunkTable
-
-__all__ = ["check_chunk_count", "check_chunk_size", "check_claim", "check_files", "check_folder", "stored_bytes"]
+__all__ = [
+    "check_chunk_count",
+    "check_chunk_shape",
+    "check_chunk_size",
+    "check_claim",
+    "check_files",
+    "check_folder",
+    "check_keys",
+    "most_bytes",
+    "stored_bytes",
+]
 
 # What is smaller is not worth a look.
 _HARMLESS_BYTES = 64 * 2**20
@@ -23,6 +31,8 @@ _MOST_PER_STORED_BYTE = 2**16
 _MOST_ARRAYS_PER_CHUNK = 16
 # So many chunks may be looked at one by one, though none is stored; of more, as many as there are bytes.
 _HARMLESS_CHUNKS = 10**6
+# How Zarr names chunks, or folders of them, in one way or another.
+_LIKE_A_CHUNK = re.compile(r"c|c\.\d[.\d]*|\d[.\d]*")
 
 
 def check_claim(elem: Any, where: str) -> None:
@@ -49,20 +59,31 @@ def check_claim(elem: Any, where: str) -> None:
         raise CorruptDataError(msg)
 
 
-def check_chunk_size(array: Any, table: ChunkTable) -> None:
+def most_bytes(n_bytes: int) -> int:
+    """Bytes that a chunk may decode to, of an array of so many."""
+    return max(_HARMLESS_BYTES, _MOST_ARRAYS_PER_CHUNK * n_bytes)
+
+
+def check_chunk_size(elem: Any, chunk_shape: tuple[int, ...], itemsize: int, where: str) -> None:
     """Refuse chunks that claim to be far larger than their whole array.
+
+    Parameters
+    ----------
+    elem
+        A Zarr array or HDF5 dataset.
+    chunk_shape, itemsize
+        Shape of a chunk, and bytes of its items.
+    where
+        File and array.
 
     Raises
     ------
     CorruptDataError
         They do.
     """
-    n_bytes = prod(array.shape) * table.itemsize
-    if table.chunk_bytes > max(_HARMLESS_BYTES, _MOST_ARRAYS_PER_CHUNK * n_bytes):
-        msg = (
-            f"{array.store_path}: a chunk of shape {table.chunk_shape} claims {table.chunk_bytes} bytes "
-            f"of an array of {n_bytes}: the metadata is damaged"
-        )
+    n_bytes, claimed = prod(elem.shape) * itemsize, prod(chunk_shape) * itemsize
+    if claimed > most_bytes(n_bytes):
+        msg = f"{where}: a chunk of shape {chunk_shape} claims {claimed} bytes of an array of {n_bytes}: the metadata is damaged"
         raise CorruptDataError(msg)
 
 
@@ -107,6 +128,47 @@ def check_folder(array: Any) -> None:
     check_array(array)
 
 
+def check_chunk_shape(elem: Any, where: str) -> None:
+    """Refuse an array whose chunks have no extent: nothing could be divided by it.
+
+    Raises
+    ------
+    CorruptDataError
+        It is such an array.
+    """
+    chunks = getattr(elem, "chunks", None)
+    if chunks and min(chunks) < 1:
+        msg = f"{where}: a chunk of shape {tuple(chunks)} holds nothing: the metadata is damaged"
+        raise CorruptDataError(msg)
+
+
+def check_keys(array: Any) -> None:
+    """Refuse a Zarr array in a local folder whose files have the names of chunks, but not in the way its metadata says.
+
+    Zarr would take every chunk as absent, and give fill values.
+
+    Raises
+    ------
+    CorruptDataError
+        It is such an array.
+    """
+    folder = f"{array.store.root}/{array.path}"
+    first = str(array.metadata.encode_chunk_key((0,) * array.ndim)).partition("/")[0]
+    expected = re.compile(re.escape(first).replace("0", r"\d+"))
+    other = ""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if expected.fullmatch(entry.name):
+                    return
+                other = entry.name if _LIKE_A_CHUNK.fullmatch(entry.name) else other
+    except (FileNotFoundError, NotADirectoryError):
+        return  # for its reader to say
+    if other:
+        msg = f"{folder} holds {other!r}, but chunks are named like {first!r} by its metadata: one of them is damaged"
+        raise CorruptDataError(msg)
+
+
 def check_files(array: Any) -> None:
     """Look at the files of a Zarr array, if it lies in a local folder; not at its manifest.
 
@@ -118,6 +180,7 @@ def check_files(array: Any) -> None:
     from zarr.storage import LocalStore
 
     if isinstance(array.store, LocalStore):
+        check_keys(array)
         key = array.metadata.encode_chunk_key((0,) * array.ndim)
         _check_regular(Path(array.store.root, array.path), key.count("/"))
 

@@ -27,11 +27,12 @@ import zarr
 from annbatch._shared.labels import code_dtype
 from annbatch._shared.running_sum import starts_of
 
+from .chunks.bounded import readable
 from .chunks.hdf5_text import HeapTexts
 from .chunks.straight import read_straight
 from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
-from .claims import check_claim, check_folder
+from .claims import check_chunk_shape, check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
 from .documents import check_documents
 from .engine._ragged import decode_texts
@@ -83,6 +84,11 @@ class _StoredColumn:
         """Where the values are that the engine reads; None: they are read through their library."""
         values = self.values
         return zarr_table(values) if self.field is None and _is_row_of_numbers(values) else None
+
+    @cached_property
+    def readable(self) -> Any:
+        """The values as their library may read them."""
+        return readable(self.values)
 
     @cached_property
     def texts(self) -> TextSource | None:
@@ -407,6 +413,10 @@ class FrameReader:
             return self._found[name]
         with damage_named(f"column {name!r} of {_location(self._elem)}"):
             column = self._stored(name)
+        for part in (column.categories, column.mask):
+            if part is not None and _is_group(part):
+                msg = f"column {name!r} of {_location(self._elem)}: {_location(part)} is a group, not an array: the file is damaged"
+                raise CorruptDataError(msg)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
                 msg = (
@@ -414,6 +424,11 @@ class FrameReader:
                     f"for {self.n_rows} rows: the file is damaged"
                 )
                 raise CorruptDataError(msg)
+        for part in (column.values, column.categories, column.mask):
+            if part is not None and not _is_group(part):
+                check_chunk_shape(part, _location(part))
+        if column.categories is not None and column.field is None:
+            check_claim(column.categories, f"column {name!r} of {_location(self._elem)}")
         if name == self._index_key and column.field is None and not _is_group(column.values):
             check_claim(column.values, f"the index of {_location(self._elem)}")
         is_text = column.categories is None and not _is_group(column.values) and not _holds_numbers(column)
@@ -479,7 +494,11 @@ class FrameReader:
 
     def _categories(self, column: _StoredColumn, name: str) -> np.ndarray:
         with self._naming(name):
-            return _read_decoded(_StoredColumn(column.categories)).reshape(-1)
+            categories = _read_decoded(_StoredColumn(column.categories)).reshape(-1)
+        if not pd.Index(categories).is_unique:
+            msg = f"column {name!r} of {_location(self._elem)} has categories that are the same: the file is damaged"
+            raise CorruptDataError(msg)
+        return categories
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -630,10 +649,10 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
                 return straight
         if hasattr(values, "store_path"):
             check_folder(values)  # the engine, and what reads text, look at each file themselves
-        return np.asarray(values[rows])
+        return np.asarray(column.readable[rows])
     if isinstance(values, h5py.Dataset):
-        return np.asarray(values.fields(column.field)[rows])
-    return np.asarray(values[rows][column.field])
+        return np.asarray(column.readable.fields(column.field)[rows])
+    return np.asarray(column.readable[rows][column.field])
 
 
 def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import zarr
 from zarr.storage import LocalStore, StorePath
 
-from .errors import CorruptDataError
+from .errors import CorruptDataError, damage_named
 from .manifest import check_document, parsed_document
 
 if TYPE_CHECKING:
@@ -81,14 +81,20 @@ class LocalGroup(zarr.Group):
         return bool(self._document["zarr_format"] == 3)
 
     def __getitem__(self, path: str) -> Any:
-        """Return an array or a group below this one; KeyError where there is none."""
+        """Return an array or a group below this one; KeyError where there is none, CorruptDataError where it is damaged."""
         if isinstance(path, str) and _is_plain(path):
             whole = f"{self._path}/{path}" if self._path else path
             found = _node(self._store, whole, 3 if self.is_version_3 else 2)
             if found is not None:
                 return found
             _check_documents_of(f"{self._store.root}/{whole}")  # zarr-python opens whatever has the name of one
-        return super().__getitem__(path)
+        try:
+            return super().__getitem__(path)
+        except KeyError:
+            raise
+        except Exception:
+            with damage_named(f"{self._store.root}/{self._path} :: {path}"):
+                raise
 
     def __contains__(self, path: str) -> bool:
         """Whether there is such an array or group."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -195,6 +196,35 @@ class TestTakingOver:
         monkeypatch.setattr(journal, "owner", lambda path: mine + (path == left.path or path.stat().st_ino == number))
         with pytest.warns(UserWarning, match="removed the unfinished work"):
             assert len(build(tmp_path / "c.zarr", inputs).obs()) == 80
+
+    @pytest.mark.parametrize("planted", ["pickles", "links", "a foreign file", "another folder's links"])
+    def test_what_others_put_into_the_work_folder_is_not_trusted(self, tmp_path, inputs, stop, monkeypatch, planted):
+        """A folder that several may write to: nothing of theirs is run, or ends up in the collection."""
+        left = stop(tmp_path / "c.zarr", inputs)
+        blocks, dataset = sorted(left.blocks.iterdir()), left.dataset("dataset_0")
+        match planted:
+            case "pickles":
+                trap = b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "trapped") + b"'\ntR."
+                for path in [*blocks, left.ready / "dataset_0" / "receipt.json", left.path / "more.pickle"]:
+                    path.write_bytes(trap)
+            case "links":
+                for path in [*blocks, next((dataset / "X/data/c").iterdir())]:
+                    path.rename(tmp_path / path.name)
+                    path.symlink_to(tmp_path / path.name)
+            case "a foreign file":
+                foreign = {*(block.name for block in blocks), "zarr.json"}
+                monkeypatch.setattr(journal, "owner", lambda path: path.lstat().st_uid + (path.name in foreign))
+            case _:
+                (left.ready / "dataset_0").rename(tmp_path / "dataset_0")
+                (left.ready / "dataset_0").symlink_to(tmp_path / "dataset_0")
+                shutil.rmtree(left.blocks)
+                (tmp_path / "blocks").mkdir()
+                left.blocks.symlink_to(tmp_path / "blocks")
+        with pytest.warns(UserWarning, match=FINISHED.format(0, 0) + "|removed the unfinished work"):
+            collection = build(tmp_path / "c.zarr", inputs)
+        assert len(collection.obs()) == 80
+        assert not (tmp_path / "trapped").exists()
+        assert not any(path.is_symlink() for path in (tmp_path / "c.zarr").rglob("*"))
 
     @pytest.mark.parametrize(
         "text",

@@ -37,24 +37,24 @@ def rounds(folder: Path, act: Callable[[str], object], at_most: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def twenty(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("twenty")
-    write(full_cells(100, 10, seed=0), folder / "a.h5ad")
+def eight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eight")
+    write(full_cells(40, 10, seed=0), folder / "a.h5ad")
     DatasetCollection(folder / "cells.zarr").add_adatas([folder / "a.h5ad"], dataset_size=5, progress=False)
     return folder
 
 
-def test_twenty_datasets_take_three_round_trips(twenty):
+def test_eight_datasets_take_three_round_trips(eight):
     def act(url):
         loader = Loader(layers=["twice"], obsm=["pca"], max_requests=1000).use_collection(f"{url}/cells.zarr")
-        assert len(loader._table.lengths) == 20
+        assert len(loader._table.lengths) == 8
 
-    assert rounds(twenty, act, 3) <= 3
+    assert rounds(eight, act, 3) <= 3
 
 
-def test_a_collection_without_consolidated_metadata_takes_few_too(twenty, tmp_path):
+def test_a_collection_without_consolidated_metadata_takes_few_too(eight, tmp_path):
     """Those of earlier versions, and of other programs."""
-    shutil.copytree(twenty / "cells.zarr", tmp_path / "cells.zarr")
+    shutil.copytree(eight / "cells.zarr", tmp_path / "cells.zarr")
     root = tmp_path / "cells.zarr/zarr.json"
     metadata = json.loads(root.read_text())
     del metadata["consolidated_metadata"]
@@ -62,7 +62,7 @@ def test_a_collection_without_consolidated_metadata_takes_few_too(twenty, tmp_pa
 
     def act(url):
         loader = Loader(max_requests=2000).use_collection(f"{url}/cells.zarr")
-        assert len(loader._table.lengths) == 20
+        assert len(loader._table.lengths) == 8
 
     assert rounds(tmp_path, act, 5) <= 5
 
@@ -74,8 +74,8 @@ def test_several_files_are_opened_together(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [[], ["label"]])
-def test_columns_that_nobody_asked_for_are_not_read(columns, twenty):
-    with RangeServer(twenty) as server:
+def test_columns_that_nobody_asked_for_are_not_read(columns, eight):
+    with RangeServer(eight) as server:
         Loader(obs_columns=columns).use_collection(f"{server.url}/cells.zarr")
         read = {path.split("/obs/")[1].split("/")[0] for _, path, _ in server.requests if "/obs/" in path}
     assert read - {"_index", "zarr.json"} == set(columns)

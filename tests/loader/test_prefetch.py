@@ -22,7 +22,7 @@ import scipy.sparse as sp
 
 from annbatch import Loader, storage
 from annbatch.loader import read_ahead
-from annbatch.loader.read_ahead import ReadAhead, in_order
+from annbatch.loader.read_ahead import InOrder, ReadAhead
 from tests.cells import full_cells, write
 
 from .loaders import small_loader
@@ -61,7 +61,7 @@ class Loads:
 @pytest.mark.parametrize("n_ahead", [1, 2, 5])
 def test_order_is_kept(n_ahead):
     assert list(ReadAhead(iter(Loads(7)), n_ahead)) == [(i, j) for i in range(7) for j in range(2)]
-    assert list(in_order(iter(Loads(7)))) == [(i, j) for i in range(7) for j in range(2)]
+    assert list(InOrder(iter(Loads(7)))) == [(i, j) for i in range(7) for j in range(2)]
 
 
 def test_any_number_of_loads_ahead_may_be_asked_for():
@@ -185,6 +185,26 @@ def test_all_threads_that_wait_for_an_item_learn_of_the_end(end):
     for thread in threads:
         thread.join(5)
     assert not any(thread.is_alive() for thread in threads)
+    assert n_threads() == 0
+
+
+def test_a_thread_that_comes_while_another_one_closes_learns_of_the_end(monkeypatch):
+    """Between its look whether the pass is closed and its wait for an item, it was left waiting for ever."""
+    ahead = ReadAhead(iter(Loads(3)), 1)
+    next(ahead)
+    real, got = os.getpid, []
+
+    def close_first():
+        monkeypatch.setattr(os, "getpid", real)
+        ahead.close()
+        return real()
+
+    monkeypatch.setattr(os, "getpid", close_first)
+    late = threading.Thread(target=lambda: got.extend(ahead), daemon=True)
+    late.start()
+    late.join(10)
+    assert not late.is_alive()
+    assert got == []
     assert n_threads() == 0
 
 
@@ -410,7 +430,7 @@ def open_files():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
 @pytest.mark.parametrize("suffix", [".zarr", ".h5ad"])
-@pytest.mark.parametrize("n_passes", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_passes", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_abandoned_passes_leave_nothing(tmp_path, suffix, n_passes):
     loader = small_loader(shuffle=True, layers=["twice"]).add_paths([write(full_cells(), tmp_path / f"a{suffix}")])
 
@@ -445,22 +465,43 @@ def run(code, **kwargs):
     )
 
 
-@pytest.mark.parametrize(
-    "end", ["", "sys.exit(0)", "del loader", "import gc; gc.disable(); x = [batches]; x.append(x)"]
-)
-def test_interpreter_exits_with_a_pass_open(end):
-    process = run(f"batches = iter(loader); next(batches)\n{end}")
+ENDS = [
+    "",
+    "sys.exit(0)",
+    "del loader",
+    "import gc; gc.disable(); x = [batches]; x.append(x)",
+    # While a load is being read.
+    """
+import time
+slow = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=lambda batch: time.sleep(0.5) or batch)
+more = iter(slow.add_dataset(np.zeros((1000, 3))))
+next(more)
+""",
+]
+
+
+def test_interpreter_exits_with_a_pass_open():
+    process = run("batches = iter(loader); next(batches)")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
 
 
-def test_interpreter_exits_while_a_load_is_being_read():
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_interpreters_exit_in_many_ways_with_a_pass_open():
+    """Each is a fork of one that has imported all, and ends as any other does."""
     process = run(
-        """
-        import time
-        slow = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=lambda batch: time.sleep(0.5) or batch)
-        batches = iter(slow.add_dataset(np.zeros((1000, 3))))
-        next(batches)
+        f"""
+        import os
+        for end in {ENDS!r}:
+            child = os.fork()
+            if child == 0:
+                batches = iter(loader)
+                next(batches)
+                exec(end)
+                break
+            status = os.waitpid(child, 0)[1]
+            if status:
+                print(end, status)
         """
     )
     out, err = process.communicate(timeout=60)

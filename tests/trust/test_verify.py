@@ -87,7 +87,7 @@ def test_damage_in_an_h5ad(tmp_path):
     assert (found.array, found.chunks) == ("X/indices", (0, 0))
 
 
-@pytest.mark.parametrize("compression", ["gzip", "lzf", None])
+@pytest.mark.parametrize("compression", ["gzip", pytest.param("lzf", marks=pytest.mark.slow), None])
 def test_numbers_in_an_h5ad_collection_have_checksums(tmp_path, compression):
     """All of them; without gzip, all but the values of matrices, which it would make slower to read."""
     adata = cells(60, 12)

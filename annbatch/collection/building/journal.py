@@ -220,17 +220,21 @@ class WorkFolder:
         if closed is None or owner(closed) != self._uid:
             return 0, 0
         from_there = Generation(closed)
-        blocks = [path for path in _children(from_there.blocks) if owner(path) == self._uid and is_intact(path)]
+        blocks = [path for path in _children(from_there.blocks) if self._is_own(path) and is_intact(path)]
         datasets = [
-            path
-            for path in _children(from_there.ready)
-            if owner(path) == self._uid and not from_there.problems(path.name)
+            path for path in _children(from_there.ready) if self._is_own(path) and not from_there.problems(path.name)
         ]
         for path in blocks:
             path.rename(self.generation.blocks / path.name)
         for path in datasets:
             path.rename(self.generation.ready / path.name)
         return len(blocks), len(datasets)
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether this user made it and everything in it, and no link leads out of it: others may write in a shared folder."""
+        if path.is_symlink() or owner(path) != self._uid:
+            return False
+        return not path.is_dir() or all(self._is_own(child) for child in path.iterdir())
 
     def commit(self, n_obs: Mapping[str, int]) -> None:
         """Decide that datasets become part of the collection, if all are complete; ``n_obs``: rows of each by name.

@@ -7,19 +7,21 @@ import os
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from annbatch.storage.claims import check_claim, check_folder
+from annbatch.storage.claims import check_chunk_shape, check_claim, check_folder
 from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named, system_error
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.local_zarr import LocalArray, is_version_3
 
+from .hdf5_chunks import check_chunks
 from .tables import ChunkTable
 
 if TYPE_CHECKING:
@@ -191,6 +193,7 @@ class Hdf5Array(StoredArray):
 
     # HDF5 has one lock for everything.
     n_concurrent = 1
+    _chunks_are_checked = False
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         file = dataset.file  # h5py makes an object each time
@@ -266,7 +269,11 @@ class Hdf5Array(StoredArray):
         return far_hdf5_table(table, self._far)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        values: np.ndarray = self.dataset[start:stop]
+        dataset = self.dataset
+        if not self._chunks_are_checked:
+            check_chunks(dataset)
+            self._chunks_are_checked = True
+        values: np.ndarray = dataset[start:stop]
         return values
 
     def close(self) -> None:
@@ -309,6 +316,7 @@ class ZarrArray(StoredArray):
     def __init__(self, array: zarr.Array[Any]) -> None:
         self.array = _at_absolute_path(array)
         self.location = f"{_store_name(array)} :: {array.path or '/'}"
+        check_chunk_shape(array, self.location)
         self.shape, self.dtype = array.shape, native(np.dtype(array.dtype))
         self.is_far = not self.is_local
         self._stamp = self._stamp_now()
@@ -384,7 +392,14 @@ class ZarrArray(StoredArray):
         return zarr_table(self.array)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_table"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_table", "_bounded")}
+
+    @cached_property
+    def _bounded(self) -> Any:
+        """The array as zarr-python may read it."""
+        from .bounded import bounded
+
+        return bounded(self.array)
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         from .absent import check_absent
@@ -397,7 +412,7 @@ class ZarrArray(StoredArray):
         if not self._folder_is_checked:
             check_folder(self.array)
             self._folder_is_checked = True
-        values = np.asarray(self.array[start:stop])
+        values = np.asarray(self._bounded[start:stop])
         check_absent(self.array, values, start)
         return values
 

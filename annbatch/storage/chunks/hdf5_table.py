@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import struct
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.storage.claims import check_chunk_count
+from annbatch.storage.claims import check_chunk_count, check_chunk_size
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
+from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes
 
+from .decoders import decoder
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table"]
+__all__ = ["FILTERS", "TEXT_PLACE", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table"]
 
 # Of layout messages with a version of at most this, chunks are found through a B-tree that all versions of HDF5 read right.
 _OLD_LAYOUT = 3
@@ -59,7 +60,9 @@ def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTabl
     }
     if dataset.chunks:
         grid = tuple(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
-        check_chunk_count(dataset, f"{dataset.file.filename} :: {dataset.name}")
+        where = f"{dataset.file.filename} :: {dataset.name}"
+        check_chunk_size(dataset, dataset.chunks, itemsize, where)
+        check_chunk_count(dataset, where)
         are_bare = edges_are_bare(dataset)
         if are_bare is None:
             return None
@@ -195,14 +198,18 @@ def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndar
 
     def note(info: Any) -> None:
         at = tuple(start // c for start, c in zip(info.chunk_offset, chunks, strict=True))
+        if any(i >= n for i, n in zip(at, grid, strict=True)):
+            msg = f"{dataset.file.filename} :: {dataset.name}: a chunk at {info.chunk_offset} lies outside the dataset of shape {dataset.shape}"
+            raise CorruptDataError(msg)
         offset[at], length[at], mask[at] = info.byte_offset, info.size, info.filter_mask
 
     fetch_chunk_indexes([dataset])
-    if hasattr(dataset.id, "chunk_iter"):
-        dataset.id.chunk_iter(note)
-    else:
-        for i in range(dataset.id.get_num_chunks()):
-            note(dataset.id.get_chunk_info(i))
+    with damage_named(f"{dataset.file.filename} :: {dataset.name}"):
+        if hasattr(dataset.id, "chunk_iter"):
+            dataset.id.chunk_iter(note)
+        else:
+            for i in range(dataset.id.get_num_chunks()):
+                note(dataset.id.get_chunk_info(i))
     return offset, length, mask
 
 
@@ -212,48 +219,27 @@ def filters_of(dataset: h5py.Dataset) -> list[tuple[str, Codec | None]]:
     filters: list[tuple[str, Codec | None]] = []
     for i in range(settings.get_nfilters()):
         number, _, values, said = settings.get_filter(i)
-        known, decoder = _FILTERS.get(number, (None, None))
+        known = FILTERS.get(number)
         name = _NAMES.get(number) or known or said.decode(errors="replace").partition(";")[0] or f"number {number}"
-        found = None if known is None else codec(known, values[0] if known == "shuffle" and values else 0, decoder)
+        found = (
+            None if known is None else codec(known, values[0] if known == "shuffle" and values else 0, decoder(known))
+        )
         filters.append((name, found))
     return filters
 
 
-def _by_numcodecs(name: str) -> Callable[[Any], Any]:
-    def decode(chunk: Any) -> Any:
-        import numcodecs
-
-        return numcodecs.get_codec({"id": name}).decode(chunk)
-
-    return decode
-
-
-def _lz4_by_numcodecs(chunk: Any) -> bytes:
-    """Decode HDF5's framing of LZ4 blocks: sizes are big-endian."""
-    import numcodecs
-
-    chunk = bytes(chunk)
-    total, block = struct.unpack_from(">QI", chunk)
-    at, done, parts = 12, 0, []
-    while done < total:
-        wanted = min(block, total - done)
-        (size,) = struct.unpack_from(">I", chunk, at)
-        stored = chunk[at + 4 : at + 4 + size]
-        parts.append(stored if size == wanted else numcodecs.LZ4().decode(struct.pack("<I", wanted) + stored))
-        at += 4 + size
-        done += wanted
-    return b"".join(parts)
-
+# How a text of any length is noted: its length, and where it lies. (HDF5 File Format Specification, IV.A.2.d and III.E.)
+TEXT_PLACE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("number", "<u4")])
 
 # Registered HDF5 filter numbers.
-_FILTERS: dict[int, tuple[str, Callable[[Any], Any] | None]] = {
-    1: ("zlib", _by_numcodecs("zlib")),
-    2: ("shuffle", None),
-    3: ("fletcher32", None),
-    32000: ("lzf", None),
-    32001: ("blosc", _by_numcodecs("blosc")),
-    32004: ("lz4_hdf5", _lz4_by_numcodecs),
-    32015: ("zstd", _by_numcodecs("zstd")),
+FILTERS = {
+    1: "zlib",
+    2: "shuffle",
+    3: "fletcher32",
+    32000: "lzf",
+    32001: "blosc",
+    32004: "lz4_hdf5",
+    32015: "zstd",
 }
 # What people call them, where it is something else.
 _NAMES = {1: "gzip", 6: "scaleoffset", 32004: "lz4", 32008: "bitshuffle"}

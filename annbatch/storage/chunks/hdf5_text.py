@@ -16,7 +16,7 @@ from annbatch.storage.engine._ragged import heap_texts
 from annbatch.storage.hdf5_headers import local_bytes, sizes_are_usual
 from annbatch.storage.text import is_utf8
 
-from .hdf5_table import hdf5_table
+from .hdf5_table import TEXT_PLACE, hdf5_table
 from .straight import read_straight
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["HeapTexts"]
 
 # As in _ragged.pyx.
-_REFERENCE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("number", "<u4")])
+_REFERENCE = TEXT_PLACE
 _HEAD = np.dtype([("signature", "S4"), ("version", "u1"), ("reserved", "V3"), ("size", "<u8")])
 _MOST_OBJECTS = 1 << 16
 _ROWS_AT_ONCE = 1 << 15
@@ -84,6 +84,9 @@ class HeapTexts:
         references = read_straight(self._table, _REFERENCE, rows.start, rows.stop)
         if references is None:
             return None
+        n_bytes = int(references["n_bytes"].sum(dtype=np.int64))
+        if n_bytes > max(_MOST_BYTES, self._dataset.file.id.get_filesize()):
+            return None  # many rows have the same text
         peek = local_bytes(self._dataset.file)
         pairs = []
         for start in range(0, max(1, len(references)), _ROWS_AT_ONCE):

@@ -6,7 +6,6 @@ most of what opening them costs.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,6 @@ from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import type_code
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import PIECE, TASK, EngineJob, Placing, Plan
-from annbatch.storage.errors import CorruptDataError
 
 if TYPE_CHECKING:
     from .tables import ChunkTable
@@ -38,7 +36,7 @@ def read_straight(table: ChunkTable, dtype: np.dtype, start: int, stop: int) -> 
     Raises
     ------
     CorruptDataError
-        The index of a shard is damaged, or a chunk is cut short, which zarr-python would not see.
+        The index of a shard is damaged.
     """
     (rows,) = table.chunk_shape
     values = np.empty(stop - start, dtype)
@@ -56,26 +54,8 @@ def read_straight(table: ChunkTable, dtype: np.dtype, start: int, stop: int) -> 
         if failure is not None:
             if failure.kind == "memory":
                 raise MemoryError
-            _check_whole(table, failure.chunk)
             return None
     return values
-
-
-def _check_whole(table: ChunkTable, chunk: int) -> None:
-    """See that all bytes of a blosc frame in a file of its own are there: numcodecs reads beyond the end of what is cut short."""
-    if table.chunk_places is not None or not table.codecs or table.codecs[-1][0] != "blosc":
-        return
-    path = table.path(table.file_of(chunk))
-    try:
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            size, head = os.fstat(file.fileno()).st_size, file.read(16)
-    except OSError:
-        return
-    if len(head) < 16 or int.from_bytes(head[12:16], "little") > size:
-        msg = f"{path}, chunk {chunk}: cut short, {size} bytes are left"
-        raise CorruptDataError(msg)
 
 
 def _plan(chunks: np.ndarray, rows: int, start: int, stop: int, values: np.ndarray) -> Plan:

@@ -181,7 +181,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _locks.__setitem__(0, threading.Lock()))
 
 
-def codec(kind: str, parameter: int = 0, python: Callable[[Any], Any] | None = None) -> Codec | None:
+def codec(kind: str, parameter: int = 0, python: Callable[[Any, int], Any] | None = None) -> Codec | None:
     """Return a codec for the engine; None when nothing here decodes it.
 
     Parameters
@@ -191,7 +191,7 @@ def codec(kind: str, parameter: int = 0, python: Callable[[Any], Any] | None = N
     parameter
         Item size of a shuffle.
     python
-        Decodes one chunk; used where the compiled library is missing.
+        Decodes one chunk, to at most so many bytes; used where the compiled library is missing.
     """
     use_libdeflate()
     if _engine.decodes(kind):

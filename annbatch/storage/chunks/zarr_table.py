@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annbatch.storage.claims import check_chunk_size, stored_bytes
+from annbatch.storage.claims import check_chunk_size, check_keys, stored_bytes
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.local_zarr import is_version_3
 from annbatch.storage.manifest import MARK_BYTES, Files, check_array, check_file, files_of, parsed_document
 
+from .decoders import decoder
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import zarr
 
 __all__ = ["ShardIndexes", "described_table", "parse_shard_index", "zarr_obstacle", "zarr_steps", "zarr_table"]
@@ -50,6 +49,7 @@ def zarr_table(array: zarr.Array[Any]) -> ChunkTable | None:
         return None
     table = described_table(array, document, folder)
     if table is not None:
+        check_keys(array)
         if isinstance(table.prepare, ShardIndexes):
             table.prepare.files = files
         elif files is not None:
@@ -73,7 +73,7 @@ def described_table(array: zarr.Array[Any], document: Any, folder: str) -> Chunk
         # Not what the format says: zarr-python shall read it or say what is wrong.
         return None
     if table is not None:
-        check_chunk_size(array, table)
+        check_chunk_size(array, table.chunk_shape, table.itemsize, str(array.store_path))
         fill = array.fill_value
         table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
     return table
@@ -323,17 +323,10 @@ def _codecs(steps: list[tuple[str, dict[str, Any]]], itemsize: int) -> list[Code
         elif name == "shuffle":
             found = codec("shuffle", int(settings.get("elementsize", itemsize)))
         elif name in ("blosc", "zstd", "zlib", "gzip", "lz4"):
-            found = codec(name, python=_numcodecs_decoder(name))
+            found = codec(name, python=decoder(name))
         else:
             return None
         if found is None:
             return None
         codecs.append(found)
     return codecs if len(codecs) <= MAX_CODECS else None
-
-
-def _numcodecs_decoder(name: str) -> Callable[[Any], Any]:
-    import numcodecs
-
-    # Decoding depends on no setting of these codecs.
-    return numcodecs.get_codec({"id": name}).decode  # type: ignore[no-any-return]

@@ -15,6 +15,8 @@ from annbatch.storage.local_zarr import is_version_3
 from annbatch.storage.manifest import Files, check_file, files_of, parsed_document
 from annbatch.storage.text import is_utf8
 
+from .decoders import decoder, most_text_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -41,7 +43,7 @@ class TextChunks:
         array: zarr.Array[Any],
         folder: Path,
         prefix: str,
-        decoders: list[Callable[[Any], Any]],
+        decoders: list[Callable[[Any, int], Any]],
         files: Files | None,
     ) -> None:
         self._n_rows, self._folder, self._prefix, self._decoders, self._files = (
@@ -90,11 +92,6 @@ class TextChunks:
         ----------
         rows
             Whole chunks.
-
-        Raises
-        ------
-        CorruptDataError
-            A chunk is cut short, which zarr-python would not see.
         """
         pairs = []
         for chunk in range(rows.start // self.rows, -(-rows.stop // self.rows)):
@@ -120,41 +117,23 @@ class TextChunks:
             check_file(str(path), expected, (len(raw), int.from_bytes(raw[-4:], "little")))
         try:
             for decode in self._decoders:
-                raw = decode(raw)
-        except CorruptDataError as error:
-            msg = f"{self._folder}, chunk {chunk}: {error}"
-            raise CorruptDataError(msg) from None
+                raw = decode(raw, most_text_bytes(len(lengths), len(raw)))
         except (OSError, ValueError, RuntimeError, TypeError):
             return None
         encoded = np.frombuffer(raw, np.uint8)
+        if int.from_bytes(encoded[:4].tobytes(), "little") > self.rows:
+            return None
         data = np.empty(len(encoded), np.uint8)
         n_bytes = unpack_texts(encoded, lengths, data)
         return (data[:n_bytes], lengths) if n_bytes >= 0 and is_utf8(data[:n_bytes], lengths) else None
 
 
-def _decoder(name: str) -> Callable[[Any], Any] | None:
+def _decoder(name: str) -> Callable[[Any, int], Any] | None:
     """Return the decode function of an encoding step; None for one that is not known."""
-    if name == "crc32c":
-        return _without_checksum
-    if name not in ("blosc", "zstd", "zlib", "gzip", "lz4"):
-        return None
-    import numcodecs
-
-    # Decoding depends on no setting of these codecs.
-    decode: Callable[[Any], Any] = numcodecs.get_codec({"id": name}).decode
-    return (lambda raw: decode(_whole_blosc(raw))) if name == "blosc" else decode
+    return _without_checksum if name == "crc32c" else decoder(name)
 
 
-def _whole_blosc(raw: Any) -> Any:
-    """See that all bytes are there that a blosc frame says it has: the decoder reads beyond the end of what is cut short."""
-    found = np.frombuffer(raw, np.uint8)
-    if len(found) < 16 or int.from_bytes(found[12:16].tobytes(), "little") > len(found):
-        msg = f"cut short, {len(found)} bytes are left"
-        raise CorruptDataError(msg)
-    return raw
-
-
-def _without_checksum(raw: Any) -> Any:
+def _without_checksum(raw: Any, _: int) -> Any:
     found = np.frombuffer(raw, np.uint8)
     if len(found) < 4 or _engine.crc32c(found[:-4]) != int.from_bytes(found[-4:].tobytes(), "little"):
         msg = "the checksum of a chunk does not match"

@@ -14,7 +14,7 @@ few flags and counters: every piece and every dense row has its own destination,
 
 import numpy as np
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
@@ -124,6 +124,38 @@ def crc32c(const uint8_t[::1] data not None, int way=0):
 def decodes(kind):
     """Say whether a codec, by its name in ``CODECS``, is decoded in compiled code."""
     return bool(can_decode(CODECS[kind]))
+
+
+def decode(str kind not None, const uint8_t[::1] source not None, int64_t capacity):
+    """Decode bytes by one codec of compiled code that needs no parameter; room is taken for ``capacity`` bytes.
+
+    Returns
+    -------
+    The decoded bytes, or None: they are damaged, or more.
+    """
+    cdef Scratch worker
+    cdef const char *start
+    cdef size_t n = <size_t>source.shape[0]
+    cdef int code = CODECS[kind]
+    cdef int64_t size = NO_MEMORY
+    cdef char *target
+    if not n:
+        return None
+    start = <const char *>&source[0]
+    try:
+        worker = idle_scratch.pop()
+    except IndexError:
+        worker = Scratch()
+    with nogil:
+        target = scratch_buffer(&worker.scratch, 1, <size_t>max(capacity, 1))
+        if target != NULL:
+            size = decode_step(&worker.scratch, code, 0, start, n, target, <size_t>capacity, NULL, 0, 1)
+    if size == NO_MEMORY:
+        raise MemoryError
+    found = None if size < 0 else PyBytes_FromStringAndSize(target, size)
+    if scratch_bytes(&worker.scratch) <= MAX_IDLE_SCRATCH:
+        idle_scratch.append(worker)
+    return found
 
 
 def use_libdeflate(uintptr_t create, uintptr_t destroy, uintptr_t zlib, uintptr_t gzip):
@@ -311,10 +343,10 @@ cdef int open_chunk_file(const table_t *table, int job, int64_t number, chunk_fi
 
 cdef int decode_in_python(PyObject *decoder, const char *source, int64_t n, char *target, int64_t capacity,
                           int64_t *done, PyObject **error) noexcept with gil:
-    """Let a Python function decode ``n`` bytes."""
+    """Let a Python function decode ``n`` bytes, to at most ``capacity``."""
     cdef const uint8_t[::1] decoded
     try:
-        result = (<object>decoder)(memoryview(<const uint8_t[:n]>(<const uint8_t *>source)).cast("B"))
+        result = (<object>decoder)(memoryview(<const uint8_t[:n]>(<const uint8_t *>source)).cast("B"), capacity)
         decoded = np.ascontiguousarray(result).reshape(-1).view(np.uint8) if not isinstance(result, bytes) else result
         if decoded.shape[0] > capacity:
             return WRONG_SIZE

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from annbatch.storage.chunks.arrays import StoredArray, stored_array
+from annbatch.storage.chunks.bounded import readable
 from annbatch.storage.claims import check_chunk_count, check_files
 from annbatch.storage.engine import _rows
 from annbatch.storage.errors import CorruptDataError, damage_named
@@ -106,6 +107,12 @@ def _prove_by_library(elem: Any, where: str, num_threads: int) -> Iterator[tuple
     """Let zarr-python or h5py read it, a row of chunks at a time."""
     is_hdf5 = hasattr(elem, "file")
     itemsize = getattr(elem.dtype, "itemsize", 8)
+    try:
+        with damage_named(where):
+            elem = readable(elem)
+    except (CorruptDataError, OSError, MemoryError) as error:
+        yield 0, [Damaged(None, error)]
+        return
 
     def read(chunk: int, start: int, stop: int) -> tuple[int, list[Damaged]]:
         try:

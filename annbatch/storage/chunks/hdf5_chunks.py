@@ -1,0 +1,133 @@
+"""What chunks of an HDF5 dataset would take, looked at before HDF5 itself reads them.
+
+HDF5 takes the memory that a filter asks for: a chunk of gzip that unpacks to gigabytes takes gigabytes, whatever the dataset says. So
+does text, of which every row may point to the same long one.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from annbatch.storage.claims import check_chunk_count, check_chunk_size
+from annbatch.storage.engine import _engine
+from annbatch.storage.errors import CorruptDataError
+from annbatch.storage.far.hdf5 import far_file_of
+from annbatch.storage.hdf5_headers import local_bytes, sizes_are_usual
+
+from .decoders import decoder, with_room
+from .hdf5_table import FILTERS, TEXT_PLACE, hdf5_table
+from .straight import read_straight
+
+if TYPE_CHECKING:
+    from .tables import ChunkTable
+
+__all__ = ["check_chunks"]
+
+# What a chunk may unpack to without a look, and what a stored byte becomes at most. (Of other codecs: any number.)
+_HARMLESS_BYTES = 64 * 2**20
+_MOST_PER_BYTE = {"zlib": 1032, "lzf": 132, "lz4_hdf5": 255}
+# Filters whose result is as large as what they were given, but for a checksum.
+_SAME_SIZE = {"shuffle", "fletcher32"}
+# Rows of text that are looked at together.
+_ROWS_AT_ONCE = 1 << 20
+
+
+def check_chunks(dataset: h5py.Dataset) -> None:
+    """Refuse a dataset that would take far more memory than is right; of far files only by what it claims.
+
+    Raises
+    ------
+    CorruptDataError
+        A chunk claims to be far larger than the dataset, or unpacks to more than a chunk is, or there is more text than file.
+    """
+    if not dataset.shape or 0 in dataset.shape:
+        return
+    where = f"{dataset.file.filename} :: {dataset.name}"
+    itemsize = _itemsize(dataset)
+    is_local = far_file_of(dataset.file) is None
+    if dataset.chunks and itemsize is not None:
+        check_chunk_size(dataset, dataset.chunks, itemsize, where)
+        check_chunk_count(dataset, where)
+        if is_local:
+            _check_unpacked(dataset, prod(dataset.chunks) * itemsize, where)
+    if is_local and dataset.file.driver == "sec2" and len(dataset.shape) == 1:
+        text = h5py.check_string_dtype(dataset.dtype)
+        is_usual = text is not None and text.length is None and sizes_are_usual(local_bytes(dataset.file)(0, 64))
+        places = hdf5_table(dataset, TEXT_PLACE) if is_usual else None
+        if places is not None:
+            _check_text(dataset, places, where)
+
+
+def _itemsize(dataset: h5py.Dataset) -> int | None:
+    """Bytes of an item in the file; None where they are unknown here."""
+    if not dataset.dtype.hasobject:
+        size: int = dataset.id.get_type().get_size()
+        return size
+    return TEXT_PLACE.itemsize if h5py.check_string_dtype(dataset.dtype) is not None else None
+
+
+def _check_unpacked(dataset: h5py.Dataset, chunk_bytes: int, where: str) -> None:
+    """Unpack those chunks on trial that could become far more than they should."""
+    settings = dataset.id.get_create_plist()
+    names = [FILTERS.get(settings.get_filter(i)[0]) for i in range(settings.get_nfilters())]
+    if not set(names) - _SAME_SIZE:
+        return
+    most, limit = dataset.file.id.get_filesize(), with_room(chunk_bytes)
+    suspects: list[tuple[Any, int, list[str]]] = []
+
+    def note(info: Any) -> None:
+        used = []  # in the order in which they are undone, as far as they are known here
+        for i in reversed(range(len(names))):
+            name = names[i]
+            if name is None:
+                break
+            if not info.filter_mask >> i & 1:
+                used.append(name)
+        factors = [_MOST_PER_BYTE.get(name, 2**32) for name in used if name not in _SAME_SIZE]
+        if info.size > limit or info.size * prod(factors) > _HARMLESS_BYTES + limit:
+            suspects.append((info.chunk_offset, info.size, used))
+
+    dataset.id.chunk_iter(note)
+    for at, n_stored, used in suspects:
+        if n_stored > min(most, limit):
+            msg = f"{where}, chunk at {at}: {n_stored} bytes are stored of {chunk_bytes}: the file is damaged"
+            raise CorruptDataError(msg)
+        raw: Any = dataset.id.read_direct_chunk(at)[1]
+        for name in used:
+            try:
+                raw = _unpacked(name, raw, limit)
+            except ValueError as error:
+                msg = f"{where}, chunk at {at}: {error}"
+                raise CorruptDataError(msg) from error
+
+
+def _unpacked(name: str, raw: Any, limit: int) -> Any:
+    """Undo one filter, as far as sizes are concerned."""
+    if name == "shuffle":
+        return raw
+    if name == "fletcher32":
+        return raw[:-4]
+    decode = decoder(name)
+    found = _engine.decode(name, raw, limit) if decode is None else decode(raw, limit)
+    if found is None:
+        msg = f"a chunk does not decode to at most {limit} bytes"
+        raise ValueError(msg)
+    return found
+
+
+def _check_text(dataset: h5py.Dataset, places: ChunkTable, where: str) -> None:
+    """Refuse text of more bytes than the file has: of a usual file, every text lies in it once."""
+    n_rows, n_bytes = dataset.shape[0], 0
+    most = max(_HARMLESS_BYTES, dataset.file.id.get_filesize())
+    for start in range(0, n_rows, _ROWS_AT_ONCE):
+        found = read_straight(places, TEXT_PLACE, start, min(start + _ROWS_AT_ONCE, n_rows))
+        if found is None:
+            return  # HDF5 shall say what is wrong
+        n_bytes += int(found["n_bytes"].sum(dtype=np.int64))
+        if n_bytes > most:
+            msg = f"{where}: its text claims {n_bytes} bytes or more, in a file of {dataset.file.id.get_filesize()}: the file is damaged"
+            raise CorruptDataError(msg)

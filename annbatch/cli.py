@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.traceback:
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print("\n".join([f"annbatch: error: {text}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        print(
+            "\n".join([f"annbatch: error: {_as_typed(text, options)}", *getattr(error, "__notes__", [])]),
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -343,6 +347,16 @@ def _info(options: argparse.Namespace) -> dict[str, Any] | list[dict[str, Any]]:
         if not options.json:
             show(found[-1], print)
     return found[0] if len(found) == 1 else found
+
+
+def _as_typed(text: str, options: argparse.Namespace) -> str:
+    """Name arguments of Python functions in an error as the options of the command: ``if_exists="skip"`` is ``--if-exists skip``."""
+
+    def typed(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        return f"--{name.replace('_', '-')} {value}" if hasattr(options, name) else found.group()
+
+    return re.sub(r'\b(\w+)="(\w+)"', typed, text)
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from annbatch.storage.chunks.hdf5_table import edges_are_bare
 from annbatch.storage.documents import check_documents
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
-from annbatch.storage.manifest import dataset_damage, has_manifest, set_aside
+from annbatch.storage.manifest import dataset_damage, has_manifest, missing_files, set_aside
 from annbatch.storage.opening import check_is_store
 from annbatch.storage.reading.proving import prove
 
@@ -156,7 +156,8 @@ def verify(path: str | os.PathLike[str], *, progress: bool = True, num_threads: 
 def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
     """Give the datasets below a path a new manifest of what is there now, if all of it can be read.
 
-    For a dataset that was changed on purpose (a column was added, say) after annbatch wrote it.
+    For a dataset that was changed on purpose (a column was added, say) after annbatch wrote it. A file that is missing is
+    damage, since its chunks would be read as fill values: an array that is to have none must be written anew.
 
     Returns
     -------
@@ -167,6 +168,10 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
     folders = [folder for folder in _datasets(path, Report()) if folder.is_dir() and has_manifest(folder)]
     with set_aside(folders):
         report = verify(path, progress=progress)
+    if report.is_sound:
+        report.damage += [
+            Damage(str(folder), "", None, None, str(error)) for folder in folders for error in missing_files(folder)
+        ]
     if report.is_sound:
         for folder in folders:
             write_manifest(folder, add_checksums=False)
@@ -200,7 +205,8 @@ def show(report: Report, say: Callable[[str], None]) -> None:
         say(f"damaged: {damage}")
     if len(report.damage) > _MOST_SHOWN:
         say(f"... and {len(report.damage) - _MOST_SHOWN} more")
-    say("everything is as it was written" if report.is_sound else f"{len(report.damage)} places are damaged")
+    places = "1 place is damaged" if len(report.damage) == 1 else f"{len(report.damage)} places are damaged"
+    say("everything is as it was written" if report.is_sound else places)
 
 
 def _datasets(path: Path, report: Report) -> Iterator[Path]:

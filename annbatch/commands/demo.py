@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from importlib.resources import files
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -377,5 +378,8 @@ def _report(outcomes: list[Outcome], rare: str, rare_weight: float, say: Callabl
     say("on held-out cells:")
     line("  accuracy, all classes", [f"{o.accuracy:.1%}" for o in outcomes])
     line("  rare class: found (recall)", [f"{o.rare_recall:.1%}" for o in outcomes])
-    line("  rare class: right when named (precision)", [f"{o.rare_precision:.1%}" for o in outcomes])
+    line(
+        "  rare class: right when named (precision)",
+        ["never named" if isnan(o.rare_precision) else f"{o.rare_precision:.1%}" for o in outcomes],
+    )
     say("")

@@ -55,6 +55,7 @@ __all__ = [
     "listed_documents",
     "lost",
     "manifest_in",
+    "missing_files",
     "parsed_document",
     "read_document",
     "read_mark",
@@ -75,6 +76,8 @@ _MOST_DOCUMENT_BYTES = 64 * 2**20
 _MOST_KEPT_BYTES = 1 << 14
 _SETTLED_NS = 2 * 10**9
 _CHANGED_ON_PURPOSE = "if it was changed on purpose, `annbatch verify PATH --accept` takes the dataset as it is now"
+# Not to be accepted: the chunks of a file that is gone would be read as fill values.
+_COPY_AGAIN = "copy it again from where the dataset came from, or build the dataset anew"
 
 
 class Files(NamedTuple):
@@ -307,6 +310,39 @@ def dataset_damage(folder: str, *, marks: bool = False) -> Iterator[CorruptDataE
                 yield error
 
 
+def missing_files(folder: str | os.PathLike[str]) -> Iterator[CorruptDataError]:
+    """Files that arrays of a dataset with a manifest say they have, and have no longer.
+
+    Arrays that were written anew by someone else say nothing, and are not looked at. Documents are taken as they are now.
+
+    Parameters
+    ----------
+    folder
+        The dataset. Its metadata documents can be read.
+    """
+    folder = os.fspath(folder)
+    root = parsed_document(f"{folder}/zarr.json")
+    for name in listed_documents(root.get("attributes", {}).get(MANIFEST)):
+        try:
+            document = parsed_document(f"{folder}/{name}/zarr.json")
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # a column that was removed
+        if document.get("node_type") != "array":
+            continue
+        try:
+            files = described_files(document, f"{folder}/{name}")
+        except CorruptDataError as error:
+            yield error
+            continue
+        for key, size in () if files is None else zip(file_keys(document), files.sizes.tolist(), strict=True):
+            path = f"{folder}/{name}/{key}"
+            if size >= 0 and _file_size(path) < 0:
+                try:
+                    _check_size(path, size, -1)
+                except CorruptDataError as error:
+                    yield error
+
+
 def files_of(folder: str) -> Files | None:
     """What the manifest above an array says of its files; None where there is none.
 
@@ -531,7 +567,7 @@ def _check_size(path: str, expected: int, found: int) -> None:
     if expected == found:
         return
     if found < 0:
-        msg = f"{path} is missing; it had {expected} bytes; {_CHANGED_ON_PURPOSE}"
+        msg = f"{path} is missing; it had {expected} bytes; {_COPY_AGAIN}"
     elif expected < 0:
         msg = f"{path} was not there when the dataset was written; {_CHANGED_ON_PURPOSE}"
     else:

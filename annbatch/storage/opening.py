@@ -142,7 +142,7 @@ def open_datasets(collection: zarr.Group) -> list[Any]:
     groups = []
     for name in sorted_datasets(find_datasets(collection)):
         if isinstance(collection, LocalGroup):
-            check_dataset(f"{collection.store.root}/{collection.path}/{name}")
+            check_dataset(Path(collection.store.root, collection.path, name))
         groups.append(collection[name])
     return groups
 

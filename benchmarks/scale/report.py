@@ -190,7 +190,7 @@ links in them, each process reads itself, since nothing but reading tells what t
   `ANNBATCH_CACHE_DIR` names; `ANNBATCH_CACHE_DIR=""` switches this off. It should be on a disk of the machine itself: other machines
   that remove a file from a network folder take it from under those that have it mapped.
 - readable by you alone, and holds at most `ANNBATCH_CACHE_SIZE` (default `8GB`): what was used least recently goes first, nothing
-  that was used in the last five minutes. Less is written where the disk is nearly full.
+  that was used in the last five minutes. Less is written where the disk is nearly full. What takes less than 64 KB gets no file.
 - yours to delete at any time. Where it cannot be used, every process reads and holds what it needs itself.
 
 A pickled Loader of stored data holds no bytes per row: whoever reads the pickle maps the same files, or reads the data again

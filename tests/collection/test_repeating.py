@@ -41,7 +41,9 @@ class TestIfExists:
             place.add_adatas(inputs, **QUIET)
         caplog.set_level("INFO", "annbatch")
         assert place.add_adatas(inputs, if_exists="skip", **QUIET) is place  # no warning: it was asked for
-        assert re.search(r"left out 2 of 2 inputs that are there already: .*a\.h5ad, .*b\.zarr", caplog.text)
+        assert re.search(
+            r"left out 2 of 2 inputs that are there already, or are named twice: .*a\.h5ad, .*b\.zarr", caplog.text
+        )
         assert len(place.obs()) == 40
         place.add_adatas(inputs, if_exists="add", **QUIET)
         assert len(place.obs()) == 80
@@ -187,6 +189,14 @@ def test_a_collection_of_h5ad_files_is_known_by_its_files(tmp_path, inputs):
     found = DatasetCollection(tmp_path / "c").add_adatas(inputs[1:], **QUIET)
     assert found.names == ["dataset_0.h5ad", "dataset_1.h5ad"]
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == found.names
+
+
+def test_a_command_s_error_names_its_own_options(tmp_path, inputs, capsys):
+    assert main(["build", str(tmp_path / "c.zarr"), *map(str, inputs), "--quiet"]) == 0
+    assert main(["build", str(tmp_path / "c.zarr"), *map(str, inputs), "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert "pass --if-exists skip to leave them out, or --if-exists add" in said
+    assert "if_exists" not in said
 
 
 def test_the_demo_never_writes_over_anything(tmp_path, capsys):

@@ -165,6 +165,22 @@ def test_damage_is_not_accepted(collection):
     assert (root / "dataset_0/zarr.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["X/data/c/0", "obs/src_path/codes/c/0"])
+def test_a_file_that_is_missing_is_not_accepted(collection, name, capsys):
+    """Its chunks would be read as zeros from then on."""
+    root = collection._place.root
+    before = (root / "dataset_0/zarr.json").read_bytes()
+    (root / "dataset_0" / name).unlink()
+    with pytest.raises(storage.CorruptDataError, match=f"{name} is missing; .* copy it again"):
+        collection.obs()
+    with pytest.raises(storage.CorruptDataError) as caught:
+        Loader().use_collection(root)
+    assert str(caught.value).startswith(f"{root / 'dataset_0' / name} is missing")
+    assert main(["verify", str(root), "--accept", "--quiet"]) == 1
+    assert f"{name} is missing" in capsys.readouterr().out
+    assert (root / "dataset_0/zarr.json").read_bytes() == before
+
+
 @pytest.mark.filterwarnings("ignore:Consolidated metadata:UserWarning")
 def test_consolidated_metadata_changes_nothing(collection):
     root = collection._place.root

@@ -143,7 +143,12 @@ def to_add(sources: Sequence[Source], held: Held, if_exists: IfExists) -> list[b
         # As asked, so no warning: a job that is run again and again is to be quiet.
         left_out = sorted({s.path for s, keep in zip(sources, chosen, strict=True) if not keep})
         n_left_out = len(chosen) - sum(chosen)
-        _log.info("left out %s of %s inputs that are there already: %s", n_left_out, len(chosen), _shown(left_out))
+        _log.info(
+            "left out %s of %s inputs that are there already, or are named twice: %s",
+            n_left_out,
+            len(chosen),
+            _shown(left_out),
+        )
     return chosen
 
 

@@ -500,6 +500,17 @@ class TestAdding:
         assert "dataset_0/X/data" in read
         assert listed()["dataset_0"] == changed
 
+    def test_documents_that_the_root_lacks_are_listed_again(self, tmp_path, two):
+        place = tmp_path / "c.zarr"
+        DatasetCollection(place).add_adatas(two[1][:1], **QUIET)
+        root = json.loads((place / "zarr.json").read_text())
+        before = dict(root["consolidated_metadata"]["metadata"])
+        del root["consolidated_metadata"]["metadata"]["dataset_0/obs"]
+        (place / "zarr.json").write_text(json.dumps(root))
+        DatasetCollection(place).add_adatas(two[1][1:], **QUIET)
+        after = json.loads((place / "zarr.json").read_text())["consolidated_metadata"]["metadata"]
+        assert before.items() <= after.items()
+
     def test_genes_the_collection_lacks(self, tmp_path):
         first, more = cells(10, prefix="a"), cells(10, 15, prefix="b", seed=1)
         collection = DatasetCollection(tmp_path / "c.zarr").add_adatas([first], **QUIET)

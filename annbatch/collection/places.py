@@ -22,7 +22,7 @@ from annbatch._shared.collection_format import (
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
 from annbatch.storage.manifest import MANIFEST, listed_documents, parsed_document, read_document
-from annbatch.storage.opening import check_not_empty, check_store
+from annbatch.storage.opening import check_not_empty, check_store, open_group
 
 from .building.files import replace_text
 from .building.journal import unpublished
@@ -105,7 +105,9 @@ class Place(ABC):
         CorruptDataError
             It lacks what every dataset has.
         """
-        group = self._open(name, writable=writable)
+        return self._whole(name, self._open(name, writable=writable))
+
+    def _whole(self, name: str, group: Any) -> Any:
         missing = [part for part in ("obs", "var") if part not in group]
         if missing:
             self.close(group)
@@ -225,6 +227,14 @@ class LocalZarr(_Folder):
         check_store(self.root / name)
         with damage_named(f"{self}/{name}"):
             return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
+
+    def open_input(self, name: str) -> Input:
+        """A dataset that is there already, to see what it holds."""
+        from .building.inputs.inputs import input_of_group
+
+        # Every addition looks at one.
+        group = self._whole(name, open_group(self.root / name, quick=True))
+        return input_of_group(f"{self}/{name}", group, owned=True)
 
     def noted(self) -> Iterator[tuple[Any, Sequence[str]]]:
         """What each dataset notes of its inputs, from one small document of each."""

@@ -44,7 +44,7 @@ def test_texts_are_found_in_the_heap_or_refused(contents, data):
     there = [(len(text), 1000 * (k + 1), number) for k, (objects, _) in enumerate(contents) for number, text in objects]
     anywhere = st.tuples(st.integers(0, 9), st.sampled_from([0, *collections]), st.integers(0, 70_000))
     references = data.draw(st.lists(st.sampled_from(there) | anywhere if there else anywhere, max_size=12))
-    stored = np.array(references, hdf5_text._REFERENCE)
+    stored = np.array(references, hdf5_text.TEXT_PLACE)
     lengths, out = np.empty(len(stored), np.int64), np.empty(stored["n_bytes"].sum(dtype=int), np.uint8)
     ends = np.cumsum([len(collection) for collection in collections.values()])
     begins = ends - [len(collection) for collection in collections.values()]

@@ -16,10 +16,9 @@ from annbatch.storage.claims import check_chunk_count, check_chunk_size
 from annbatch.storage.engine import _engine
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.far.hdf5 import far_file_of
-from annbatch.storage.hdf5_headers import local_bytes, sizes_are_usual
 
 from .decoders import decoder, with_room
-from .hdf5_table import FILTERS, TEXT_PLACE, hdf5_table
+from .hdf5_table import FILTERS, TEXT_PLACE, text_table
 from .straight import read_straight
 
 if TYPE_CHECKING:
@@ -46,20 +45,17 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     """
     if not dataset.shape or 0 in dataset.shape:
         return
-    where = f"{dataset.file.filename} :: {dataset.name}"
-    itemsize = _itemsize(dataset)
-    is_local = far_file_of(dataset.file) is None
+    file = dataset.file
+    where, itemsize = f"{file.filename} :: {dataset.name}", _itemsize(dataset)
+    is_local = far_file_of(file) is None
     if dataset.chunks and itemsize is not None:
         check_chunk_size(dataset, dataset.chunks, itemsize, where)
         check_chunk_count(dataset, where)
         if is_local:
             _check_unpacked(dataset, prod(dataset.chunks) * itemsize, where)
-    if is_local and dataset.file.driver == "sec2" and len(dataset.shape) == 1:
-        text = h5py.check_string_dtype(dataset.dtype)
-        is_usual = text is not None and text.length is None and sizes_are_usual(local_bytes(dataset.file)(0, 64))
-        places = hdf5_table(dataset, TEXT_PLACE) if is_usual else None
-        if places is not None:
-            _check_text(dataset, places, where)
+    places = text_table(dataset) if is_local else None
+    if places is not None:
+        _check_text(dataset, places, where)
 
 
 def _itemsize(dataset: h5py.Dataset) -> int | None:
@@ -121,13 +117,12 @@ def _unpacked(name: str, raw: Any, limit: int) -> Any:
 
 def _check_text(dataset: h5py.Dataset, places: ChunkTable, where: str) -> None:
     """Refuse text of more bytes than the file has: of a usual file, every text lies in it once."""
-    n_rows, n_bytes = dataset.shape[0], 0
-    most = max(_HARMLESS_BYTES, dataset.file.id.get_filesize())
+    n_rows, n_bytes, size = dataset.shape[0], 0, dataset.file.id.get_filesize()
     for start in range(0, n_rows, _ROWS_AT_ONCE):
         found = read_straight(places, TEXT_PLACE, start, min(start + _ROWS_AT_ONCE, n_rows))
         if found is None:
             return  # HDF5 shall say what is wrong
         n_bytes += int(found["n_bytes"].sum(dtype=np.int64))
-        if n_bytes > most:
-            msg = f"{where}: its text claims {n_bytes} bytes or more, in a file of {dataset.file.id.get_filesize()}: the file is damaged"
+        if n_bytes > max(_HARMLESS_BYTES, size):
+            msg = f"{where}: its text claims {n_bytes} bytes or more, in a file of {size}: the file is damaged"
             raise CorruptDataError(msg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
-from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes
+from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes, sizes_are_usual
 
 from .decoders import decoder
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["FILTERS", "TEXT_PLACE", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table"]
+__all__ = ["FILTERS", "TEXT_PLACE", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table", "text_table"]
 
 # Of layout messages with a version of at most this, chunks are found through a B-tree that all versions of HDF5 read right.
 _OLD_LAYOUT = 3
@@ -46,8 +47,9 @@ def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTabl
     if obstacle is not None:
         return None
     codecs = [codec for _, codec in filters_of(dataset) if codec is not None]
-    is_far = dataset.file.driver == "fileobj"
-    stamp = None if is_far else _stamp(dataset)
+    file = dataset.file  # h5py makes an object each time
+    is_far = file.driver == "fileobj"
+    stamp = None if is_far else _stamp(file)
     if stamp is None and not is_far:
         return None
     shape, itemsize = dataset.shape, (item or dataset.dtype).itemsize
@@ -55,12 +57,12 @@ def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTabl
         "itemsize": itemsize,
         "codecs": codecs,
         "fill": bytes(itemsize) if item is not None else np.asarray(dataset.fillvalue, dataset.dtype).tobytes(),
-        "root": os.fsencode(os.path.abspath(dataset.file.filename)),  # noqa: PTH100
+        "root": os.fsencode(os.path.abspath(file.filename)),  # noqa: PTH100
         "stamp": stamp,
     }
     if dataset.chunks:
         grid = tuple(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
-        where = f"{dataset.file.filename} :: {dataset.name}"
+        where = f"{file.filename} :: {dataset.name}"
         check_chunk_size(dataset, dataset.chunks, itemsize, where)
         check_chunk_count(dataset, where)
         are_bare = edges_are_bare(dataset)
@@ -89,6 +91,19 @@ def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTabl
     length = np.minimum(start + prod(shape) * itemsize - offset, rows * row_size * itemsize)
     grid = (n_chunks,) + (1,) * (len(shape) - 1)
     return ChunkTable((rows, *shape[1:]), grid, chunk_places=joined_places(offset, length), **common)
+
+
+def text_table(dataset: h5py.Dataset) -> ChunkTable | None:
+    """Return the chunk table of the places (TEXT_PLACE) at which the texts of a column lie in its file; None where only HDF5 can tell."""
+    import h5py
+
+    text = h5py.check_string_dtype(dataset.dtype)
+    if text is None or text.length is not None or dataset.ndim != 1 or sys.byteorder != "little":
+        return None
+    file = dataset.file
+    if file.driver != "sec2" or not sizes_are_usual(local_bytes(file)(0, 64)):
+        return None
+    return hdf5_table(dataset, TEXT_PLACE)
 
 
 def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:
@@ -154,15 +169,16 @@ def _places_are_mixed_up(dataset: h5py.Dataset) -> bool:
 
 def _peek(dataset: h5py.Dataset) -> Callable[[int, int], bytes | bytearray]:
     """Return what reads bytes of a dataset's file."""
-    file = far_file_of(dataset.file)
-    return local_bytes(dataset.file) if file is None else file.peek
+    file = dataset.file
+    far = far_file_of(file)
+    return local_bytes(file) if far is None else far.peek
 
 
-def _stamp(dataset: h5py.Dataset) -> np.ndarray | None:
+def _stamp(file: h5py.File) -> np.ndarray | None:
     """Return size, time and inode of the file that HDF5 has open; None when its path now leads to another one."""
     try:
-        opened = os.fstat(dataset.file.id.get_vfd_handle())
-        named = os.stat(dataset.file.filename)  # noqa: PTH116
+        opened = os.fstat(file.id.get_vfd_handle())
+        named = os.stat(file.filename)  # noqa: PTH116
     except OSError:
         return None
     if (opened.st_ino, opened.st_dev) != (named.st_ino, named.st_dev):
@@ -228,7 +244,8 @@ def filters_of(dataset: h5py.Dataset) -> list[tuple[str, Codec | None]]:
     return filters
 
 
-# How a text of any length is noted: its length, and where it lies. (HDF5 File Format Specification, IV.A.2.d and III.E.)
+# How a text of any length is noted: its length, and where it lies. As in engine/_ragged.pyx. (HDF5 File
+# Format Specification, IV.A.2.d and III.E.)
 TEXT_PLACE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("number", "<u4")])
 
 # Registered HDF5 filter numbers.

@@ -7,16 +7,15 @@ are read as plain bytes. The words are those of the HDF5 File Format Specificati
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from annbatch.storage.engine._ragged import heap_texts
-from annbatch.storage.hdf5_headers import local_bytes, sizes_are_usual
+from annbatch.storage.hdf5_headers import local_bytes
 from annbatch.storage.text import is_utf8
 
-from .hdf5_table import TEXT_PLACE, hdf5_table
+from .hdf5_table import TEXT_PLACE, text_table
 from .straight import read_straight
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HeapTexts"]
 
-# As in _ragged.pyx.
-_REFERENCE = TEXT_PLACE
 _HEAD = np.dtype([("signature", "S4"), ("version", "u1"), ("reserved", "V3"), ("size", "<u8")])
 _MOST_OBJECTS = 1 << 16
 _ROWS_AT_ONCE = 1 << 15
@@ -56,14 +53,7 @@ class HeapTexts:
     @classmethod
     def of(cls, dataset: h5py.Dataset) -> HeapTexts | None:
         """Return the texts of a dataset; None when only HDF5 itself can read them."""
-        import h5py
-
-        text = h5py.check_string_dtype(dataset.dtype)
-        if text is None or text.length is not None or dataset.ndim != 1 or sys.byteorder != "little":
-            return None
-        if dataset.file.driver != "sec2" or not sizes_are_usual(local_bytes(dataset.file)(0, 64)):
-            return None
-        table = hdf5_table(dataset, _REFERENCE)
+        table = text_table(dataset)
         return None if table is None else cls(dataset, table)
 
     def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray] | None:
@@ -81,13 +71,14 @@ class HeapTexts:
         CorruptDataError
             A chunk is cut short.
         """
-        references = read_straight(self._table, _REFERENCE, rows.start, rows.stop)
+        references = read_straight(self._table, TEXT_PLACE, rows.start, rows.stop)
         if references is None:
             return None
         n_bytes = int(references["n_bytes"].sum(dtype=np.int64))
-        if n_bytes > max(_MOST_BYTES, self._dataset.file.id.get_filesize()):
+        file = self._dataset.file
+        if n_bytes > max(_MOST_BYTES, file.id.get_filesize()):
             return None  # many rows have the same text
-        peek = local_bytes(self._dataset.file)
+        peek = local_bytes(file)
         pairs = []
         for start in range(0, max(1, len(references)), _ROWS_AT_ONCE):
             pair = _texts(references[start : start + _ROWS_AT_ONCE], peek)

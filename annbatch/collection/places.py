@@ -21,7 +21,7 @@ from annbatch._shared.collection_format import (
 )
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
-from annbatch.storage.manifest import MANIFEST, parsed_document, read_document
+from annbatch.storage.manifest import MANIFEST, listed_documents, parsed_document, read_document
 from annbatch.storage.opening import check_not_empty, check_store, open_group
 
 from .building.files import replace_text
@@ -320,11 +320,17 @@ class LocalZarr(_Folder):
             known = kept.get(name, {})
             document = _document(f"{self.root}/{name}")
             # The manifest in it tells all documents below by their digests.
-            if document is not None and document == known.get(name) and MANIFEST in document.get("attributes", {}):
+            if document is not None and document == known.get(name) and _has_all(known, name, document):
                 nodes |= known
             else:
                 _note_metadata(f"{self.root}/{name}", name, nodes)
         return {"kind": "inline", "must_understand": False, "metadata": nodes}
+
+
+def _has_all(copies: Mapping[str, Any], name: str, document: Mapping[str, Any]) -> bool:
+    """Whether there are copies of all documents of a dataset: whoever else wrote the root may have left some out."""
+    listed = listed_documents(document.get("attributes", {}).get(MANIFEST))
+    return bool(listed) and copies.keys() == {name, *(f"{name}/{node}" for node in listed)}
 
 
 def _extended(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

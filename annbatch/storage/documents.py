@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from .local_zarr import DOCUMENTS
+from .local_zarr import DOCUMENTS, LocalGroup
 from .manifest import check_document, parsed_document
 
-__all__ = ["check_documents"]
+__all__ = ["check_documents", "read_by_anndata"]
+
+
+def read_by_anndata(group: Any) -> Any:
+    """Read what is below a group of any kind as anndata does, which knows the groups of zarr-python and h5py only.
+
+    Raises
+    ------
+    CorruptDataError
+        As :func:`check_documents`, of a local Zarr group that was opened quickly.
+    """
+    from anndata.io import read_elem
+
+    if isinstance(group, LocalGroup):
+        check_documents(f"{group.store.root}/{group.path}")
+        group = group.plain()
+    return read_elem(group)
 
 
 def check_documents(folder: str | os.PathLike[str], *, parse: bool = True) -> None:

@@ -34,10 +34,10 @@ from .chunks.zarr_table import zarr_table
 from .chunks.zarr_text import TextChunks
 from .claims import check_chunk_shape, check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
-from .documents import check_documents
+from .documents import read_by_anndata
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
-from .local_zarr import LocalGroup, location_of
+from .local_zarr import location_of
 from .text import TextSource, TextWriter, numbered, packed
 
 if TYPE_CHECKING:
@@ -478,14 +478,8 @@ class FrameReader:
             return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=column.ordered)
         if _is_group(column.values):
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
-            from anndata.io import read_elem
-
             with damage_named(_location(column.values)):
-                values = column.values
-                if isinstance(values, LocalGroup):
-                    check_documents(f"{values.store.root}/{values.path}")
-                    values = values.plain()
-                return read_elem(values)[rows]
+                return read_by_anndata(column.values)[rows]
         with self._naming(name):
             values = _read_decoded(column, rows)
         if column.mask is None:

@@ -500,6 +500,31 @@ class TestAdding:
         assert "dataset_0/X/data" in read
         assert listed()["dataset_0"] == changed
 
+    def test_varm_of_a_collection_that_is_added_to(self, tmp_path):
+        inputs = [cells(10, prefix="a"), cells(10, prefix="b", seed=1)]
+        for adata in inputs:
+            adata.varm["loadings"] = np.arange(24.0).reshape(12, 2)
+            adata.varm["table"] = pd.DataFrame({"rank": np.arange(12)}, index=adata.var_names)
+        collection = DatasetCollection(tmp_path / "c.zarr")
+        for adata in inputs:
+            collection.add_adatas([adata], **QUIET)
+        check_rows(collection, inputs)
+        for group in collection:
+            varm = ad.io.read_elem(group["varm"])
+            np.testing.assert_array_equal(varm["loadings"], inputs[0].varm["loadings"])
+            pd.testing.assert_frame_equal(varm["table"], inputs[0].varm["table"])
+
+    def test_documents_that_the_root_lacks_are_listed_again(self, tmp_path, two):
+        place = tmp_path / "c.zarr"
+        DatasetCollection(place).add_adatas(two[1][:1], **QUIET)
+        root = json.loads((place / "zarr.json").read_text())
+        before = dict(root["consolidated_metadata"]["metadata"])
+        del root["consolidated_metadata"]["metadata"]["dataset_0/obs"]
+        (place / "zarr.json").write_text(json.dumps(root))
+        DatasetCollection(place).add_adatas(two[1][1:], **QUIET)
+        after = json.loads((place / "zarr.json").read_text())["consolidated_metadata"]["metadata"]
+        assert before.items() <= after.items()
+
     def test_genes_the_collection_lacks(self, tmp_path):
         first, more = cells(10, prefix="a"), cells(10, 15, prefix="b", seed=1)
         collection = DatasetCollection(tmp_path / "c.zarr").add_adatas([first], **QUIET)

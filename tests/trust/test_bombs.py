@@ -192,6 +192,38 @@ def test_decoders_give_what_numcodecs_gives_and_no_more(name):
     assert bytes(decoder("gzip")(gzip.compress(b"one ") + gzip.compress(b"two") + bytes(8), 100)) == b"one two"
 
 
+def test_room_that_zstd_does_not_need_is_not_taken():
+    """That of a long chunk of text is more than a machine may have."""
+    packer = numcodecs.Zstd()
+    assert bytes(decoder("zstd")(packer.encode(b"plain" * 9), 1 << 46)) == b"plain" * 9
+    assert bytes(decoder("zstd")(packer.encode(b"one ") + packer.encode(b"two"), 100)) == b"one two"
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_long_texts_that_are_all_the_same_are_no_bomb(zarr_format, tmp_path):
+    texts = np.full(70_000, "t" * 900, dtype=object)
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=texts.shape, chunks=texts.shape, dtype=str, zarr_format=zarr_format
+    )
+    array[:] = texts
+    data, lengths = TextChunks.of(array).read(slice(0, len(texts)))
+    assert (len(data), set(lengths.tolist())) == (900 * len(texts), {900})
+    assert readable(array)[-1] == texts[-1]
+
+
+@pytest.mark.parametrize("name", ["blosc", "zstd", "zlib", "gzip", "lz4", "bz2"])
+def test_filters_of_format_2_may_store_wider_items_than_the_array_has(name, tmp_path):
+    values = np.arange(5_000, dtype="f4")
+    array = zarr.create_array(
+        tmp_path / "a.zarr",
+        data=values,
+        zarr_format=2,
+        filters=[numcodecs.AsType("f8", "f4")],
+        compressors=numcodecs.get_codec({"id": name}),
+    )
+    np.testing.assert_array_equal(readable(array)[:], values)
+
+
 # -- chunks that unpack to far more than they should
 
 

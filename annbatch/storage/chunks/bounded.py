@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bounded", "readable"]
 
+# Bytes of a complex number of double precision.
+_WIDEST_ITEM = 16
+
 
 def readable(array: Any) -> Any:
     """Return a stored array as its library may read it: of Zarr :func:`bounded`, of HDF5 the same, whose chunks were looked at.
@@ -54,7 +57,9 @@ def bounded(array: zarr.Array[Any]) -> zarr.Array[Any]:
     most = None if itemsize is None else most_bytes(prod(array.shape) * itemsize)
     if metadata.zarr_format == 2:
         n_rows = prod(metadata.chunks)
-        here = n_rows if itemsize is None else min(n_rows * itemsize, most or 0)
+        # Filters (AsType, Delta and FixedScaleOffset with `astype`) may store other items than the array holds.
+        stored = itemsize if itemsize is None or not metadata.filters else max(itemsize, _WIDEST_ITEM)
+        here = n_rows if stored is None else min(n_rows * stored, most or 0)
         changed = replace(
             metadata,
             compressor=_BoundedFilter.of(metadata.compressor, here, is_text=itemsize is None),

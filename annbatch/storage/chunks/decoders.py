@@ -23,8 +23,8 @@ __all__ = ["as_bytes", "decoder", "most_text_bytes", "with_room"]
 
 # Of text, no size is known beforehand: what is usual, and what a chunk may take besides, for each row and byte of it.
 _USUAL_TEXT_BYTES = 32 * 2**20
-_TEXT_BYTES_PER_ROW = 256
-_TEXT_BYTES_PER_STORED_BYTE = 16
+_TEXT_BYTES_PER_ROW = 1024
+_TEXT_BYTES_PER_STORED_BYTE = 64
 _BLOSC_HEADER = struct.Struct("<BBBBIII")
 _SNAPPY = 2
 # Bytes that a decoder of a stream is given at a time.
@@ -94,7 +94,11 @@ def _zstd(raw: Any, limit: int) -> Any:
     n_bytes = _zstd_content_size(found[:18].tobytes())
     if n_bytes is not None:
         _check_size(n_bytes, limit)
-    return _compiled("zstd", found, limit) if _engine.decodes("zstd") else numcodecs.Zstd().decode(found)
+    if not _engine.decodes("zstd"):
+        return numcodecs.Zstd().decode(found)
+    # The room for text may be more than the system gives. (More, where several frames follow each other.)
+    decoded = None if n_bytes is None else _engine.decode("zstd", found, n_bytes)
+    return _compiled("zstd", found, limit) if decoded is None else decoded
 
 
 def _zstd_content_size(header: bytes) -> int | None:

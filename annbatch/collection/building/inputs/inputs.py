@@ -18,6 +18,7 @@ import numpy as np
 
 from annbatch._shared.collection_format import SOURCE_DTYPE
 from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged
+from annbatch.storage.documents import read_by_anndata
 from annbatch.storage.opening import check_not_empty
 
 from .obs import FrameObs, Obs, ObsRows, StoredObs, in_memory
@@ -342,9 +343,7 @@ def _member(group: Any, name: str) -> Any:
 
 
 def _read_varm(group: Any) -> dict[str, Any]:
-    from anndata.io import read_elem
-
-    return dict(read_elem(group)) if len(group) else {}
+    return dict(read_by_anndata(group)) if len(group) else {}
 
 
 def input_of_adata(label: str, adata: ad.AnnData) -> Input:

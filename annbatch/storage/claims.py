@@ -142,18 +142,24 @@ def check_chunk_shape(elem: Any, where: str) -> None:
         raise CorruptDataError(msg)
 
 
-def check_keys(array: Any) -> None:
+def check_keys(folder: str, first_key: str) -> None:
     """Refuse a Zarr array in a local folder whose files have the names of chunks, but not in the way its metadata says.
 
     Zarr would take every chunk as absent, and give fill values.
+
+    Parameters
+    ----------
+    folder
+        Of the array.
+    first_key
+        Name of the file of its first chunk, by its metadata.
 
     Raises
     ------
     CorruptDataError
         It is such an array.
     """
-    folder = f"{array.store.root}/{array.path}"
-    first = str(array.metadata.encode_chunk_key((0,) * array.ndim)).partition("/")[0]
+    first = first_key.partition("/")[0]
     expected = re.compile(re.escape(first).replace("0", r"\d+"))
     other = ""
     try:
@@ -180,8 +186,8 @@ def check_files(array: Any) -> None:
     from zarr.storage import LocalStore
 
     if isinstance(array.store, LocalStore):
-        check_keys(array)
         key = array.metadata.encode_chunk_key((0,) * array.ndim)
+        check_keys(f"{array.store.root}/{array.path}", key)
         _check_regular(Path(array.store.root, array.path), key.count("/"))
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from .errors import CorruptDataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
     "FILES",
@@ -49,6 +49,7 @@ __all__ = [
     "digest",
     "file_keys",
     "files_of",
+    "first_file_key",
     "has_manifest",
     "is_sharded",
     "is_true_copy",
@@ -170,13 +171,21 @@ def is_sharded(document: Mapping[str, Any]) -> bool:
 def file_keys(document: Mapping[str, Any]) -> Iterator[str]:
     """Names of the files of an array below its folder, in C order of their grid."""
     shape, chunk = document["shape"], document["chunk_grid"]["configuration"]["chunk_shape"]
+    grid = [-(-n // c) for n, c in zip(shape, chunk, strict=True)]
+    yield from map(_namer(document), np.ndindex(*grid))
+
+
+def first_file_key(document: Mapping[str, Any]) -> str:
+    """Name of the first of :func:`file_keys`, whether there are any or more than can be."""
+    return _namer(document)([0] * len(document["shape"]))
+
+
+def _namer(document: Mapping[str, Any]) -> Callable[[Sequence[int]], str]:
     encoding = document["chunk_key_encoding"]
     is_default = encoding["name"] == "default"
     separator = encoding.get("configuration", {}).get("separator", "/" if is_default else ".")
-    grid = [-(-n // c) for n, c in zip(shape, chunk, strict=True)]
-    for position in np.ndindex(*grid):
-        parts = [*(["c"] if is_default else []), *map(str, position)]
-        yield separator.join(parts) or "0"
+    prefix = ["c"] if is_default else []
+    return lambda position: separator.join([*prefix, *map(str, position)]) or "0"
 
 
 def read_mark(path: str, *, sharded: bool) -> tuple[int, int]:

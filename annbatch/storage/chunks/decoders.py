@@ -24,7 +24,7 @@ __all__ = ["as_bytes", "decoder", "most_text_bytes", "with_room"]
 # Of text, no size is known beforehand: what is usual, and what a chunk may take besides, for each row and byte of it.
 _USUAL_TEXT_BYTES = 32 * 2**20
 _TEXT_BYTES_PER_ROW = 1024
-_TEXT_BYTES_PER_STORED_BYTE = 64
+_TEXT_BYTES_PER_STORED_BYTE = 16
 _BLOSC_HEADER = struct.Struct("<BBBBIII")
 _SNAPPY = 2
 # Bytes that a decoder of a stream is given at a time.

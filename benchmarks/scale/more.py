@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -22,7 +23,7 @@ from annbatch import DatasetCollection, Loader
 from benchmarks.suites.counts import thinned_cells
 
 from .measure import make, memory
-from .stores import LABEL, write_collection, write_h5ad, write_zarr
+from .stores import LABEL, N_VAR, write_collection, write_h5ad, write_zarr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +94,33 @@ def additions(folder: Path) -> list[dict[str, Any]]:
         {"what": "one call", "inputs": 10, "processor": add(folder / "ten.zarr", inputs[:10])},
         {"what": "one call", "inputs": len(inputs), "processor": add(folder / "all.zarr", inputs)},
     ]
+
+
+def small_rows(folder: Path) -> list[dict[str, Any]]:
+    """Processor time, of all processes, that ``add_adatas`` takes for rows of about ten values and ten columns of obs."""
+    n_obs = 10_000_000
+    few, many = folder / "few rows.h5ad", folder / "small rows.h5ad"
+    for path, n in ((few, ROWS_OF_A_FILE), (many, n_obs)):
+        write_h5ad(path, n)
+        _fill_values(path)
+    DatasetCollection(folder / "few rows.zarr").add_adatas([few], progress=False)
+    used, wall = _processor(), time.perf_counter()
+    DatasetCollection(folder / "small rows.zarr").add_adatas([many], rng=np.random.default_rng(0), progress=False)
+    return [{"rows": n_obs, "seconds": time.perf_counter() - wall, "processor": _processor() - used}]
+
+
+def _fill_values(path: Path) -> None:
+    """Give the matrix of a file counts and column numbers: a row has at most 15, which ascend."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "r+") as file:
+        matrix, step = file["X"], N_VAR // 15
+        pointers = matrix["indptr"][:]
+        for first in range(0, len(pointers) - 1, 1 << 20):
+            rows = pointers[first : first + (1 << 20) + 1]
+            low, high = int(rows[0]), int(rows[-1])
+            number = np.arange(low, high) - np.repeat(rows[:-1], np.diff(rows))
+            matrix["indices"][low:high] = number * step + rng.integers(0, step, high - low)
+            matrix["data"][low:high] = rng.integers(1, 10, high - low)
 
 
 def obs_of_batches(folder: Path) -> list[dict[str, Any]]:
@@ -182,6 +210,7 @@ def kinds_of_memory(folder: Path) -> list[dict[str, Any]]:
 MORE = {
     "files": files,
     "additions": additions,
+    "small rows": small_rows,
     "obs of batches": obs_of_batches,
     "obs whole": obs_whole,
     "kinds of memory": kinds_of_memory,

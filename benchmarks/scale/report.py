@@ -231,9 +231,9 @@ less what the same eight have with {results["workers_base_rows"]:,} rows.
 
 {more_pages(results)}
 
-Measured {results["date"]} on {machine["cpu"]}, {machine["cpus"]} cores, {machine["memory_gb"]} GB, load {machine["load"]}: other work
-ran on this machine, so that seconds are upper bounds, those of the clock more than those of the processor; bytes are not affected.
-Microseconds, exponents of time and the plot are of processor time.
+Measured {results["date"]} on {machine["cpu"]}, {machine["cpus"]} cores, {machine["memory_gb"]} GB, load {machine["load"]} when it
+was done (about 2 is this alone). Where other work runs beside it, seconds are upper bounds, those of the clock more than those of the processor; bytes are not
+affected. Microseconds, exponents of time and the plot are of processor time.
 """
 
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -163,6 +164,32 @@ def test_a_disk_that_is_full_is_no_error(prefetch, server, folder, tmp_path, mon
         check(far, loader_at(folder / "cells.zarr"))
     (warning,) = warned
     assert warning.filename.endswith("test_same_batches.py")  # where the loader is iterated over
+
+
+def test_threads_that_find_the_disk_full_at_once_tell_it_once(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    class MetObjects:
+        """Both threads ask for the object's identity before either goes on to write."""
+
+        both = threading.Barrier(2, timeout=60)
+
+        def identity(self, key):
+            self.both.wait()
+            return f"https://cells/{key}"
+
+    monkeypatch.setattr(os, "pwrite", full)
+    cache = RangeCache(str(tmp_path), None)
+    given = (MetObjects(), "x", Stamp(PAGE_BYTES, "a"), 0, memoryview(bytes(PAGE_BYTES)))
+    threads = [threading.Thread(target=cache.add, args=given, name=f"annbatch-{number}") for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pytest.warns(RuntimeWarning, match="No space left on device; nothing more is kept there") as warned:
+        cache_module.tell_untold()
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("name", ["cells.zarr", "cells_0.h5ad", "group"])

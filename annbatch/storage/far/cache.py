@@ -162,7 +162,10 @@ class RangeCache:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        self._is_full = True
+        with self._lock:
+            if self._is_full:
+                return  # another thread was here meanwhile, and has told
+            self._is_full = True
         msg = f"cache {self.folder}: {error}; nothing more is kept there"
         if threading.current_thread().name.startswith("annbatch-"):
             _untold.append(msg)
@@ -395,8 +398,9 @@ _untold: deque[str] = deque()
 
 def tell_untold() -> None:
     """Warn of what threads of ours could not; called by who takes what they made."""
-    while _untold:
-        warnings.warn(_untold.popleft(), RuntimeWarning, stacklevel=levels_to_user())
+    with contextlib.suppress(IndexError):  # empty, perhaps since another thread has told the last
+        while True:
+            warnings.warn(_untold.popleft(), RuntimeWarning, stacklevel=levels_to_user())
 
 
 _caches: dict[tuple[str, int | None], RangeCache] = {}

@@ -158,7 +158,10 @@ class Place(ABC):
         """A dataset that is there already, to see what it holds."""
         from .building.inputs.inputs import input_of_group
 
-        return input_of_group(f"{self}/{name}", self.open(name, writable=False), owned=True)
+        return input_of_group(f"{self}/{name}", self._open_to_look(name), owned=True)
+
+    def _open_to_look(self, name: str) -> Any:
+        return self.open(name, writable=False)
 
 
 class _Folder(Place):
@@ -228,13 +231,9 @@ class LocalZarr(_Folder):
         with damage_named(f"{self}/{name}"):
             return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
 
-    def open_input(self, name: str) -> Input:
-        """A dataset that is there already, to see what it holds."""
-        from .building.inputs.inputs import input_of_group
-
-        # Every addition looks at one.
-        group = self._whole(name, open_group(self.root / name, quick=True))
-        return input_of_group(f"{self}/{name}", group, owned=True)
+    def _open_to_look(self, name: str) -> Any:
+        # Quickly: every addition looks at one.
+        return self._whole(name, open_group(self.root / name, quick=True))
 
     def noted(self) -> Iterator[tuple[Any, Sequence[str]]]:
         """What each dataset notes of its inputs, from one small document of each."""

@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 
 from annbatch._shared.collection_format import H5AD_SUFFIX, is_marked, sorted_datasets
 from annbatch.storage import CorruptDataError, available_cpus, is_url, open_matrix
+from annbatch.storage.chunks.described import document_of
 from annbatch.storage.chunks.hdf5_table import edges_are_bare
+from annbatch.storage.chunks.zarr_table import zarr_steps
 from annbatch.storage.documents import check_documents
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
@@ -386,16 +388,5 @@ def _has_checksums(elem: Any) -> bool:
             return False
         # Deflate ends with a checksum of its own.
         return bool(elem.fletcher32) or elem.compression == "gzip"
-    codecs = elem.metadata.to_dict().get("codecs")
-    if codecs is None:
-        return any(step.get("id") in ("gzip", "zlib", "crc32c") for step in _version_2_steps(elem))
-    if [step["name"] for step in codecs] == ["sharding_indexed"]:
-        codecs = codecs[0]["configuration"]["codecs"]
-    names = [step["name"].removeprefix("numcodecs.") for step in codecs]
-    return any(name in ("crc32c", "gzip", "zlib") for name in names)
-
-
-def _version_2_steps(elem: Any) -> list[dict[str, Any]]:
-    document = elem.metadata.to_dict()
-    steps = [*(document.get("filters") or ()), document.get("compressor")]
-    return [step if isinstance(step, dict) else step.get_config() for step in steps if step is not None]
+    _, document = document_of(elem)
+    return any(name in ("crc32c", "gzip", "zlib") for name, _ in zarr_steps(document))

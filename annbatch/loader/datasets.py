@@ -305,14 +305,16 @@ class Dataset:
                 elements[key], raw_names = raw()
                 continue
             held = part(key.kind)
+            is_there = True
             with storage.damage_named(f"{key} of {name}"):
-                is_there = not key.name or key.name in held
+                if not key.name:
+                    elements[key] = held
+                elif is_there := key.name in held:
+                    elements[key] = held[key.name]
             if not is_there:
                 # anndata 0.13 lists X among the layers, under None.
                 msg = f"{name} has no {key}; it has {key.kind} {sorted(other for other in held if other is not None)}"
                 raise KeyError(msg)
-            with storage.damage_named(f"{key} of {name}"):
-                elements[key] = held[key.name] if key.name else held
         if X in elements and elements[X] is None:
             msg = f"{name} has no X; pass x=False to read layers or obsm without it"
             raise ValueError(msg)

@@ -30,25 +30,12 @@ __all__ = ["DOCUMENTS", "LocalArray", "LocalGroup", "is_version_3", "location_of
 DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
-class LocalGroup(zarr.Group):
-    """A group of a local folder, for reading."""
+class _Node:
+    """What groups and arrays of a local folder know without zarr-python."""
 
     _store: LocalStore
     _path: str
     _document: dict[str, Any]
-
-    def __init__(self, store: LocalStore, path: str, document: dict[str, Any]) -> None:
-        document.pop(
-            "consolidated_metadata", None
-        )  # a copy, which saves nothing in a local folder, and may be an old one
-        # (zarr.Group is frozen.)
-        self.__dict__.update(_store=store, _path=path, _document=document)
-
-    @property
-    def _async_group(self) -> Any:
-        if "_whole" not in self.__dict__:
-            self.__dict__["_whole"] = zarr.AsyncGroup.from_dict(self.store_path, self._document)
-        return self.__dict__["_whole"]
 
     @property
     def store(self) -> Any:
@@ -68,12 +55,28 @@ class LocalGroup(zarr.Group):
     @property
     def location(self) -> str:
         """What str(store_path) is."""
-        return _location(self._store, self._path)
+        return f"{self._store}/{self._path}" if self._path else str(self._store)
 
     @property
     def attrs(self) -> Any:
         """Attributes, for reading."""
         return self._document.get("attributes", {})
+
+
+class LocalGroup(_Node, zarr.Group):
+    """A group of a local folder, for reading."""
+
+    def __init__(self, store: LocalStore, path: str, document: dict[str, Any]) -> None:
+        # A copy, which saves nothing in a local folder, and may be an old one.
+        document.pop("consolidated_metadata", None)
+        # (zarr.Group is frozen.)
+        self.__dict__.update(_store=store, _path=path, _document=document)
+
+    @property
+    def _async_group(self) -> Any:
+        if "_whole" not in self.__dict__:
+            self.__dict__["_whole"] = zarr.AsyncGroup.from_dict(self.store_path, self._document)
+        return self.__dict__["_whole"]
 
     @property
     def is_version_3(self) -> bool:
@@ -115,7 +118,7 @@ class LocalGroup(zarr.Group):
         return zarr.Group(self._async_group)
 
 
-class LocalArray(zarr.Array[Any]):
+class LocalArray(_Node, zarr.Array[Any]):
     """An array of a local folder, for reading, of format 3."""
 
     def __init__(self, store: LocalStore, path: str, document: dict[str, Any], traits: _Traits) -> None:
@@ -126,31 +129,6 @@ class LocalArray(zarr.Array[Any]):
         if "_whole" not in self.__dict__:
             self.__dict__["_whole"] = zarr.AsyncArray.from_dict(self.store_path, self._document)
         return self.__dict__["_whole"]
-
-    @property
-    def store(self) -> Any:
-        """Where it lies."""
-        return self._store
-
-    @property
-    def path(self) -> str:
-        """Path in the store."""
-        return self._path
-
-    @property
-    def store_path(self) -> StorePath:
-        """Both."""
-        return StorePath(self._store, self._path)
-
-    @property
-    def location(self) -> str:
-        """What str(store_path) is."""
-        return _location(self._store, self._path)
-
-    @property
-    def attrs(self) -> Any:
-        """Attributes, for reading."""
-        return self._document.get("attributes", {})
 
     @property  # type: ignore[misc]
     def shape(self) -> tuple[int, ...]:
@@ -202,16 +180,12 @@ def is_version_3(array: Any) -> bool:
 
 def location_of(elem: Any) -> str:
     """Name the place of an array or group of a Zarr store: str(elem.store_path), but quickly."""
-    return elem.location if isinstance(elem, LocalArray | LocalGroup) else str(elem.store_path)
+    return elem.location if isinstance(elem, _Node) else str(elem.store_path)
 
 
 def public_type(elem: Any) -> type:
     """Return the type of a matrix by which its library knows it."""
     return zarr.Array if isinstance(elem, LocalArray) else type(elem)
-
-
-def _location(store: LocalStore, path: str) -> str:
-    return f"{store}/{path}" if path else str(store)
 
 
 def _is_plain(path: str) -> bool:

@@ -48,6 +48,7 @@ __all__ = [
     "described_files",
     "digest",
     "file_keys",
+    "file_namer",
     "files_of",
     "first_file_key",
     "has_manifest",
@@ -172,15 +173,16 @@ def file_keys(document: Mapping[str, Any]) -> Iterator[str]:
     """Names of the files of an array below its folder, in C order of their grid."""
     shape, chunk = document["shape"], document["chunk_grid"]["configuration"]["chunk_shape"]
     grid = [-(-n // c) for n, c in zip(shape, chunk, strict=True)]
-    yield from map(_namer(document), np.ndindex(*grid))
+    yield from map(file_namer(document), np.ndindex(*grid))
 
 
 def first_file_key(document: Mapping[str, Any]) -> str:
     """Name of the first of :func:`file_keys`, whether there are any or more than can be."""
-    return _namer(document)([0] * len(document["shape"]))
+    return file_namer(document)([0] * len(document["shape"]))
 
 
-def _namer(document: Mapping[str, Any]) -> Callable[[Sequence[int]], str]:
+def file_namer(document: Mapping[str, Any]) -> Callable[[Sequence[int]], str]:
+    """Return what names a file of an array of format 3, given its position in the grid."""
     encoding = document["chunk_key_encoding"]
     is_default = encoding["name"] == "default"
     separator = encoding.get("configuration", {}).get("separator", "/" if is_default else ".")
@@ -346,10 +348,7 @@ def missing_files(folder: str | os.PathLike[str]) -> Iterator[CorruptDataError]:
         for key, size in () if files is None else zip(file_keys(document), files.sizes.tolist(), strict=True):
             path = f"{folder}/{name}/{key}"
             if size >= 0 and _file_size(path) < 0:
-                try:
-                    _check_size(path, size, -1)
-                except CorruptDataError as error:
-                    yield error
+                yield _missing(path, size)
 
 
 def files_of(folder: str) -> Files | None:
@@ -572,12 +571,16 @@ def _file_size(path: str) -> int:
     return found.st_size
 
 
+def _missing(path: str, n_bytes: int) -> CorruptDataError:
+    return CorruptDataError(f"{path} is missing; it had {n_bytes} bytes; {_COPY_AGAIN}")
+
+
 def _check_size(path: str, expected: int, found: int) -> None:
     if expected == found:
         return
     if found < 0:
-        msg = f"{path} is missing; it had {expected} bytes; {_COPY_AGAIN}"
-    elif expected < 0:
+        raise _missing(path, expected)
+    if expected < 0:
         msg = f"{path} was not there when the dataset was written; {_CHANGED_ON_PURPOSE}"
     else:
         what = "is cut short" if found < expected else "has grown, or another file stands in its place"

@@ -170,24 +170,41 @@ def make_collection(root: Path, sizes: tuple[int, int] = (260, 140)) -> None:
         DatasetCollection(root).add_adatas(both, dataset_size=200, shard_size=48, rng=np.random.default_rng(0), **QUIET)
 
 
+class Digest:
+    """A digest of values, types and names."""
+
+    def __init__(self) -> None:
+        self._code = hashlib.sha256()
+
+    def __str__(self) -> str:
+        return self._code.hexdigest()
+
+    def add(self, *arrays: Any) -> None:
+        for array in arrays:
+            self._code.update(
+                np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array.tolist()).encode()
+            )
+
+    def add_frame(self, frame: pd.DataFrame) -> None:
+        self.add_text(repr([(name, str(dtype)) for name, dtype in frame.dtypes.items()]))
+        self.add(np.asarray(frame.index, object), *(np.asarray(frame[name].astype(object), object) for name in frame))
+
+    def add_text(self, text: str) -> None:
+        self._code.update(text.encode())
+
+    def add_batch(self, batch: Any) -> None:
+        X, layer = batch["X"], batch["layers"]["counts"]
+        self.add(X.data, X.indices, X.indptr, layer.data, layer.indices, layer.indptr, batch["obsm"]["pca"])
+        self.add(batch["index"])
+
+
 def values(root: Path) -> str:
     """Digest of all values that the faces give: batches of the loader, obs of the collection."""
     from annbatch import DatasetCollection, Loader, SequentialSampler
 
-    found = hashlib.sha256()
-
-    def add(*arrays: Any) -> None:
-        for array in arrays:
-            found.update(
-                np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array.tolist()).encode()
-            )
-
-    def add_frame(frame: pd.DataFrame) -> None:
-        found.update(repr([(name, str(dtype)) for name, dtype in frame.dtypes.items()]).encode())
-        add(np.asarray(frame.index, object), *(np.asarray(frame[name].astype(object), object) for name in frame))
-
+    found = Digest()
     collection = DatasetCollection(root, mode="r")
-    add_frame(collection.obs())
+    found.add_frame(collection.obs())
     sampler = SequentialSampler(chunk_size=64, preload_nchunks=2, batch_size=64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -200,12 +217,10 @@ def values(root: Path) -> str:
             num_threads=2,
         ).use_collection(collection)
         for batch in loader:
-            X, layer = batch["X"], batch["layers"]["counts"]
-            add(X.data, X.indices, X.indptr, layer.data, layer.indices, layer.indptr, batch["obsm"]["pca"])
-            add(batch["index"])
-            add_frame(batch["obs"])
-    add_frame(loader.var)
-    return f"{len(loader)} {found.hexdigest()}"
+            found.add_batch(batch)
+            found.add_frame(batch["obs"])
+    found.add_frame(loader.var)
+    return f"{len(loader)} {found}"
 
 
 def make_stranger(root: Path, form: str) -> None:
@@ -268,25 +283,14 @@ def values_of_stranger(root: Path) -> str:
     from annbatch.storage.frames import FrameReader
 
     [path] = root.iterdir()
-    found = hashlib.sha256()
-
-    def add(*arrays: Any) -> None:
-        for array in arrays:
-            found.update(
-                np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array.tolist()).encode()
-            )
-
-    def add_frame(frame: pd.DataFrame) -> None:
-        found.update(repr([(name, str(dtype)) for name, dtype in frame.dtypes.items()]).encode())
-        add(np.asarray(frame.index, object), *(np.asarray(frame[name].astype(object), object) for name in frame))
-
+    found = Digest()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         group = storage.open_group(path)
         for name in ("obs", "var"):
             with damage_named(f"{path} :: {name}"):
                 table = group[name]
-            add_frame(FrameReader(table).frame())
+            found.add_frame(FrameReader(table).frame())
         if hasattr(group, "close"):
             group.close()
         sampler = SequentialSampler(chunk_size=32, preload_nchunks=1, batch_size=32)
@@ -299,20 +303,10 @@ def values_of_stranger(root: Path) -> str:
             num_threads=2,
         ).add_paths([path])
         for batch in loader:
-            X, layer = batch["X"], batch["layers"]["counts"]
-            add(
-                X.data,
-                X.indices,
-                X.indptr,
-                layer.data,
-                layer.indices,
-                layer.indptr,
-                batch["obsm"]["pca"],
-                batch["index"],
-            )
+            found.add_batch(batch)
         mapped = MappedCollection([path])
-        found.update(repr(mapped[5]).encode())
-    return f"{len(loader)} {found.hexdigest()}"
+        found.add_text(repr(mapped[5]))
+    return f"{len(loader)} {found}"
 
 
 def outcome(root: Path, expected: str, read: Callable[[Path], str] = values) -> tuple[str, str]:

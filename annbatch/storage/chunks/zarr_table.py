@@ -14,7 +14,7 @@ from annbatch.storage.claims import check_chunk_size, check_keys, stored_bytes
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError
-from annbatch.storage.local_zarr import is_version_3
+from annbatch.storage.local_zarr import is_version_3, location_of
 from annbatch.storage.manifest import (
     MARK_BYTES,
     Files,
@@ -85,7 +85,7 @@ def described_table(array: zarr.Array[Any], document: Any, folder: str) -> Chunk
         # Not what the format says: zarr-python shall read it or say what is wrong.
         return None
     if table is not None:
-        check_chunk_size(array, table.chunk_shape, table.itemsize, str(array.store_path))
+        check_chunk_size(array, table.chunk_shape, table.itemsize, location_of(array))
         fill = array.fill_value
         table.fill = np.asarray(0 if fill is None else fill, dtype).tobytes()
     return table

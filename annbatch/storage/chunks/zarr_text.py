@@ -12,21 +12,17 @@ from annbatch.storage.engine import _engine
 from annbatch.storage.engine._ragged import unpack_texts
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.local_zarr import is_version_3
-from annbatch.storage.manifest import Files, check_file, files_of, parsed_document
+from annbatch.storage.manifest import Files, check_file, file_namer, files_of, parsed_document
 from annbatch.storage.text import is_utf8
 
 from .decoders import decoder, most_text_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import zarr
 
 __all__ = ["TextChunks"]
-
-
-# With what the names of files begin, before the separator.
-_PREFIXES = {"default": "c", "v2": ""}
 
 
 class TextChunks:
@@ -42,12 +38,12 @@ class TextChunks:
         self,
         array: zarr.Array[Any],
         folder: Path,
-        prefix: str,
+        name_of: Callable[[Sequence[int]], str],
         decoders: list[Callable[[Any, int], Any]],
         files: Files | None,
     ) -> None:
-        self._n_rows, self._folder, self._prefix, self._decoders, self._files = (
-            array.shape[0], folder, prefix, decoders, files,
+        self._n_rows, self._folder, self._name_of, self._decoders, self._files = (
+            array.shape[0], folder, name_of, decoders, files,
         )  # fmt: skip
         self.rows = int(array.chunks[0])
 
@@ -59,15 +55,14 @@ class TextChunks:
         if not isinstance(getattr(array, "store", None), LocalStore) or len(array.shape) != 1:
             return None
         folder = Path(array.store.root, array.path)
-        is_new, files, prefix = is_version_3(array), None, ""
+        is_new, files = is_version_3(array), None
+        name_of: Callable[[Sequence[int]], str] = lambda position: str(position[0])  # noqa: E731
         try:
             if is_new:
                 document = parsed_document(folder / "zarr.json")
                 is_plain = document["data_type"] == "string" and document["chunk_grid"]["name"] == "regular"
-                prefix = _PREFIXES[document["chunk_key_encoding"]["name"]]
-                prefix = prefix and prefix + document["chunk_key_encoding"].get("configuration", {}).get(
-                    "separator", "/"
-                )
+                is_plain &= document["chunk_key_encoding"]["name"] in ("default", "v2")
+                name_of = file_namer(document)
                 first, *steps = [step["name"] for step in document["codecs"]]
             else:
                 document = parsed_document(folder / ".zarray")
@@ -81,7 +76,7 @@ class TextChunks:
             return None
         if is_new:
             files = files_of(str(folder))
-        return cls(array, folder, prefix, decoders, files)  # type: ignore[arg-type]
+        return cls(array, folder, name_of, decoders, files)  # type: ignore[arg-type]
 
     def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the UTF-8 bytes of the texts of rows (uint8), and how many each has (int64).
@@ -104,7 +99,7 @@ class TextChunks:
 
     def _read(self, chunk: int) -> tuple[np.ndarray, np.ndarray] | None:
         lengths = np.empty(min(self.rows, self._n_rows - chunk * self.rows), np.int64)
-        path = self._folder / f"{self._prefix}{chunk}"
+        path = self._folder / self._name_of((chunk,))
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 msg = f"{path} is not a regular file"

@@ -86,7 +86,8 @@ def open_group(
     far
         How it is read where it is far; None: as is usual.
     quick
-        Whether a Zarr group may be one of storage/local_zarr.py, which anndata does not know; for a group that is not handed on.
+        Whether it may be a group of storage/local_zarr.py or storage/local_hdf5.py, which anndata does not know; for one that is not
+        handed on.
 
     Returns
     -------
@@ -111,6 +112,7 @@ def open_group(
     from .far.handed import StoredObject
     from .far.hdf5 import FarFile
     from .far.opening import is_url, open_far
+    from .local_hdf5 import open_local_file
     from .local_zarr import open_local_group
 
     if isinstance(path, FarFile):
@@ -125,7 +127,7 @@ def open_group(
     check_is_store(path)
     with damage_named(str(path)):
         if not path.is_dir():
-            return h5py.File(path, "r")
+            return open_local_file(str(path)) if quick else h5py.File(path, "r")
         if quick:
             check_dataset(path)  # without a manifest, documents are looked at as they are read
             return open_local_group(path.absolute())

@@ -17,7 +17,8 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
 import h5py
 import numpy as np
@@ -49,7 +50,11 @@ __all__ = ["FrameReader", "Labels", "read_frame"]
 
 # Text is turned into codes in pieces, so that a column of many rows never exists as that many Python strings.
 _ROWS_AT_ONCE = 1 << 16
+# Texts of which others are looked for that are the same.
+_MOST_ALIKE = 1 << 17
 _ALL = slice(None)
+
+T = TypeVar("T")
 
 
 class Labels(NamedTuple):
@@ -60,12 +65,12 @@ class Labels(NamedTuple):
     codes
         One signed integer per row, of the smallest type that fits, -1 where the value is missing.
     categories
-        The distinct values that the codes number: object (str), bool or numeric. The categories of a categorical column
+        The distinct values that the codes number: text, bool or numeric. The categories of a categorical column
         come in their stored order and include those that no row uses; values of any other column are sorted.
     """
 
     codes: np.ndarray
-    categories: np.ndarray
+    categories: np.ndarray | pd.Index[Any]
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,11 @@ class _StoredColumn:
         values = self.values
         if self.field is not None or not _may_be_text(self):
             return None
-        if isinstance(values, TextSource):
-            return values
-        return HeapTexts.of(values) if isinstance(values, h5py.Dataset) else TextChunks.of(values)
+        if isinstance(values, h5py.Dataset):
+            return HeapTexts.of(values)
+        if isinstance(values, zarr.Array):
+            return TextChunks.of(values)
+        return values if isinstance(values, TextSource) else None
 
 
 class FrameReader:
@@ -172,7 +179,12 @@ class FrameReader:
         Index
             The names as stored: usually text.
         """
-        names: pd.Index[Any] = pd.Index(self._read(self._index_key, rows), name=self.index_name)
+        column = self._column(self._index_key)
+        is_plain = column.categories is None and column.mask is None
+        with self._naming(self._index_key):
+            pair = _read_texts_of(column, rows) if is_plain else None
+        values = self._read(self._index_key, rows) if pair is None else _one_of_alike(_texts, pair, lambda texts: texts)
+        names: pd.Index[Any] = pd.Index(values, name=self.index_name)
         return names
 
     def column(self, name: str, rows: slice = _ALL) -> Any:
@@ -475,7 +487,7 @@ class FrameReader:
             categories = self._categories(column, name)
             codes = _read_raw(column, rows)
             self._check_codes(codes, categories, name)
-            return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=column.ordered)
+            return pd.Categorical.from_codes(codes, categories, ordered=column.ordered)
         if _is_group(column.values):
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
             with damage_named(_location(column.values)):
@@ -486,10 +498,16 @@ class FrameReader:
             return values
         return _masked(values, _read_raw(_StoredColumn(column.mask), rows).astype(bool), na_is_nan=column.na_is_nan)
 
-    def _categories(self, column: _StoredColumn, name: str) -> np.ndarray:
+    def _categories(self, column: _StoredColumn, name: str) -> pd.Index[Any]:
         with self._naming(name):
-            categories = _read_decoded(_StoredColumn(column.categories)).reshape(-1)
-        if not pd.Index(categories).is_unique:
+            stored = _StoredColumn(column.categories)
+            pair = _read_texts_of(stored)
+            categories = (
+                pd.Index(_decoded(_read_raw(stored)).reshape(-1))
+                if pair is None
+                else _one_of_alike(_indexes, pair, pd.Index)
+            )
+        if not categories.is_unique:
             msg = f"column {name!r} of {_location(self._elem)} has categories that are the same: the file is damaged"
             raise CorruptDataError(msg)
         return categories
@@ -507,7 +525,7 @@ class FrameReader:
             )
             raise CorruptDataError(msg) from error
 
-    def _check_codes(self, codes: np.ndarray, categories: np.ndarray, name: str) -> None:
+    def _check_codes(self, codes: np.ndarray, categories: pd.Index[Any], name: str) -> None:
         if _number(codes, len(categories)):
             return
         raise CorruptDataError(self._bad_codes(codes, len(categories), name))
@@ -688,14 +706,42 @@ def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None
 
 def _read_decoded(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray:
     """Read values as :func:`_read_raw` does, but text as an object array of str."""
-    start, stop, _ = (0, 0, 1) if column.texts is None else (rows or _ALL).indices(column.values.shape[0])
-    pair = _read_texts(column, start, stop)
-    if pair is None:
-        return _decoded(_read_raw(column, rows))
-    data, lengths = pair
-    texts = np.empty(stop - start, dtype=object)
+    pair = _read_texts_of(column, rows)
+    return _decoded(_read_raw(column, rows)) if pair is None else _texts_of(*pair)
+
+
+# Names and categories that are in memory, by their bytes: thousands of files have the same ones, which are made once then.
+_Alike: TypeAlias = "WeakValueDictionary[tuple[bytes, bytes], T]"
+_texts: _Alike[np.ndarray] = WeakValueDictionary()
+_indexes: _Alike[pd.Index[Any]] = WeakValueDictionary()
+
+
+def _one_of_alike(known: _Alike[T], pair: tuple[np.ndarray, np.ndarray], make: Callable[[np.ndarray], T]) -> T:
+    """Return what is made of the same texts already, or make it of an object array of them that cannot be written to."""
+    if len(pair[1]) > _MOST_ALIKE:
+        return make(_texts_of(*pair))
+    key = pair[0].tobytes(), pair[1].tobytes()
+    found = known.get(key)
+    if found is None:
+        texts = _texts_of(*pair)
+        texts.flags.writeable = False
+        found = known[key] = make(texts)
+    return found
+
+
+def _texts_of(data: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return texts, whose UTF-8 bytes (uint8) lie below each other, as an object array of str."""
+    texts = np.empty(len(lengths), dtype=object)
     decode_texts(data, starts_of(lengths)[:-1], lengths, texts)
     return texts
+
+
+def _read_texts_of(column: _StoredColumn, rows: slice | tuple[()] = ()) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return what :func:`_read_texts` does of rows; ``rows=()``: of all."""
+    if column.texts is None:
+        return None
+    start, stop, _ = (rows or _ALL).indices(column.values.shape[0])
+    return _read_texts(column, start, stop)
 
 
 def _read_texts(column: _StoredColumn, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -7,18 +7,22 @@ Whatever is out of the ordinary is left to h5py, and so are its errors.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
-__all__ = ["LocalDataset", "LocalFile", "LocalMembers", "open_local_file", "plain_hdf5"]
+__all__ = ["LocalDataset", "LocalFile", "LocalMembers", "open_local_file", "plain_hdf5", "remembered"]
+
+T = TypeVar("T")
 
 
-class LocalMembers(h5py.Group):
+class LocalMembers(h5py.Group):  # type: ignore[misc]
     """A group, or the file itself, whose members remember what they were asked."""
 
     @property
@@ -60,7 +64,7 @@ class _InnerGroup(LocalMembers):
         return self._local_file
 
 
-class LocalFile(LocalMembers, h5py.File):
+class LocalFile(LocalMembers, h5py.File):  # type: ignore[misc]
     """A file that nobody can write to, see :func:`open_local_file`."""
 
     @property
@@ -99,7 +103,7 @@ class LocalFile(LocalMembers, h5py.File):
         return size
 
 
-class LocalDataset(h5py.Dataset):
+class LocalDataset(h5py.Dataset):  # type: ignore[misc]
     """A dataset of such a file."""
 
     def __init__(self, found: h5py.h5d.DatasetID, file: LocalFile) -> None:
@@ -122,6 +126,25 @@ class LocalDataset(h5py.Dataset):
         """See h5py."""
         chunks: tuple[int, ...] | None = super().chunks
         return chunks
+
+
+def remembered(ask: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Remember what a function makes of a file or dataset that cannot change; of others, it is asked each time.
+
+    What it returns must hold nothing of the open file, and is for reading.
+    """
+
+    @wraps(ask)
+    def found(elem: Any) -> T:
+        if not isinstance(elem, LocalDataset | LocalFile):
+            return ask(elem)
+        name = f"{ask.__module__}.{ask.__qualname__}"
+        if name not in elem.__dict__:
+            elem.__dict__[name] = ask(elem)
+        answer: T = elem.__dict__[name]
+        return answer
+
+    return found
 
 
 def open_local_file(path: str) -> h5py.File:

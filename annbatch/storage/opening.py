@@ -121,13 +121,19 @@ def open_group(
         return open_far([path], far)[0]  # type: ignore[list-item]
     check_not_empty(path)
     path = Path(str(path).removeprefix("file://"))
-    if not path.exists():
+    is_file = path.is_file()
+    if not is_file and not path.exists():
         msg = f"no such file or folder: {path}"
         raise FileNotFoundError(msg)
+    if is_file:
+        with damage_named(str(path)):
+            try:
+                return open_local_file(str(path)) if quick else h5py.File(path, "r")
+            except OSError:
+                check_is_store(path)
+                raise
     check_is_store(path)
     with damage_named(str(path)):
-        if not path.is_dir():
-            return open_local_file(str(path)) if quick else h5py.File(path, "r")
         if quick:
             check_dataset(path)  # without a manifest, documents are looked at as they are read
             return open_local_group(path.absolute())

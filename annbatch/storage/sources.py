@@ -225,7 +225,8 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
 def public_type(elem: Any) -> type:
     """Return the type of a matrix by which its library knows it."""
     if isinstance(elem, LocalDataset):
-        return h5py.Dataset
+        known: type = h5py.Dataset
+        return known
     return zarr.Array if isinstance(elem, LocalArray) else type(elem)
 
 

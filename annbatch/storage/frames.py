@@ -39,6 +39,7 @@ from .documents import read_by_anndata
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
 from .local_zarr import location_of
+from .pages import is_worth_pages, own_pages
 from .text import TextSource, TextWriter, numbered, packed
 
 if TYPE_CHECKING:
@@ -305,26 +306,22 @@ class FrameReader:
             is_missing = is_missing if is_missing.any() else None
         with self._naming(name):
             found: dict[str, int] = {}
-            pieces: list[np.ndarray] = []
-            n_numbered = 0
+            codes = _Codes(self.n_rows)
             for _, pair in _packed_text(column):
                 if pair is None:
                     return None
-                codes, texts_here = numbered(*pair)
-                numbers = [found.setdefault(text, len(found)) for text in texts_here]
-                pieces.append(np.array(numbers, dtype=code_dtype(len(found)))[codes])
-                n_numbered += len(codes)
-                if not are_few(len(found), n_numbered):
+                codes.write(*numbered(*pair), found)
+                if not are_few(len(found), codes.n_written):
                     break
             texts = np.empty(len(found), dtype=object)
             texts[:] = list(found)
-            codes = np.concatenate(pieces, dtype=code_dtype(len(found))) if pieces else np.empty(0, np.int8)
+            n_numbered = codes.n_written
             if n_numbered == self.n_rows and are_few(len(found), n_numbered):
                 if is_missing is not None:
-                    codes[is_missing] = -1
-                return CodedText(read_only(codes), texts, missing, dtype)
-            begun = CodedText(codes, texts, missing, dtype).write_to(TextWriter(self.n_rows))
-            del found, texts, pieces, codes
+                    codes.values[is_missing] = -1
+                return CodedText(read_only(codes.values), texts, missing, dtype)
+            begun = CodedText(codes.values[:n_numbered], texts, missing, dtype).write_to(TextWriter(self.n_rows))
+            del found, texts, codes
             writer = _write_text(column, begun, n_numbered)
         return None if writer is None else LongText(writer.written(), is_missing, missing, dtype)
 
@@ -661,6 +658,12 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
                 return straight
         if hasattr(values, "store_path"):
             check_folder(values)  # the engine, and what reads text, look at each file themselves
+        if isinstance(values, h5py.Dataset) and len(values.shape) == 1:
+            start, stop, _ = (rows or _ALL).indices(values.shape[0])
+            if is_worth_pages(stop - start, values.dtype):
+                read = own_pages(stop - start, values.dtype)
+                column.readable.read_direct(read, np.s_[start:stop])
+                return read
         return np.asarray(column.readable[rows])
     if isinstance(values, h5py.Dataset):
         return np.asarray(column.readable.fields(column.field)[rows])
@@ -672,6 +675,27 @@ def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:
     n_rows, chunks = column.values.shape[0], getattr(column.values, "chunks", None)
     at_once = -(-_ROWS_AT_ONCE // chunks[0]) * chunks[0] if chunks and chunks[0] else _ROWS_AT_ONCE
     return (slice(start, min(start + at_once, n_rows)) for start in range(first, n_rows, at_once))
+
+
+class _Codes:
+    """Codes of the rows of a column, written some at a time; of the smallest type that fits those up to now."""
+
+    def __init__(self, n_rows: int) -> None:
+        self.values = own_pages(n_rows, np.int8)
+        self.n_written = 0
+
+    def write(self, codes: np.ndarray, values: list[Any], found: dict[Any, int]) -> np.ndarray:
+        """Append rows: codes (-1: missing) that number `values`, which get their numbers among all found. Return the new codes."""
+        numbers = [found.setdefault(value, len(found)) for value in values]
+        dtype = code_dtype(len(found))
+        if dtype != self.values.dtype:
+            wider = own_pages(len(self.values), dtype)
+            wider[: self.n_written] = self.values[: self.n_written]
+            self.values = wider
+        here: np.ndarray = self.values[self.n_written : self.n_written + len(codes)]
+        np.take(np.array([*numbers, -1], dtype=dtype), codes, out=here, mode="wrap")  # of code -1 the last
+        self.n_written += len(codes)
+        return here
 
 
 def _packed_text(column: _StoredColumn, first: int = 0) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray] | None]]:
@@ -818,25 +842,23 @@ def _factorize_numbers(values: np.ndarray, mask: np.ndarray | None) -> Labels:
 
 def _factorize_text(column: _StoredColumn) -> Labels:
     found: dict[str, int] = {}
-    pieces: list[np.ndarray] = []
+    codes = _Codes(column.values.shape[0])
     for rows, pair in _packed_text(column):
-        values: list[Any]
         if pair is None:  # not only text
-            codes, distinct = pd.factorize(_read_raw(column, rows))
-            values = _decoded(np.asarray(distinct)).tolist()
+            here, distinct = pd.factorize(_read_raw(column, rows))
+            written = codes.write(here, _decoded(np.asarray(distinct)).tolist(), found)
         else:
-            codes, values = numbered(*pair)
-        numbers = [found.setdefault(value, len(found)) for value in values]
-        piece = np.array(numbers, dtype=code_dtype(len(found)))[codes]
+            written = codes.write(*numbered(*pair), found)
         if column.mask is not None:
-            piece[np.asarray(column.mask[rows], dtype=bool)] = -1
-        pieces.append(piece)
+            written[np.asarray(column.mask[rows], dtype=bool)] = -1
     if column.mask is not None:
         # What stands under the mask is no value, so it may be no category either.
-        used = set(np.unique(np.concatenate(pieces)).tolist()) if pieces else set()
+        used = set(np.unique(codes.values).tolist())
         found = {value: number for value, number in found.items() if number in used}
     categories = sorted(found)
     rank = np.full(max(found.values(), default=-1) + 2, -1, dtype=code_dtype(len(found)))
     rank[[found[value] for value in categories]] = np.arange(len(categories))
-    codes = np.concatenate([rank[piece] for piece in pieces]) if pieces else np.empty(0, np.int8)
-    return Labels(codes, np.array(categories, dtype=object))
+    for start in range(0, len(codes.values), _ROWS_AT_ONCE):
+        piece = codes.values[start : start + _ROWS_AT_ONCE]
+        piece[:] = rank[piece]  # of code -1 the last
+    return Labels(codes.values.astype(rank.dtype, copy=False), np.array(categories, dtype=object))

@@ -22,7 +22,7 @@ from annbatch._shared.collection_format import (
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
 from annbatch.storage.manifest import MANIFEST, listed_documents, parsed_document, read_document
-from annbatch.storage.opening import check_not_empty, check_store, open_group
+from annbatch.storage.opening import check_not_empty, check_store, open_group, open_hdf5
 
 from .building.files import replace_text
 from .building.journal import unpublished
@@ -211,7 +211,7 @@ class H5Folder(_Folder):
         import h5py
 
         with damage_named(f"{self}/{name}"):
-            return h5py.File(self.root / name, "r+" if writable else "r")
+            return h5py.File(self.root / name, "r+") if writable else open_hdf5(self.root / name)
 
 
 class LocalZarr(_Folder):

@@ -445,7 +445,7 @@ def test_bombs_are_refused_and_cost_little(tmp_path):
     for name, (said, seconds, megabytes) in try_all(sound, [tmp_path / name for name in BOMBS]).items():
         assert name in said
         assert not said.startswith(("MemoryError", "read")), said
-        assert megabytes < 80, said
-        assert seconds < 5, said
+        assert megabytes < 64, said
+        assert seconds < 1, said  # of processor time: 0.2 at most on a machine of 2026
         if name in ("blosc.zarr", "text-gzip.zarr", "gzip-fallback.h5ad", "text.h5ad", "huge-chunk.h5ad"):
             assert not verify(tmp_path / name, progress=False).is_sound

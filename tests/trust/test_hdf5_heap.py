@@ -173,7 +173,7 @@ def test_a_place_that_leads_nowhere_is_named_with_its_row(sound, tmp_path):
 
 
 def test_verify_names_damaged_texts_and_ends(sound, tmp_path):
-    for target, where in ((NAMES, "obs/_index"), (ATTRIBUTES, "attributes"), (CATEGORIES, "obs/kind/categories")):
+    for target, where in ((NAMES, "obs/_index"), (ATTRIBUTES, "attributes")):
         collection = Collection(sound, target)
         DAMAGE["object zeroed"](collection)
         path = tmp_path / "b.h5ad"
@@ -211,3 +211,18 @@ def test_members_that_are_not_read_may_be_damaged(sound, tmp_path):
     path.write_bytes(data)
     storage.open_group(path)
     assert not verify(path, progress=False).is_sound
+
+
+def test_a_datatype_in_place_of_a_column_is_damage(sound, tmp_path):
+    """A changed byte of a header makes one of it: errors of other libraries named no file."""
+    path = tmp_path / "b.h5ad"
+    path.write_bytes(sound.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for name in ("obs/kind/categories", "X/data"):
+            del file[name]
+            file[name] = np.dtype("f4")
+    with h5py.File(path) as file:
+        with pytest.raises(storage.CorruptDataError, match=r"b\.h5ad :: obs is neither an array nor a group"):
+            FrameReader(file["obs"]).frame()
+        with pytest.raises(storage.CorruptDataError, match=r"b\.h5ad :: /X: expected .* h5py.Dataset"):
+            storage.open_matrix(file["X"])

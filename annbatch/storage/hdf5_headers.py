@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["CHUNKED", "attribute_messages", "edges_are_unfiltered", "header_address", "layout_message", "local_bytes", "sizes_are_usual"]
+__all__ = [
+    "CHUNKED",
+    "attribute_messages",
+    "edges_are_unfiltered",
+    "header_address",
+    "layout_message",
+    "local_bytes",
+    "sizes_are_usual",
+]
 
 CHUNKED = 2
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"

@@ -173,7 +173,9 @@ class LocalHeap:
         found = self.collections(places_in_use(places))
         address = np.where(places["n_bytes"] > 0, places["address"], 0)
         order = np.argsort(address, kind="stable")
-        first, behind = (np.searchsorted(address[order], found.starts.astype(np.uint64), side) for side in ("left", "right"))
+        first, behind = (
+            np.searchsorted(address[order], found.starts.astype(np.uint64), side) for side in ("left", "right")
+        )
         for start, stop, low, high in zip(*(part.tolist() for part in (*found, first, behind)), strict=True):
             size_of = dict(self._objects(start, stop))
             rows = order[low:high]
@@ -305,7 +307,7 @@ def _n_items(space: bytes) -> int:
         return 0
     n_axes = space[1]
     at = 8 if space[0] == 1 else 4
-    if space[0] == 2 and space[3] == 2 or len(space) < at + 8 * n_axes:  # null
+    if (space[0] == 2 and space[3] == 2) or len(space) < at + 8 * n_axes:  # null
         return 0
     n = 1
     for size in struct.unpack_from(f"<{n_axes}Q", space, at):

@@ -107,7 +107,6 @@ def open_group(
     ValueError
         The path is empty, or the URL can be of no bucket.
     """
-    import h5py
     import zarr
 
     from .far.handed import StoredObject

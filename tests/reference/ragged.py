@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["decode_texts", "find_extents", "first_broken", "heap_texts", "lengths_and_starts", "number_texts", "unpack_texts"]
+__all__ = [
+    "decode_texts",
+    "find_extents",
+    "first_broken",
+    "heap_texts",
+    "lengths_and_starts",
+    "number_texts",
+    "unpack_texts",
+]
 
 
 def lengths_and_starts(pointers: np.ndarray, block_rows: int) -> tuple[np.ndarray, np.ndarray]:

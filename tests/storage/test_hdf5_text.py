@@ -161,9 +161,11 @@ def test_sizes_that_are_too_large_take_no_memory(size, tmp_path, write):
     at = whole.index(b"GCOL") + 8
     whole[at : at + 8] = size.to_bytes(8, "little")
     path.write_bytes(whole)
-    with h5py.File(path) as file:
-        with pytest.raises(CorruptDataError, match=rf"a\.h5 :: names: .* it says that it has {size} bytes"):
-            HeapTexts.of(file["names"]).read(slice(0, 9))
+    with (
+        h5py.File(path) as file,
+        pytest.raises(CorruptDataError, match=rf"a\.h5 :: names: .* it says that it has {size} bytes"),
+    ):
+        HeapTexts.of(file["names"]).read(slice(0, 9))
 
 
 @given(st.lists(st.tuples(OBJECTS, DAMAGE), min_size=1, max_size=3))

@@ -102,9 +102,8 @@ def _bounded_steps(steps: Any, most: int | None) -> tuple[Any, ...]:
 def _bounded_step(step: Any, most: int | None) -> Any:
     if isinstance(step, ShardingCodec):
         return replace(step, codecs=_bounded_steps(step.codecs, most))
-    if isinstance(step, BytesBytesCodec) and not isinstance(step, _BoundedCodec):
-        if _decoder_of(step) is not None:
-            return _BoundedCodec(step, most)
+    if isinstance(step, BytesBytesCodec) and not isinstance(step, _BoundedCodec) and _decoder_of(step) is not None:
+        return _BoundedCodec(step, most)
     return step
 
 

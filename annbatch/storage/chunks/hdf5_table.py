@@ -15,8 +15,8 @@ from annbatch.storage.engine._plan import STAMP
 from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
-from annbatch.storage.hdf5_heap import TEXT_PLACE
 from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes, sizes_are_usual
+from annbatch.storage.hdf5_heap import TEXT_PLACE
 
 from .decoders import decoder
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places

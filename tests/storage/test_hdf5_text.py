@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import h5py
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from annbatch.storage import hdf5_heap
 from annbatch.storage.chunks import hdf5_text
+from annbatch.storage.chunks.hdf5_chunks import check_chunks
 from annbatch.storage.chunks.hdf5_text import HeapTexts
 from annbatch.storage.engine._ragged import first_broken, heap_texts
 from annbatch.storage.errors import CorruptDataError
@@ -175,6 +178,46 @@ def test_collections_are_walked_as_hdf5_does(contents):
     begins = ends - [len(collection) for collection in collections]
     found = first_broken(np.frombuffer(b"".join(collections), np.uint8), begins, ends)
     assert found == twins.first_broken(collections)
+
+
+@pytest.mark.parametrize("at_once", [100, 70_000, 150_000, 1 << 26])
+def test_all_collections_are_walked_however_many_at_a_time(at_once, tmp_path, write, monkeypatch):
+    monkeypatch.setattr(hdf5_heap, "MOST_BYTES", at_once)
+    write([f"cell_{i:0130}" for i in range(3_000)]).file.close()
+    path = tmp_path / "a.h5"
+    whole = path.read_bytes()
+    heads = [m.start() for m in re.finditer(b"GCOL", whole)]
+    assert len(heads) > 4
+    for head in [None, *heads]:
+        damaged = bytearray(whole)
+        if head is not None:
+            damaged[head + 16 : head + 32] = bytes(16)  # the first object
+        path.write_bytes(damaged)
+        with h5py.File(path) as file:
+            if head is None:
+                check_chunks(file["names"])
+                continue
+            with pytest.raises(CorruptDataError, match=rf"a\.h5 :: /names: the texts at byte {head} "):
+                check_chunks(file["names"])
+
+
+def test_texts_of_a_chunk_beside_one_that_cannot_be_read_are_looked_at(tmp_path, write):
+    """HDF5 would read those of the first before it comes to the second."""
+    dataset = write(VALUES[:8], chunks=(4,), compression="gzip")
+    at = dataset.id.get_chunk_info(1).byte_offset
+    dataset.file.close()
+    path = tmp_path / "a.h5"
+    whole = bytearray(path.read_bytes())
+    whole[at : at + 8] = bytes(8)
+    path.write_bytes(whole)
+    with h5py.File(path) as file:
+        assert HeapTexts.of(file["names"]).read(slice(0, 8)) is None
+        check_chunks(file["names"])
+    head = whole.index(b"GCOL")
+    whole[head + 16 : head + 32] = bytes(16)
+    path.write_bytes(whole)
+    with h5py.File(path) as file, pytest.raises(CorruptDataError, match="an object says that it has 0 bytes"):
+        check_chunks(file["names"])
 
 
 def test_a_table_gives_its_text_as_bytes(tmp_path):

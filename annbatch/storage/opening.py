@@ -14,7 +14,7 @@ from .manifest import check_dataset
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import h5py
     import zarr
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from .far.hdf5 import FarFile
     from .far.options import FarOptions
 
-__all__ = ["check_is_store", "home_of", "is_store", "open_datasets", "open_group", "open_groups"]
+__all__ = ["check_is_store", "home_of", "is_store", "open_datasets", "open_group", "open_groups", "open_hdf5"]
 
+# Members of an AnnData that are not read, or by anndata when their turn comes.
+_NOT_READ = (b"uns", b"obsp", b"varp")
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
 
 
@@ -107,13 +109,11 @@ def open_group(
     ValueError
         The path is empty, or the URL can be of no bucket.
     """
-    import h5py
     import zarr
 
     from .far.handed import StoredObject
     from .far.hdf5 import FarFile
     from .far.opening import is_url, open_far
-    from .local_hdf5 import open_local_file
     from .local_zarr import open_local_group
 
     if isinstance(path, FarFile):
@@ -129,7 +129,7 @@ def open_group(
     if is_file:
         with damage_named(str(path)):
             try:
-                return open_local_file(str(path)) if quick else h5py.File(path, "r")
+                return open_hdf5(path, quick=quick)
             except OSError:
                 check_is_store(path)
                 raise
@@ -141,6 +141,22 @@ def open_group(
         check_store(path)
         # Consolidated metadata is a copy, which saves nothing in a local folder, and may be an old one.
         return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def open_hdf5(path: Path, skip: Collection[bytes] = _NOT_READ, *, quick: bool = False) -> h5py.File:
+    """Open a local file for reading, and see that HDF5 can read the attributes of what is in it but for some members of its root."""
+    import h5py
+
+    from .hdf5_heap import check_attributes
+    from .local_hdf5 import open_local_file
+
+    file = open_local_file(str(path)) if quick else h5py.File(path, "r")
+    try:
+        check_attributes(file, skip)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def open_datasets(collection: zarr.Group) -> list[Any]:

@@ -29,8 +29,19 @@ def is_worth_pages(n: int, dtype: DTypeLike) -> bool:
 
 
 def own_pages(n: int, dtype: DTypeLike) -> np.ndarray:
-    """Return an uninitialised array of `n` plain values; a small one is as any other."""
+    """Return an uninitialised array of `n` plain values; a small one is as any other.
+
+    Raises
+    ------
+    MemoryError
+        The system has no such pages.
+    """
     dtype = np.dtype(dtype)
     if not is_worth_pages(n, dtype):
         return np.empty(n, dtype)
-    return np.frombuffer(mmap.mmap(-1, n * dtype.itemsize, **_PRIVATE), dtype)
+    try:
+        pages = mmap.mmap(-1, n * dtype.itemsize, **_PRIVATE)
+    except (OSError, OverflowError) as error:
+        msg = f"no memory for {n} items of {dtype}: {error}"
+        raise MemoryError(msg) from error
+    return np.frombuffer(pages, dtype)

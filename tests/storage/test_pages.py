@@ -30,6 +30,12 @@ def test_only_what_is_large_and_plain_is_worth_it():
     assert own_pages(1 << 20, object)[0] is None
 
 
+@pytest.mark.parametrize("n", [1 << 45, 1 << 62])
+def test_what_cannot_be_had_is_a_memory_error(n):
+    with pytest.raises(MemoryError, match=f"no memory for {n} items of int64"):
+        own_pages(n, np.int64)
+
+
 @pytest.mark.skipif(not STATM.exists(), reason="needs Linux")
 def test_the_system_gets_them_back_though_others_came_later():
     def resident() -> int:

@@ -226,6 +226,10 @@ class ReadAhead(Iterator[T], Generic[T]):
         """Stop the thread, wait for it (at most `timeout_s`), and drop what it has read."""
         if self._closed:
             return
+        if self._process != os.getpid():
+            # The thread is the parent's. What it shares with this object may be locked here for ever.
+            self._closed = True
+            return
         # Noted after it is done: Ctrl-C may come between any two of these steps, and the destructor then does them again.
         channel = self._channel
         channel.stop()

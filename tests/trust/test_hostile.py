@@ -101,7 +101,7 @@ def test_what_is_no_regular_file_is_not_opened(kind, what, store):
     start = time.monotonic()
     with pytest.raises(storage.CorruptDataError):
         read_all(store)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # at once, also on a busy machine
     if kind == "pipe":
         assert not verify(store, progress=False).is_sound
 

@@ -465,11 +465,12 @@ assert collection.verify(progress=False).is_sound
 resource.setrlimit(resource.RLIMIT_NOFILE, before)
 print("files")
 
-read_ahead._START_PATIENCE_S = 0.5
+patience = read_ahead._START_PATIENCE_S
 for prefetch in map(int, prefetches):
     loader = Loader(**settings, prefetch=prefetch, num_threads=1, dense=True).use_collection(collection)
     assert sum(batch["X"].shape[0] for batch in loader) == 400
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    read_ahead._START_PATIENCE_S = 0.5
     for more in range(0, 2**22, 2**18):
         resource.setrlimit(resource.RLIMIT_AS, (used + more, infinite))
         try:
@@ -478,6 +479,7 @@ for prefetch in map(int, prefetches):
         except MemoryError:
             pass
     resource.setrlimit(resource.RLIMIT_AS, (infinite, infinite))
+    read_ahead._START_PATIENCE_S = patience
     assert sum(batch["X"].shape[0] for batch in loader) == 400
     print("memory", prefetch)
 """

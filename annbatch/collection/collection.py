@@ -100,7 +100,14 @@ class DatasetCollection:
         return len(self._place.names())
 
     def __iter__(self) -> Iterator[zarr.Group | h5py.Group]:
-        """Yield each dataset's group, in the order in which they were written."""
+        """Yield each dataset's group, in the order in which they were written.
+
+        Raises
+        ------
+        CorruptDataError
+            A dataset is missing, or another one than was written, or damaged.
+        """
+        self._place.check_all_there()
         for name in self._place.names():
             yield self._place.open(name, writable=self._mode != "r")
 
@@ -127,6 +134,8 @@ class DatasetCollection:
             A column is in none of the datasets.
         TypeError, ValueError
             ``columns`` is no list of names, or names one twice.
+        CorruptDataError
+            A dataset is missing, or another one than was written, or damaged.
         """
         import pandas as pd
 
@@ -136,6 +145,7 @@ class DatasetCollection:
 
         if columns is not None:
             columns = list(as_names("columns", columns))
+        self._place.check_all_there()
         frames = []
         for name in self._place.names():
             group = self._place.open(name, writable=False)
@@ -278,6 +288,8 @@ class DatasetCollection:
             ``if_exists``); ``max_memory`` is too little for the number of rows.
         RuntimeError
             The collection was opened read-only, or another process is writing to it.
+        CorruptDataError
+            A dataset of the collection is missing, or an input is damaged.
 
         Notes
         -----
@@ -339,6 +351,7 @@ class DatasetCollection:
             msg = "adata_paths must name at least one input, got none"
             raise ValueError(msg)
         self._place.check()
+        self._place.check_all_there()
         with self._place.target() as target:
             build(target, specs, options, executor, rng)
         return self

@@ -21,11 +21,12 @@ from annbatch._shared.collection_format import (
 )
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
-from annbatch.storage.manifest import MANIFEST, listed_documents, parsed_document, read_document
+from annbatch.storage.listing import LISTING, Listing
+from annbatch.storage.manifest import MANIFEST, listed_documents, manifest_digest, parsed_document, read_document
 from annbatch.storage.opening import check_not_empty, check_store, open_group
 
 from .building.files import replace_text
-from .building.journal import unpublished
+from .building.journal import WorkFolder, unpublished
 from .building.known import NOTE, noted_sources
 from .building.options import Target
 from .building.schema import SRC_PATH
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 _DOCUMENT = "zarr.json"
 _CONSOLIDATED = "consolidated_metadata"
+# A root with copies of the documents below it has at most this size: one of twice the size is refused, see storage/manifest.py,
+# and readers far away fetch it first of all.
+_MOST_ROOT_BYTES = 32 * 2**20
 # Attribute of a collection that is no folder: datasets that are being copied to it.
 _UNPUBLISHED = "annbatch-unpublished"
 
@@ -141,6 +145,13 @@ class Place(ABC):
                 msg = f"{self} exists and is no collection: it holds {', '.join(sorted(members)[:5])}; choose another place"
                 raise ValueError(msg)
 
+    def check_all_there(self) -> None:
+        """Raise CorruptDataError when a dataset is missing of those that the collection lists."""
+        Listing.of(self.attributes(), self).check_all_there(self._is_there)
+
+    def _is_there(self, name: str) -> bool:
+        return name in self.members()
+
     def names(self) -> list[str]:
         """Names of the datasets, in the order of their numbers."""
         return sorted_datasets(self.members(), self._suffix)
@@ -224,10 +235,18 @@ class LocalZarr(_Folder):
         """Attributes in its zarr.json."""
         return dict(self._metadata().get("attributes", {}))
 
+    def _listing(self) -> Listing:
+        return Listing.of(self._metadata().get("attributes", {}), self.root)
+
+    def _is_there(self, name: str) -> bool:
+        # Those, too, that are hidden as long as the journal lists them: they may be in the listing already.
+        return (self.root / name / _DOCUMENT).exists()
+
     def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
 
         check_store(self.root / name)
+        self._listing().check(name)
         with damage_named(f"{self}/{name}"):
             return zarr.open_group(self.root / name, mode="r+" if writable else "r", use_consolidated=False)
 
@@ -296,16 +315,47 @@ class LocalZarr(_Folder):
         return metadata
 
     def _mark(self) -> None:
-        metadata = self._metadata() or {"zarr_format": 3, "node_type": "group"}
-        attributes = {**metadata.get("attributes", {}), **MARKER}
-        # In one place, in the write that publishes: through a network, looking at each node would take long.
-        changed = metadata | {"attributes": attributes, _CONSOLIDATED: self._all_metadata(metadata)}
-        if changed != metadata:
-            text = _extended(self.root / "zarr.json", metadata, changed)
-            # Without indent: with it json is ten times as slow, which tells where there are many datasets.
-            replace_text(self.root / "zarr.json", text or json.dumps(changed), self.root / WORK_FOLDER)
+        self._write_root(self._listing().digests)
 
-    def _all_metadata(self, root: Mapping[str, Any]) -> dict[str, Any]:
+    def relist(self) -> None:
+        """Take the datasets that are there now for all that belong here, as they are.
+
+        Raises
+        ------
+        BusyError
+            Another process is writing.
+        """
+        with WorkFolder(self.root):
+            self._write_root({})
+
+    def _write_root(self, listed: Mapping[str, str]) -> None:
+        """Write what the root says of the collection, beside what others made it say.
+
+        Parameters
+        ----------
+        listed
+            Digests of datasets that are not to be asked for theirs.
+        """
+        root = self._metadata() or {"zarr_format": 3, "node_type": "group"}
+        # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
+        names = [name for name in sorted_datasets(path.name for path in self.root.iterdir()) if self._is_there(name)]
+        new = {name: manifest_digest(f"{self.root}/{name}") or "" for name in names if name not in listed}
+        attributes = {**root.get("attributes", {}), **MARKER, LISTING: {**listed, **new}}
+        changed = root | {"attributes": attributes}
+        # Once they were left out, they stay out: to count them again would take longer than all else.
+        if _CONSOLIDATED in root or LISTING not in root.get("attributes", {}):
+            changed[_CONSOLIDATED] = self._all_metadata(root, names)
+        if changed == root:
+            return
+        # Without indent: with it json is ten times as slow, which tells where there are many datasets.
+        text = _extended(self.root / _DOCUMENT, root, changed) or json.dumps(changed)
+        if len(text) > _MOST_ROOT_BYTES:
+            changed.pop(_CONSOLIDATED)
+            text = json.dumps(changed)
+        # In one place, in the write that publishes: through a network, looking at each node would take long.
+        replace_text(self.root / _DOCUMENT, text, self.root / WORK_FOLDER)
+
+    def _all_metadata(self, root: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
         """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root.
 
         Those of datasets that are as `root` has them are taken from there: an addition reads one document of each, not dozens.
@@ -314,8 +364,7 @@ class LocalZarr(_Folder):
         for key, document in ((root.get(_CONSOLIDATED) or {}).get("metadata") or {}).items():
             kept.setdefault(key.partition("/")[0], {})[key] = document
         nodes: dict[str, Any] = {}
-        # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
-        for name in sorted_datasets(path.name for path in self.root.iterdir() if path.is_dir()):
+        for name in names:
             known = kept.get(name, {})
             document = _document(f"{self.root}/{name}")
             # The manifest in it tells all documents below by their digests.
@@ -338,7 +387,7 @@ def _extended(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str
     Writing the copies anew takes most of the time of an addition, once there are hundreds of datasets.
     """
     before = (old.get(_CONSOLIDATED) or {}).get("metadata") or {}
-    after = new[_CONSOLIDATED]["metadata"]
+    after = (new.get(_CONSOLIDATED) or {}).get("metadata") or {}
     if not before or any(after.get(key) is not document for key, document in before.items()):
         return None
     if [*old][-1] != _CONSOLIDATED or [*old[_CONSOLIDATED]][-1] != "metadata" or [*new][-1] != _CONSOLIDATED:
@@ -360,11 +409,9 @@ def _without_copies(root: Mapping[str, Any]) -> str:
 def _document(folder: str) -> dict[str, Any] | None:
     """The metadata of a node; None where there is none."""
     try:
-        with open(f"{folder}/zarr.json", "rb") as file:  # noqa: PTH123
-            document: dict[str, Any] = json.loads(file.read())
-    except FileNotFoundError:
+        return parsed_document(f"{folder}/{_DOCUMENT}")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return document
 
 
 def _note_metadata(folder: str, key: str, nodes: dict[str, Any]) -> None:
@@ -438,7 +485,8 @@ class OtherZarr(Place):
             self._set_attributes({_UNPUBLISHED: names})
             for name in names:
                 self.take_in(root / name, name)
-            self._set_attributes(MARKER)
+            new = {name: manifest_digest(f"{root}/{name}") or "" for name in names}
+            self._set_attributes({**MARKER, LISTING: {**self.attributes().get(LISTING, {}), **new}})
 
     def _remove_unpublished(self) -> None:
         """Remove what an interrupted call had copied."""

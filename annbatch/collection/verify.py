@@ -22,11 +22,13 @@ from annbatch.storage.chunks.zarr_table import zarr_steps
 from annbatch.storage.documents import check_documents
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
-from annbatch.storage.manifest import dataset_damage, has_manifest, missing_files, set_aside
+from annbatch.storage.listing import Listing
+from annbatch.storage.manifest import dataset_damage, has_manifest, is_set_aside, missing_files, set_aside
 from annbatch.storage.opening import check_is_store
 from annbatch.storage.reading.proving import prove
 
 from .manifest import write_manifest
+from .places import LocalZarr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,7 +170,7 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
     """
     path = _local(path)
     folders = [folder for folder in _datasets(path, Report()) if folder.is_dir() and has_manifest(folder)]
-    with set_aside(folders):
+    with set_aside([path, *folders]):
         report = verify(path, progress=progress)
     if report.is_sound:
         report.damage += [
@@ -177,6 +179,8 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
     if report.is_sound:
         for folder in folders:
             write_manifest(folder, add_checksums=False)
+        if folders and path not in folders:
+            LocalZarr(path).relist()
     return report
 
 
@@ -221,16 +225,25 @@ def _datasets(path: Path, report: Report) -> Iterator[Path]:
     if not folders and not files:
         yield path
         return
-    document = path / "zarr.json"
     if folders:
-        try:
-            attributes = json.loads(document.read_bytes())["attributes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            report.damage.append(Damage(str(document), "", None, None, f"cannot be read: {error!r}"))
-        else:
-            if not is_marked(attributes):
-                report.damage.append(Damage(str(document), "", None, None, "does not say that this is a collection"))
+        _verify_root(path, report)
     yield from (path / name for name in (*folders, *files))
+
+
+def _verify_root(path: Path, report: Report) -> None:
+    """See that a collection says that it is one, and that its datasets are those that it lists."""
+    document = path / "zarr.json"
+    try:
+        attributes = json.loads(document.read_bytes())["attributes"]
+        if not is_marked(attributes):
+            report.damage.append(Damage(str(document), "", None, None, "does not say that this is a collection"))
+        if not is_set_aside(path):
+            listing = Listing.of(attributes, path)
+            report.damage += [Damage(str(path), "", None, None, str(error)) for error in listing.damage()]
+    except CorruptDataError as error:
+        report.damage.append(Damage(str(document), "", None, None, str(error)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        report.damage.append(Damage(str(document), "", None, None, f"cannot be read: {error!r}"))
 
 
 def _verify_dataset(path: Path, report: Report, read: Callable[[int], object], num_threads: int) -> None:

@@ -52,10 +52,12 @@ __all__ = [
     "files_of",
     "first_file_key",
     "has_manifest",
+    "is_set_aside",
     "is_sharded",
     "is_true_copy",
     "listed_documents",
     "lost",
+    "manifest_digest",
     "manifest_in",
     "missing_files",
     "parsed_document",
@@ -261,13 +263,33 @@ _SET_ASIDE: Counter[str] = Counter()
 
 def has_manifest(folder: str | os.PathLike[str]) -> bool:
     """Whether a local folder is a dataset with a manifest, damaged or not."""
-    if _is_set_aside(folder):
+    if is_set_aside(folder):
         return False
     try:
         data = read_document(f"{os.fspath(folder)}/zarr.json")
     except (FileNotFoundError, NotADirectoryError):
         return False
     return MANIFEST.encode() in data
+
+
+def manifest_digest(folder: str) -> str | None:
+    """The digest that tells a dataset from any other, as its manifest has it.
+
+    Returns
+    -------
+    "" without a manifest; None for the one of a later annbatch, and where manifests are set aside.
+
+    Raises
+    ------
+    CorruptDataError
+        The document that holds it is damaged.
+    FileNotFoundError
+        There is none.
+    """
+    root = _root_document(folder)
+    if root is not None:
+        return str(root["digest"])
+    return None if is_set_aside(folder) or has_manifest(folder) else ""
 
 
 @contextmanager
@@ -281,7 +303,8 @@ def set_aside(folders: Iterable[str | os.PathLike[str]]) -> Iterator[None]:
         _SET_ASIDE.subtract(more)
 
 
-def _is_set_aside(folder: str | os.PathLike[str]) -> bool:
+def is_set_aside(folder: str | os.PathLike[str]) -> bool:
+    """Whether what a folder says of itself is not to be compared, see :func:`set_aside`."""
     return _SET_ASIDE.total() > 0 and _SET_ASIDE[os.path.realpath(folder)] > 0
 
 
@@ -477,7 +500,7 @@ def _root_document(folder: str) -> dict[str, Any] | None:
     """The manifest in a folder, checked in itself; None when it has none."""
     path = f"{folder}/zarr.json"
     found = os.stat(path)
-    if _is_set_aside(folder):
+    if is_set_aside(folder):
         return None
     return _manifest_in(path, (found.st_size, found.st_mtime_ns, found.st_ino))
 

@@ -9,6 +9,7 @@ from annbatch._shared.collection_format import sorted_datasets
 
 from .documents import check_documents
 from .errors import CorruptDataError, damage_named
+from .listing import Listing
 from .manifest import check_dataset
 
 if TYPE_CHECKING:
@@ -135,14 +136,28 @@ def open_group(
 
 
 def open_datasets(collection: zarr.Group) -> list[Any]:
-    """Open all datasets of a collection, and compare those that lie in local folders with their manifests."""
-    from .far.opening import find_datasets
-    from .local_zarr import LocalGroup
+    """Open all datasets of a collection; in a local folder, they are compared with their manifests, and with what it lists.
 
+    Raises
+    ------
+    CorruptDataError
+        A dataset is missing, or another one than the collection lists, or damaged.
+    """
+    from zarr.storage import LocalStore
+
+    from .far.opening import find_datasets
+    from .local_zarr import LocalGroup, location_of
+
+    folder = Path(collection.store.root, collection.path) if isinstance(collection.store, LocalStore) else None
+    found = set(find_datasets(collection))
+    listing = Listing.of(collection.attrs, folder or location_of(collection))
+    listing.check_all_there(found.__contains__)
     groups = []
-    for name in sorted_datasets(find_datasets(collection)):
-        if isinstance(collection, LocalGroup):
-            check_dataset(Path(collection.store.root, collection.path, name))
+    for name in sorted_datasets(found):
+        if folder is not None:
+            listing.check(name)
+            if isinstance(collection, LocalGroup):
+                check_dataset(folder / name)
         groups.append(collection[name])
     return groups
 

@@ -59,7 +59,9 @@ class TestBuild:
     def test_layout_is_the_shared_one(self, tmp_path, two):
         DatasetCollection(tmp_path / "c.zarr").add_adatas(two[1], dataset_size=60, **QUIET)
         root = zarr.open_group(tmp_path / "c.zarr", mode="r")
-        assert dict(root.attrs) == {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
+        listed = {name: root[name].attrs["annbatch-manifest"]["digest"] for name in ("dataset_0", "dataset_1")}
+        marker = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
+        assert dict(root.attrs) == {**marker, "annbatch-datasets": listed}
         assert sorted(root.group_keys()) == ["dataset_0", "dataset_1"]
         assert root.metadata.zarr_format == 3
         assert root["dataset_0/X/indices"].dtype == np.uint16

@@ -51,7 +51,7 @@ OUTCOMES = ("noticed", "refused", "same", "wrong", "other error", "crash", "hang
 
 @dataclass(frozen=True)
 class Damage:
-    """One try: what is done to which file."""
+    """One try: what is done to which file, or folder."""
 
     kind: str
     file: str
@@ -59,8 +59,14 @@ class Damage:
     other: str = ""
 
     @property
+    def is_of_folders(self) -> bool:
+        return self.kind.endswith(("folder", "folders"))
+
+    @property
     def part(self) -> str:
         """What the file belongs to, as the table names it."""
+        if self.is_of_folders:
+            return "folders"
         if self.file.endswith(DOCUMENTS):
             return "documents"
         if self.file.endswith(".h5ad"):
@@ -97,8 +103,10 @@ class Damage:
                 path.write_bytes(data)
             case "remove":
                 path.unlink()
-            case "swap":
-                other, between = root / self.other, path.with_name("between")
+            case "remove folder":
+                shutil.rmtree(path)
+            case "swap" | "swap folders":
+                other, between = root / self.other, root.with_name("between")
                 path.rename(between)
                 other.rename(path)
                 between.rename(other)
@@ -350,6 +358,28 @@ def swaps(root: Path) -> Iterator[Damage]:
                 yield Damage("swap", one, other=other)
 
 
+def folders_of(root: Path) -> list[str]:
+    """Folders of datasets, groups and arrays."""
+    return [folder for folder in sorted({str(Path(file).parent) for file in files_of(root)}) if folder != "."]
+
+
+def folder_removals(root: Path) -> Iterator[Damage]:
+    for folder in folders_of(root):
+        yield Damage("remove folder", folder)
+
+
+def folder_swaps(root: Path) -> Iterator[Damage]:
+    """Every pair of folders that differ, and lie in one folder, or have one name in different ones."""
+    contents = {
+        folder: [(file, (root / folder / file).read_bytes()) for file in files_of(root / folder)]
+        for folder in folders_of(root)
+    }
+    for one, other in combinations(contents, 2):
+        near = Path(one).parent == Path(other).parent or Path(one).parts[1:] == Path(other).parts[1:]
+        if near and contents[one] != contents[other]:
+            yield Damage("swap folders", one, other=other)
+
+
 def fuzzed_documents(root: Path, n: int, seed: int = 0) -> Iterator[Damage]:
     files = [file for file in files_of(root) if file.endswith(DOCUMENTS)]
     rng = np.random.default_rng(seed)
@@ -366,8 +396,25 @@ def changed_documents(root: Path, n: int, seed: int = 0) -> Iterator[Damage]:
 
 
 @contextlib.contextmanager
+def _copied(root: Path) -> Iterator[None]:
+    """What is below a folder is put back afterwards; times stay, so that nobody sees a change that is none."""
+    kept = root.with_name("kept")
+    shutil.copytree(root, kept)
+    try:
+        yield
+    finally:
+        shutil.rmtree(root)
+        kept.rename(root)
+
+
+@contextlib.contextmanager
 def damaged(root: Path, damage: Damage) -> Iterator[None]:
     """The collection with a damage, which is mended afterwards."""
+    if damage.is_of_folders:
+        with _copied(root):
+            damage.apply(root)
+            yield
+        return
     before = {file: (root / file).read_bytes() for file in (damage.file, damage.other) if file}
     damage.apply(root)
     try:
@@ -474,6 +521,8 @@ def tries(root: Path, scale: float, seed: int = 0) -> Iterator[Damage]:
     yield from flips(root, int(500 * scale), seed + 4, "zero 64 bytes")
     yield from removals(root)
     yield from swaps(root)
+    yield from folder_removals(root)
+    yield from folder_swaps(root)
     yield from fuzzed_documents(root, int(2000 * scale), seed)
     yield from changed_documents(root, int(2000 * scale), seed)
 

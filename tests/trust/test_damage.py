@@ -62,9 +62,11 @@ def test_a_hundred_bytes(collection, expected):
         (lambda root: damage.flips(root, 16, 3, "zero"), 16),
         (damage.removals, 60),
         (damage.swaps, 16),
+        (damage.folder_removals, 16),
+        (damage.folder_swaps, 16),
         (lambda root: damage.fuzzed_documents(root, 16), 16),
     ],
-    ids=["truncated", "grown", "zeroed", "removed", "swapped", "documents"],
+    ids=["truncated", "grown", "zeroed", "removed", "swapped", "folders removed", "folders swapped", "documents"],
 )
 def test_damage_of_every_kind(collection, expected, tries, n):
     outcomes(collection, expected, spread(tries(collection), n))
@@ -83,6 +85,8 @@ def test_two_thousand_tries_in_a_process_of_their_own(tmp_path):
         *damage.flips(root, 200, 9, "zero"),
         *damage.removals(root),
         *damage.swaps(root),
+        *damage.folder_removals(root),
+        *damage.folder_swaps(root),
         *damage.fuzzed_documents(root, 200, 10),
     ]
     try:

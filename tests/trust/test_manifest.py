@@ -22,6 +22,7 @@ from annbatch.cli import main
 from annbatch.collection.manifest import write_manifest
 from annbatch.collection.verify import accept, verify
 from annbatch.storage import CorruptDataError, manifest
+from annbatch.storage.listing import LISTING
 from annbatch.storage.reading import proving
 from tests.cells import cells
 
@@ -108,10 +109,10 @@ def test_a_caller_s_attributes_are_part_of_what_is_sealed(tmp_path):
 def test_a_collection_without_manifest_opens(collection):
     root = collection._place.root
     expected = damage.values(root)
-    for dataset in root.glob("dataset_*"):
-        document = json.loads((dataset / "zarr.json").read_text())
-        del document["attributes"][manifest.MANIFEST]
-        (dataset / "zarr.json").write_text(json.dumps(document))
+    for folder, name in ((root, LISTING), *((dataset, manifest.MANIFEST) for dataset in root.glob("dataset_*"))):
+        document = json.loads((folder / "zarr.json").read_text())
+        del document["attributes"][name]
+        (folder / "zarr.json").write_text(json.dumps(document))
     (root / "dataset_0/obs/zarr.json").write_text((root / "dataset_0/obs/zarr.json").read_text() + "\n")
     assert damage.values(root) == expected
 

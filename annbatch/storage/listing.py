@@ -1,0 +1,87 @@
+"""What a collection says of its datasets, and whether it is true.
+
+The root group of a collection that annbatch wrote has an attribute ``annbatch-datasets``: the names of its datasets, each with the
+digest of its manifest (storage/manifest.py), "" where it has none. So a dataset that is gone, or another one in its place, is
+noticed. One that is not listed was added by someone else, and is as welcome as the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from annbatch._shared.collection_format import dataset_number
+
+from .errors import CorruptDataError
+from .manifest import is_set_aside, manifest_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Self
+
+__all__ = ["LISTING", "Listing"]
+
+LISTING = "annbatch-datasets"
+_ON_PURPOSE = "if that was on purpose, `annbatch verify PATH --accept` takes the collection as it is now"
+
+
+class Listing(NamedTuple):
+    """The datasets that a collection lists.
+
+    Attributes
+    ----------
+    place
+        The collection: the path of a local folder, or the name of another place.
+    digests
+        Of the manifest of each dataset, by name; empty where the collection says nothing of its datasets.
+    """
+
+    place: str
+    digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Any], place: object) -> Self:
+        """Take it from the attributes of a collection.
+
+        Raises
+        ------
+        CorruptDataError
+            It is damaged.
+        """
+        listed = attributes.get(LISTING, {})
+        are_named = isinstance(listed, dict) and all(dataset_number(name) is not None for name in listed)
+        if not are_named or not all(isinstance(digest, str) for digest in listed.values()):
+            msg = f"{place}: the attribute {LISTING} is damaged"
+            raise CorruptDataError(msg)
+        return cls(str(place), listed)
+
+    def check_all_there(self, is_there: Callable[[str], bool]) -> None:
+        """Raise CorruptDataError when a dataset is missing."""
+        for name in self.digests:
+            if not is_there(name):
+                raise self._missing(name)
+
+    def check(self, name: str) -> None:
+        """Raise CorruptDataError when a dataset in a local folder is missing, or another one than was written there."""
+        expected = self.digests.get(name)
+        if not expected or is_set_aside(self.place):
+            return
+        try:
+            found = manifest_digest(f"{self.place}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing(name) from None
+        if found is not None and found != expected:
+            msg = f"{self.place}/{name} is not the dataset that was written there: it has another manifest, or none; {_ON_PURPOSE}"
+            raise CorruptDataError(msg)
+
+    def damage(self) -> Iterator[CorruptDataError]:
+        """Everything that is not as a collection in a local folder lists it."""
+        for name in self.digests:
+            try:
+                self.check(name)
+            except CorruptDataError as error:
+                yield error
+
+    def _missing(self, name: str) -> CorruptDataError:
+        return CorruptDataError(
+            f"{self.place}/{name} is missing; copy it again from where the collection came from; {_ON_PURPOSE}"
+        )

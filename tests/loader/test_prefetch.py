@@ -496,7 +496,7 @@ next(more)
 
 def test_interpreter_exits_with_a_pass_open():
     process = run("batches = iter(loader); next(batches)")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -518,7 +518,7 @@ def test_interpreters_exit_in_many_ways_with_a_pass_open():
                 print(end, status)
         """
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -544,7 +544,7 @@ def test_ctrl_c_while_waiting_for_a_batch():
     )
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert (process.returncode, out.splitlines()[-1], err) == (0, "1 []", "")
 
 
@@ -569,7 +569,7 @@ def test_a_fork_in_mid_pass():
         print(len(list(batches)))
         """
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert out.splitlines() == [
         "a pass must be continued in the process that started it: this process is a fork; start a new pass in it",
         "1004 502",

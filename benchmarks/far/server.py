@@ -157,6 +157,10 @@ class RangeServer:
             self.loop.run_forever()
         finally:
             server.close()
+            # Whoever was just coming in has no connection yet that could be ended.
+            coming = asyncio.all_tasks(self.loop)
+            if coming:
+                self.loop.run_until_complete(asyncio.wait(coming))
             for connection in list(self.connections):
                 connection.transport.abort()
             self.loop.run_until_complete(asyncio.sleep(0))

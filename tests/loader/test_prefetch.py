@@ -220,6 +220,16 @@ def test_a_thread_that_comes_while_another_one_closes_learns_of_the_end(monkeypa
     assert n_threads() == 0
 
 
+def test_a_thread_that_comes_while_another_one_has_the_end_in_hand_learns_of_the_end():
+    """Between its taking the end out and putting it back, it was told that there was no memory left."""
+    ahead = ReadAhead(iter([[0]]), 1)
+    assert next(ahead) == 0
+    assert wait_until(lambda: n_threads() == 0)
+    while ahead._channel.items.get(timeout=60) is not read_ahead._ALL_DONE:
+        pass
+    assert list(ahead) == []
+
+
 def test_dropped_by_its_own_thread():
     # The garbage collector runs where it likes, also in the thread that reads ahead.
     holder = []

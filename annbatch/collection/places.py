@@ -23,7 +23,7 @@ from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
 from annbatch.storage.listing import LISTING, Listing
 from annbatch.storage.manifest import MANIFEST, listed_documents, manifest_digest, parsed_document, read_document
-from annbatch.storage.opening import check_not_empty, check_store, open_group
+from annbatch.storage.opening import check_not_empty, check_store, open_group, open_hdf5
 
 from .building.files import replace_text
 from .building.journal import WorkFolder, unpublished
@@ -222,7 +222,7 @@ class H5Folder(_Folder):
         import h5py
 
         with damage_named(f"{self}/{name}"):
-            return h5py.File(self.root / name, "r+" if writable else "r")
+            return h5py.File(self.root / name, "r+") if writable else open_hdf5(self.root / name)
 
 
 class LocalZarr(_Folder):

@@ -24,7 +24,7 @@ from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
 from annbatch.storage.listing import Listing
 from annbatch.storage.manifest import dataset_damage, has_manifest, is_set_aside, missing_files, set_aside
-from annbatch.storage.opening import check_is_store
+from annbatch.storage.opening import check_is_store, open_hdf5
 from annbatch.storage.reading.proving import prove
 
 from .manifest import write_manifest
@@ -277,7 +277,7 @@ def _opened(path: Path) -> h5py.File | zarr.Group:
     check_is_store(path)
     with damage_named(str(path)):
         if not path.is_dir():
-            return h5py.File(path, "r")
+            return open_hdf5(path, skip=())
         check_documents(path, parse=False)  # zarr-python opens whatever has the name of one
         return zarr.open_group(path, mode="r", use_consolidated=False)
 

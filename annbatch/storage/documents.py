@@ -17,10 +17,17 @@ def read_by_anndata(group: Any) -> Any:
     Raises
     ------
     CorruptDataError
-        As :func:`check_documents`, of a local Zarr group that was opened quickly.
+        As :func:`check_documents`, of a local Zarr group that was opened quickly; as ``check_chunks`` of a group of HDF5.
     """
+    import h5py
     from anndata.io import read_elem
 
+    if isinstance(group, h5py.Group):
+        from .chunks.hdf5_chunks import check_chunks
+        from .hdf5_heap import check_attributes
+
+        check_attributes(group)
+        group.visititems(lambda _, item: check_chunks(item) if isinstance(item, h5py.Dataset) else None)
     if isinstance(group, LocalGroup):
         check_documents(f"{group.store.root}/{group.path}")
         group = group.plain()

@@ -417,6 +417,10 @@ class FrameReader:
             if part is not None and _is_group(part):
                 msg = f"column {name!r} of {_location(self._elem)}: {_location(part)} is a group, not an array: the file is damaged"
                 raise CorruptDataError(msg)
+        for part in (column.values, column.categories, column.mask):
+            if part is not None and not _is_group(part) and not hasattr(part, "shape"):
+                msg = f"column {name!r} of {_location(self._elem)} is neither an array nor a group: the file is damaged"
+                raise CorruptDataError(msg)
         for part in (column.values, column.mask):
             if part is not None and not _is_group(part) and part.shape[:1] != (self.n_rows,):
                 msg = (
@@ -678,7 +682,10 @@ def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None
     if not chunks or len(shape) != 1:
         return None
     start, stop, _ = (rows if isinstance(rows, slice) else _ALL).indices(shape[0])
-    for chunk in range(start // chunks[0], -(-stop // chunks[0])):
+    numbers = range(start // chunks[0], -(-stop // chunks[0]))
+    if len(numbers) == 1:
+        return numbers[0]
+    for chunk in numbers:
         try:
             _read_unchecked(column, slice(chunk * chunks[0], min((chunk + 1) * chunks[0], shape[0])))
         except Exception:  # noqa: BLE001 - whatever the library raises

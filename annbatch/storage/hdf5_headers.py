@@ -1,4 +1,4 @@
-"""What the object header of an HDF5 dataset says that h5py does not hand out: its layout message.
+"""What the header of an object of HDF5 says that h5py does not hand out: how a dataset lies, and where the texts of attributes are.
 
 The words are those of the HDF5 File Format Specification: IV.A (object headers), IV.A.2.i (layout message).
 """
@@ -10,15 +10,25 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import h5py
 
-__all__ = ["CHUNKED", "edges_are_unfiltered", "layout_message", "local_bytes", "sizes_are_usual"]
+__all__ = [
+    "CHUNKED",
+    "attribute_messages",
+    "edges_are_unfiltered",
+    "header_address",
+    "layout_message",
+    "local_bytes",
+    "sizes_are_usual",
+]
 
 CHUNKED = 2
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LAYOUT_MESSAGE, _CONTINUATION_MESSAGE = 0x08, 0x10
+_LAYOUT_MESSAGE, _ATTRIBUTE_MESSAGE, _CONTINUATION_MESSAGE = 0x08, 0x0C, 0x10
+# Of the flags of a message: it stands elsewhere.
+_SHARED = 2
 # Versions of the layout message that have flags, and the flags that there are: edges, and an index of a single chunk.
 _WITH_FLAGS, _EDGES_UNFILTERED, _KNOWN_FLAGS = (4, 5), 1, 3
 # Bytes and areas of one object header at most. Real ones are far smaller.
@@ -70,11 +80,20 @@ def layout_message(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | byt
     if not sizes_are_usual(bytes(peek(0, 64))):
         return None
     # (h5py.h5o.get_info walks the tree of chunks, to tell how large it is.)
-    low, high = h5py.h5g.get_objinfo(dataset.id, b".").objno
-    try:
-        return _layout_message(peek, low | high << 8 * struct.calcsize("l"))
-    except (struct.error, IndexError, OverflowError):
-        return None
+    messages = _messages(peek, header_address(h5py.h5g.get_objinfo(dataset.id, b".")))
+    return next((message for kind, message in messages if kind == _LAYOUT_MESSAGE), None)
+
+
+def header_address(info: h5py.h5g.GroupStat) -> int:
+    """Return where in its file the header of an object begins, of which ``h5py.h5g.get_objinfo`` told."""
+    low, high = info.objno
+    address: int = low | high << 8 * struct.calcsize("l")
+    return address
+
+
+def attribute_messages(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[bytes]:
+    """Yield the messages of the header at an address, in a file of usual sizes, that hold an attribute each."""
+    return (message for kind, message in _messages(peek, address) if kind == _ATTRIBUTE_MESSAGE)
 
 
 def sizes_are_usual(start: bytes) -> bool:
@@ -85,7 +104,15 @@ def sizes_are_usual(start: bytes) -> bool:
     return sizes == b"\x08\x08" and start[base : base + 8] == bytes(8)
 
 
-def _layout_message(peek: Callable[[int, int], bytes | bytearray], address: int) -> bytes | None:
+def _messages(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and content of each message of an object header, as far as they are understood and stand in it."""
+    try:
+        yield from _walk(peek, address)
+    except (struct.error, IndexError, OverflowError):
+        return
+
+
+def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[tuple[int, bytes]]:
     head = bytes(peek(address, 64))
     if head[:4] == b"OHDR":
         flags = head[5]
@@ -97,23 +124,23 @@ def _layout_message(peek: Callable[[int, int], bytes | bytearray], address: int)
         areas = [(address + 16, struct.unpack_from("<I", head, 8)[0])]
         prefix, order, is_old = struct.Struct("<HHB3x"), 0, True
     else:
-        return None
+        return
     n_left = _MOST_HEADER_BYTES
     for number, (start, n_bytes) in enumerate(areas):  # grows while it is walked
         n_left -= n_bytes
         if number >= _MOST_HEADER_AREAS or n_left < 0:
-            return None
+            return
         data = bytes(peek(start, n_bytes))
         at = 0
         while at + prefix.size + order <= len(data):
-            kind, size, _ = prefix.unpack_from(data, at)
+            kind, size, flags = prefix.unpack_from(data, at)
             at += prefix.size + order
             message = data[at : at + size]
             at += size
-            if kind == _LAYOUT_MESSAGE:
-                return message
+            if flags & _SHARED:
+                continue
+            yield kind, message
             if kind == _CONTINUATION_MESSAGE:
                 more, length = struct.unpack_from("<QQ", message)
                 # Newer areas have a signature before and a checksum behind their messages.
                 areas.append((more, length) if is_old else (more + 4, length - 8))
-    return None

@@ -14,7 +14,7 @@ from .manifest import check_dataset
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import h5py
     import zarr
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from .far.hdf5 import FarFile
     from .far.options import FarOptions
 
-__all__ = ["check_is_store", "home_of", "is_store", "open_datasets", "open_group", "open_groups"]
+__all__ = ["check_is_store", "home_of", "is_store", "open_datasets", "open_group", "open_groups", "open_hdf5"]
 
+# Members of an AnnData that are not read, or by anndata when their turn comes.
+_NOT_READ = (b"uns", b"obsp", b"varp")
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
 
 
@@ -106,7 +108,6 @@ def open_group(
     ValueError
         The path is empty, or the URL can be of no bucket.
     """
-    import h5py
     import zarr
 
     from .far.handed import StoredObject
@@ -126,13 +127,28 @@ def open_group(
     check_is_store(path)
     with damage_named(str(path)):
         if not path.is_dir():
-            return h5py.File(path, "r")
+            return open_hdf5(path)
         if quick:
             check_dataset(path)  # without a manifest, documents are looked at as they are read
             return open_local_group(path.absolute())
         check_store(path)
         # Consolidated metadata is a copy, which saves nothing in a local folder, and may be an old one.
         return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def open_hdf5(path: Path, skip: Collection[bytes] = _NOT_READ) -> h5py.File:
+    """Open a local file for reading, and see that HDF5 can read the attributes of what is in it but for some members of its root."""
+    import h5py
+
+    from .hdf5_heap import check_attributes
+
+    file = h5py.File(path, "r")
+    try:
+        check_attributes(file, skip)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def open_datasets(collection: zarr.Group) -> list[Any]:

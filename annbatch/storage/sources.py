@@ -213,8 +213,7 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
         msg = f"{location} holds no CSR matrix: {', '.join(missing)} missing"
         raise CorruptDataError(msg)
     with damage_named(location):
-        elements = {key: group[key] for key in _CSR_KEYS}
-    arrays = {key: stored_array(element) for key, element in elements.items()}
+        arrays = {key: stored_array(group[key]) for key in _CSR_KEYS}
     return _sparse_source(arrays, shape, location, direct=direct)
 
 

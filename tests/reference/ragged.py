@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["decode_texts", "find_extents", "heap_texts", "lengths_and_starts", "number_texts", "unpack_texts"]
+__all__ = [
+    "decode_texts",
+    "find_extents",
+    "first_broken",
+    "heap_texts",
+    "lengths_and_starts",
+    "number_texts",
+    "unpack_texts",
+]
 
 
 def lengths_and_starts(pointers: np.ndarray, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +62,19 @@ def heap_texts(collections: dict[int, bytes], references: list[tuple[int, int, i
             return None
         texts.append(objects[number].partition(b"\0")[0])
     return texts
+
+
+def first_broken(collections: list[bytes]) -> int:
+    """Number of the first collection that HDF5 would not walk to its very end; -1 when there is none."""
+    for number, collection in enumerate(collections):
+        at = 16
+        while at + 16 <= len(collection):
+            size = int.from_bytes(collection[at + 8 : at + 16], "little")
+            step = size if collection[at : at + 2] == b"\0\0" else 16 + -(-size // 8) * 8
+            if step < 16 or at + step > len(collection):
+                return number
+            at += step
+    return -1
 
 
 def number_texts(data: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, list[bytes]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import struct
 import subprocess
 import sys
 import textwrap
+import warnings
 import zlib
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,7 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 from annbatch import storage
 from annbatch.collection.verify import verify
 from annbatch.storage.chunks.bounded import readable
-from annbatch.storage.chunks.decoders import decoder
+from annbatch.storage.chunks.decoders import decoder, lzma_decoder
 from annbatch.storage.chunks.zarr_text import TextChunks
 from annbatch.storage.engine._engine import crc32c
 from annbatch.storage.frames import FrameReader
@@ -192,6 +194,37 @@ def test_decoders_give_what_numcodecs_gives_and_no_more(name):
     assert bytes(decoder("gzip")(gzip.compress(b"one ") + gzip.compress(b"two") + bytes(8), 100)) == b"one two"
 
 
+PACKED_IN = [
+    {},
+    {"format": lzma.FORMAT_ALONE},
+    {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2, "preset": 9}]},
+]
+
+
+@pytest.mark.parametrize("settings", PACKED_IN, ids=["xz", "alone", "raw"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_lzma_is_decoded_to_no_more_than_there_is_room_for(settings, zarr_format, tmp_path):
+    packer = numcodecs.LZMA(**settings)
+    plain = np.random.default_rng(0).integers(0, 40, 300_000).astype("u1").tobytes()
+    decode = lzma_decoder(settings.get("format", lzma.FORMAT_XZ), settings.get("filters"))
+    coded = packer.encode(plain)
+    assert bytes(decode(coded, len(plain))) == plain
+    for part, limit in ((coded, len(plain) - 1), (coded[:-9], len(plain)), (b"\xff" * 50, 100)):
+        with pytest.raises(ValueError, match="does not decode to|cut short|cannot be decoded"):
+            decode(part, limit)
+    values, n = np.arange(5_000, dtype="f4"), 2**23
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr-python does not know how it will be in other languages
+        packers = packer if zarr_format == 2 else {"name": "numcodecs.lzma", "configuration": settings}
+        array = zarr.create_array(
+            tmp_path / "a.zarr", data=values, zarr_format=zarr_format, compressors=packers, chunks=values.shape
+        )
+    np.testing.assert_array_equal(readable(array)[:], values)
+    (tmp_path / "a.zarr" / ("0" if zarr_format == 2 else "c/0")).write_bytes(packer.encode(bytes(n)))
+    with pytest.raises(ValueError, match="does not decode to at most"):
+        readable(array)[:]
+
+
 def test_room_that_zstd_does_not_need_is_not_taken():
     """That of a long chunk of text is more than a machine may have."""
     packer = numcodecs.Zstd()
@@ -211,7 +244,7 @@ def test_long_texts_that_are_all_the_same_are_no_bomb(zarr_format, tmp_path):
     assert readable(array)[-1] == texts[-1]
 
 
-@pytest.mark.parametrize("name", ["blosc", "zstd", "zlib", "gzip", "lz4", "bz2"])
+@pytest.mark.parametrize("name", ["blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma"])
 def test_filters_of_format_2_may_store_wider_items_than_the_array_has(name, tmp_path):
     values = np.arange(5_000, dtype="f4")
     array = zarr.create_array(
@@ -231,6 +264,12 @@ def test_filters_of_format_2_may_store_wider_items_than_the_array_has(name, tmp_
 def pack(name):
     """A chunk of so many zeros."""
     return numcodecs.get_codec({"id": name, **({"cname": "zstd"} if name == "blosc" else {})}).encode(ZEROS)
+
+
+@cache
+def pack_slowly(name):
+    """As many zeros in streams one behind the other: these take their time to pack."""
+    return numcodecs.get_codec({"id": name}).encode(ZEROS[: 2**22]) * (BOMB_BYTES >> 22)
 
 
 @cache
@@ -255,7 +294,7 @@ def bomb_of_text(path, name, zarr_format, packer, *, in_a_shard=False):
     options = {"shards": (20,), "chunks": (10,)} if in_a_shard else {"chunks": (20,)}
     index = group.create_array("obs/_index", shape=(20,), dtype=str, compressors=packer, **options)
     index.attrs.update(attributes)
-    data = pack(name)
+    data = pack_slowly(name) if name in ("lzma", "bz2") else pack(name)
     if in_a_shard:
         n = len(data)
         entries = struct.pack("<4Q", 0, n, 0, n)
@@ -339,6 +378,8 @@ BOMBS = {
     "text-zstd.zarr": lambda path: bomb_of_text(path, "zstd", 3, ZstdCodec()),
     "text-in-shard.zarr": lambda path: bomb_of_text(path, "zstd", 3, ZstdCodec(), in_a_shard=True),
     "text-2-blosc.zarr": lambda path: bomb_of_text(path, "blosc", 2, numcodecs.Blosc()),
+    "text-2-lzma.zarr": lambda path: bomb_of_text(path, "lzma", 2, numcodecs.LZMA()),
+    "text-2-bz2.zarr": lambda path: bomb_of_text(path, "bz2", 2, numcodecs.BZ2()),
     "text-2-zlib.zarr": lambda path: bomb_of_text(path, "zlib", 2, numcodecs.Zlib()),
     "text-count.zarr": claim_texts,
     "gzip.h5ad": lambda path: bomb_of_hdf5(path, big_endian=False),
@@ -404,7 +445,7 @@ def test_bombs_are_refused_and_cost_little(tmp_path):
     for name, (said, seconds, megabytes) in try_all(sound, [tmp_path / name for name in BOMBS]).items():
         assert name in said
         assert not said.startswith(("MemoryError", "read")), said
-        assert megabytes < 80, said
-        assert seconds < 5, said
+        assert megabytes < 64, said
+        assert seconds < 1, said  # of processor time: 0.2 at most on a machine of 2026
         if name in ("blosc.zarr", "text-gzip.zarr", "gzip-fallback.h5ad", "text.h5ad", "huge-chunk.h5ad"):
             assert not verify(tmp_path / name, progress=False).is_sound

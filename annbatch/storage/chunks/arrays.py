@@ -201,8 +201,8 @@ class Hdf5Array(StoredArray):
         filename = file.filename
         self.path, self.name = os.path.abspath(filename) if self._far is None else filename, dataset.name  # noqa: PTH100
         self.location = f"{filename} :: {self.name}"
-        self.shape, self.dtype = dataset.shape, native(dataset.dtype)
-        self._chunks = dataset.chunks
+        with damage_named(self.location):
+            self.shape, self.dtype, self._chunks = dataset.shape, native(dataset.dtype), dataset.chunks
         self._dataset: h5py.Dataset | None = dataset
         self._own_file: h5py.File | None = None
         self._pid = os.getpid()

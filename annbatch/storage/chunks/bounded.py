@@ -15,10 +15,12 @@ from zarr.codecs import BloscCodec, GzipCodec, ShardingCodec, VLenBytesCodec, VL
 
 from annbatch.storage.claims import most_bytes
 
-from .decoders import as_bytes, decoder, most_text_bytes, with_room
+from .decoders import as_bytes, decoder, lzma_decoder, most_text_bytes, with_room
 from .hdf5_chunks import check_chunks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import zarr
 
 __all__ = ["bounded", "readable"]
@@ -78,10 +80,14 @@ def _itemsize(dtype: Any) -> int | None:
     return None if native.kind in ("O", "T") or native.hasobject else int(native.itemsize)
 
 
-def _decoder_of(name: str) -> Any:
-    found = decoder(name)
-    assert found is not None
-    return found
+def _decoder_of(codec: Any) -> Callable[[Any, int], Any] | None:
+    """Return what decodes as a codec of zarr-python or numcodecs, to no more than is told; None for one that is not known here."""
+    known = {BloscCodec: "blosc", GzipCodec: "gzip", ZstdCodec: "zstd"}.get(type(codec))
+    name = known or str(getattr(codec, "codec_id", getattr(codec, "codec_name", ""))).removeprefix("numcodecs.")
+    if name == "lzma":
+        settings = getattr(codec, "codec_config", None) or codec.get_config()
+        return lzma_decoder(settings.get("format", 1), settings.get("filters"))
+    return decoder(name)
 
 
 def _bounded_steps(steps: Any, most: int | None) -> tuple[Any, ...]:
@@ -96,11 +102,8 @@ def _bounded_steps(steps: Any, most: int | None) -> tuple[Any, ...]:
 def _bounded_step(step: Any, most: int | None) -> Any:
     if isinstance(step, ShardingCodec):
         return replace(step, codecs=_bounded_steps(step.codecs, most))
-    if isinstance(step, BytesBytesCodec) and not isinstance(step, _BoundedCodec):
-        known = {BloscCodec: "blosc", GzipCodec: "gzip", ZstdCodec: "zstd"}.get(type(step))
-        name = known or str(getattr(step, "codec_name", "")).removeprefix("numcodecs.")
-        if decoder(name) is not None:
-            return _BoundedCodec(step, name, most)
+    if isinstance(step, BytesBytesCodec) and not isinstance(step, _BoundedCodec) and _decoder_of(step) is not None:
+        return _BoundedCodec(step, most)
     return step
 
 
@@ -109,7 +112,6 @@ class _BoundedCodec(BytesBytesCodec):  # type: ignore[misc,unused-ignore]
     """A codec of Zarr format 3."""
 
     inner: Any
-    name: str
     most: int | None
     is_fixed_size = False
 
@@ -127,7 +129,9 @@ class _BoundedCodec(BytesBytesCodec):  # type: ignore[misc,unused-ignore]
         else:
             itemsize = _itemsize(chunk_spec.dtype) or 1
             limit = with_room(min(prod(chunk_spec.shape) * itemsize, self.most))
-        return chunk_spec.prototype.buffer.from_bytes(_decoder_of(self.name)(raw, limit))
+        decode = _decoder_of(self.inner)
+        assert decode is not None
+        return chunk_spec.prototype.buffer.from_bytes(decode(raw, limit))
 
     async def _decode_single(self, chunk_data: Any, chunk_spec: Any) -> Any:
         return await asyncio.to_thread(self._decode_sync, chunk_data, chunk_spec)
@@ -160,24 +164,25 @@ class _BoundedFilter(Numcodec):  # type: ignore[misc,unused-ignore]
 
     def __init__(self, inner: Any, n: int, *, is_text: bool) -> None:
         self.inner, self.codec_id, self._n, self._is_text = inner, inner.codec_id, n, is_text
+        self._decode = _decoder_of(inner)
 
     @classmethod
     def of(cls, inner: Any, n: int, *, is_text: bool) -> Any:
         """Wrap a codec; `n`: bytes of a chunk, of text its rows."""
-        name = str(getattr(inner, "codec_id", None))
-        is_counted = is_text and name in ("vlen-utf8", "vlen-bytes")
-        return cls(inner, n, is_text=is_text) if decoder(name) is not None or is_counted else inner
+        if not hasattr(inner, "codec_id"):
+            return inner
+        is_counted = is_text and inner.codec_id in ("vlen-utf8", "vlen-bytes")
+        return cls(inner, n, is_text=is_text) if _decoder_of(inner) is not None or is_counted else inner
 
     def encode(self, buf: Any) -> Any:
         return self.inner.encode(buf)
 
     def decode(self, buf: Any, out: Any = None) -> Any:
-        decode = decoder(self.codec_id)
-        if decode is None:
+        if self._decode is None:
             _check_count(as_bytes(buf), self._n)
             return self.inner.decode(buf, out)
         raw = as_bytes(buf)
-        decoded = decode(raw, most_text_bytes(self._n, len(raw)) if self._is_text else with_room(self._n))
+        decoded = self._decode(raw, most_text_bytes(self._n, len(raw)) if self._is_text else with_room(self._n))
         if out is None:
             return decoded
         return numcodecs.compat.ndarray_copy(decoded, out)

@@ -7,6 +7,7 @@ goes, also beyond its end.
 from __future__ import annotations
 
 import bz2
+import lzma
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from annbatch.storage.engine import _engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["as_bytes", "decoder", "most_text_bytes", "with_room"]
+__all__ = ["as_bytes", "decoder", "lzma_decoder", "most_text_bytes", "with_room"]
 
 # Of text, no size is known beforehand: what is usual, and what a chunk may take besides, for each row and byte of it.
 _USUAL_TEXT_BYTES = 32 * 2**20
@@ -27,8 +28,12 @@ _TEXT_BYTES_PER_ROW = 1024
 _TEXT_BYTES_PER_STORED_BYTE = 16
 _BLOSC_HEADER = struct.Struct("<BBBBIII")
 _SNAPPY = 2
-# Bytes that a decoder of a stream is given at a time.
-_FED_BYTES = 1 << 14
+# Bytes that a decoder of a stream is given at a time, and makes of them at a time: what it makes is in memory twice meanwhile. (That of
+# deflate makes 1,032 of each at most.)
+_FED_BYTES = 1 << 12
+_MADE_BYTES = 1 << 20
+# Memory that a decoder of xz may ask for: its largest preset needs 65 MB, and takes as much of them as it makes.
+_MOST_XZ_BYTES = 1 << 27
 _LZ4_HEADER = struct.Struct(">QI")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -138,32 +143,58 @@ def _lz4_hdf5(raw: Any, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _streams(make: Callable[[], Any], raw: Any, limit: int) -> bytes:
-    """Decode one stream after the other, as they stand in files of gzip and bz2; zeros may follow."""
+def lzma_decoder(form: int, filters: Any = None) -> Callable[[Any, int], Any]:
+    """Return what :func:`decoder` returns, for lzma: only its settings tell how it is packed.
+
+    Parameters
+    ----------
+    form, filters
+        As ``numcodecs.LZMA`` has them; filters are looked at in raw streams only.
+    """
+
+    def make() -> lzma.LZMADecompressor:
+        if form == lzma.FORMAT_RAW:
+            return lzma.LZMADecompressor(form, filters=filters)
+        return lzma.LZMADecompressor(form, memlimit=_MOST_XZ_BYTES)
+
+    return lambda raw, limit: _streams(make, raw, limit)
+
+
+def _streams(make: Callable[[], Any], raw: Any, limit: int) -> bytearray:
+    """Decode one stream after the other, as they stand in files of gzip, bz2 and xz; zeros may follow."""
     left = memoryview(as_bytes(raw))
-    parts: list[bytes] = []
-    n = at = 0
+    decoded = bytearray()  # grows without a second copy
+    at = 0
     try:
         while at < len(left):
             stream = make()
             while at < len(left) and not stream.eof:
-                # A little at a time: what comes of it all is in memory twice while it is put together.
-                part = stream.decompress(left[at : at + _FED_BYTES], limit - n + 1)
-                at = min(at + _FED_BYTES, len(left))
-                n += len(part)
-                if n > limit:
-                    raise _too_much(limit)
-                parts.append(part)
+                fed, at = left[at : at + _FED_BYTES], min(at + _FED_BYTES, len(left))
+                _append(stream, fed, decoded, limit)
             if not stream.eof:
                 msg = "cut short"
                 raise ValueError(msg)
             at -= len(stream.unused_data)
             while at < len(left) and not left[at]:
                 at += 1
-    except (zlib.error, OSError) as error:
+    except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
         msg = f"a chunk cannot be decoded: {error}"
         raise ValueError(msg) from error
-    return b"".join(parts)
+    return decoded
+
+
+def _append(stream: Any, fed: Any, decoded: bytearray, limit: int) -> None:
+    """Append what comes of some bytes."""
+    while True:
+        most = limit - len(decoded) + 1
+        # One of deflate would keep what it did not make, and not say so.
+        decoded += stream.decompress(fed, most if hasattr(stream, "unconsumed_tail") else min(most, _MADE_BYTES))
+        if len(decoded) > limit:
+            decoded.clear()  # or the error would keep it
+            raise _too_much(limit)
+        if stream.eof or getattr(stream, "needs_input", True):
+            return
+        fed = b""
 
 
 _DECODERS: dict[str, Callable[[Any, int], Any]] = {

@@ -1,7 +1,7 @@
 """What chunks of an HDF5 dataset would take, looked at before HDF5 itself reads them.
 
 HDF5 takes the memory that a filter asks for: a chunk of gzip that unpacks to gigabytes takes gigabytes, whatever the dataset says. So
-does text, of which every row may point to the same long one.
+does text, of which every row may point to the same long one; text that is damaged it may read for ever.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from annbatch.storage.claims import check_chunk_count, check_chunk_size
 from annbatch.storage.engine import _engine
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.far.hdf5 import far_file_of
+from annbatch.storage.hdf5_heap import TEXT_PLACE, LocalHeap, places_in_use
 
 from .decoders import decoder, with_room
-from .hdf5_table import FILTERS, TEXT_PLACE, text_table
+from .hdf5_table import FILTERS, text_table
 from .straight import read_straight
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .tables import ChunkTable
 
 __all__ = ["check_chunks"]
@@ -41,7 +44,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     Raises
     ------
     CorruptDataError
-        A chunk claims to be far larger than the dataset, or unpacks to more than a chunk is, or there is more text than file.
+        A chunk claims to be far larger than the dataset, or unpacks to more than a chunk is, there is more text than file, or text that is damaged.
     """
     if not dataset.shape or 0 in dataset.shape:
         return
@@ -116,13 +119,25 @@ def _unpacked(name: str, raw: Any, limit: int) -> Any:
 
 
 def _check_text(dataset: h5py.Dataset, places: ChunkTable, where: str) -> None:
-    """Refuse text of more bytes than the file has: of a usual file, every text lies in it once."""
+    """Refuse text that HDF5 would not come to the end of, or of more bytes than the file has: of a usual file, every text lies in it once."""
     n_rows, n_bytes, size = dataset.shape[0], 0, dataset.file.id.get_filesize()
-    for start in range(0, n_rows, _ROWS_AT_ONCE):
-        found = read_straight(places, TEXT_PLACE, start, min(start + _ROWS_AT_ONCE, n_rows))
-        if found is None:
-            return  # HDF5 shall say what is wrong
-        n_bytes += int(found["n_bytes"].sum(dtype=np.int64))
+    used = [np.empty(0, np.uint64)]
+    at_once = -(-_ROWS_AT_ONCE // places.chunk_shape[0]) * places.chunk_shape[0]
+    for start in range(0, n_rows, at_once):
+        found = read_straight(places, TEXT_PLACE, start, min(start + at_once, n_rows))
+        for piece in _whole_chunks(places, start, min(start + at_once, n_rows)) if found is None else [found]:
+            n_bytes += int(piece["n_bytes"].sum(dtype=np.int64))
+            used.append(places_in_use(piece))
         if n_bytes > max(_HARMLESS_BYTES, size):
             msg = f"{where}: its text claims {n_bytes} bytes or more, in a file of {size}: the file is damaged"
             raise CorruptDataError(msg)
+    LocalHeap(dataset.file, where).check(np.unique(np.concatenate(used)))
+
+
+def _whole_chunks(places: ChunkTable, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Yield what the chunks hold that can be read: of the others HDF5 shall say what is wrong."""
+    (rows,) = places.chunk_shape
+    for first in range(start, stop, rows):
+        found = read_straight(places, TEXT_PLACE, first, min(first + rows, stop))
+        if found is not None:
+            yield found

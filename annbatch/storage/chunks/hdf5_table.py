@@ -16,6 +16,7 @@ from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes, sizes_are_usual
+from annbatch.storage.hdf5_heap import TEXT_PLACE
 
 from .decoders import decoder
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["FILTERS", "TEXT_PLACE", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table", "text_table"]
+__all__ = ["FILTERS", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table", "text_table"]
 
 # Of layout messages with a version of at most this, chunks are found through a B-tree that all versions of HDF5 read right.
 _OLD_LAYOUT = 3
@@ -243,10 +244,6 @@ def filters_of(dataset: h5py.Dataset) -> list[tuple[str, Codec | None]]:
         filters.append((name, found))
     return filters
 
-
-# How a text of any length is noted: its length, and where it lies. As in engine/_ragged.pyx. (HDF5 File
-# Format Specification, IV.A.2.d and III.E.)
-TEXT_PLACE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("number", "<u4")])
 
 # Registered HDF5 filter numbers.
 FILTERS = {

@@ -12,28 +12,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from annbatch.storage.engine._ragged import heap_texts
-from annbatch.storage.hdf5_headers import local_bytes
+from annbatch.storage.hdf5_heap import MOST_BYTES, TEXT_PLACE, LocalHeap, places_in_use
 from annbatch.storage.text import is_utf8
 
-from .hdf5_table import TEXT_PLACE, text_table
+from .hdf5_table import text_table
 from .straight import read_straight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import h5py
 
     from .tables import ChunkTable
 
 __all__ = ["HeapTexts"]
 
-_HEAD = np.dtype([("signature", "S4"), ("version", "u1"), ("reserved", "V3"), ("size", "<u8")])
 _MOST_OBJECTS = 1 << 16
 _ROWS_AT_ONCE = 1 << 15
-# What collections of so many rows, and their texts, take at most.
-_MOST_BYTES = 1 << 26
-# Collections that lie no further apart are read together.
-_GAP = 1 << 13
 
 
 class HeapTexts:
@@ -59,7 +52,7 @@ class HeapTexts:
     def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the UTF-8 bytes of the texts of rows (uint8), and how many each has (int64).
 
-        None when something is wrong with one of them: HDF5 shall say what.
+        None when HDF5 has to read them: they are no UTF-8, or take much memory; or a chunk is damaged, HDF5 shall say how.
 
         Parameters
         ----------
@@ -69,19 +62,19 @@ class HeapTexts:
         Raises
         ------
         CorruptDataError
-            A chunk is cut short.
+            A text is not where it should be; HDF5 might look for it for ever. Or a chunk is cut short.
         """
         references = read_straight(self._table, TEXT_PLACE, rows.start, rows.stop)
         if references is None:
             return None
         n_bytes = int(references["n_bytes"].sum(dtype=np.int64))
         file = self._dataset.file
-        if n_bytes > max(_MOST_BYTES, file.id.get_filesize()):
+        if n_bytes > max(MOST_BYTES, file.id.get_filesize()):
             return None  # many rows have the same text
-        peek = local_bytes(file)
+        heap = LocalHeap(file, f"{file.filename} :: {self._dataset.name.strip('/')}")
         pairs = []
         for start in range(0, max(1, len(references)), _ROWS_AT_ONCE):
-            pair = _texts(references[start : start + _ROWS_AT_ONCE], peek)
+            pair = _texts(references[start : start + _ROWS_AT_ONCE], heap, rows.start + start)
             if pair is None:
                 return None
             pairs.append(pair)
@@ -89,63 +82,19 @@ class HeapTexts:
         return (np.concatenate(data), np.concatenate(lengths)) if len(pairs) > 1 else pairs[0]
 
 
-def _texts(references: np.ndarray, peek: Callable[[int, int], bytes]) -> tuple[np.ndarray, np.ndarray] | None:
-    address, n_bytes = references["address"], int(references["n_bytes"].sum(dtype=np.int64))
-    if n_bytes > _MOST_BYTES:
+def _texts(references: np.ndarray, heap: LocalHeap, first_row: int) -> tuple[np.ndarray, np.ndarray] | None:
+    n_bytes = int(references["n_bytes"].sum(dtype=np.int64))
+    if n_bytes > MOST_BYTES:
         return None
-    turns = np.flatnonzero(address[1:] != address[:-1]) + 1
-    distinct = np.unique(address[np.append(0, turns)] if len(address) else address)
-    distinct = distinct[distinct > 0]
-    try:
-        found = _collections(distinct, peek)
-    except OSError:
+    addresses = places_in_use(references)
+    found = heap.collections(addresses)
+    if found.n_bytes > MOST_BYTES:
         return None
-    if found is None:
-        return None
-    heap, begin, end = found
-    lengths, data = np.empty(len(references), np.int64), np.empty(n_bytes, np.uint8)
+    data, begin, end = heap.read(found)
+    lengths, texts = np.empty(len(references), np.int64), np.empty(n_bytes, np.uint8)
     place = np.full(_MOST_OBJECTS, -1, np.int64)
-    n_found = heap_texts(heap, references, distinct, begin, end, place, lengths, data)
-    if n_found < 0 or not is_utf8(data[:n_found], lengths):
-        return None
-    return data[:n_found], lengths
-
-
-def _collections(
-    address: np.ndarray, peek: Callable[[int, int], bytes]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return the bytes of collections (uint8), and where in these each begins and ends; None where there are others than expected.
-
-    Parameters
-    ----------
-    address
-        uint64, ascending, each once.
-    peek
-        Reads so many bytes from a place in the file.
-    """
-    if not len(address):
-        return np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64)
-    if address[-1] > np.iinfo(np.int64).max - _MOST_BYTES:
-        return None
-    starts = address.astype(np.int64)
-    heads = b"".join(peek(start, _HEAD.itemsize) for start in starts.tolist())
-    if len(heads) < len(starts) * _HEAD.itemsize:
-        return None
-    head = np.frombuffer(heads, _HEAD)
-    sizes = head["size"]
-    are_collections = (head["signature"] == b"GCOL").all() and (head["version"] == 1).all()
-    if not are_collections or sizes.max() > _MOST_BYTES:
-        return None
-    stops = starts + sizes.astype(np.int64)
-    if (starts[1:] < stops[:-1]).any():
-        return None
-    firsts = np.flatnonzero(np.append(True, starts[1:] > stops[:-1] + _GAP))
-    span_starts, span_stops = starts[firsts], stops[np.append(firsts[1:] - 1, len(stops) - 1)]
-    lengths = span_stops - span_starts
-    if lengths.sum() > _MOST_BYTES:
-        return None
-    heap = b"".join(peek(*span) for span in zip(span_starts.tolist(), lengths.tolist(), strict=True))
-    if len(heap) < lengths.sum():
-        return None
-    moved = np.repeat(np.cumsum(lengths) - lengths - span_starts, np.diff(np.append(firsts, len(starts))))
-    return np.frombuffer(heap, np.uint8), starts + moved, stops + moved
+    n_found = heap_texts(data, references, addresses, begin, end, place, lengths, texts)
+    if n_found < 0:
+        heap.check_places(references, first_row=first_row)
+        return None  # the same ones are looked for again and again
+    return (texts[:n_found], lengths) if is_utf8(texts[:n_found], lengths) else None

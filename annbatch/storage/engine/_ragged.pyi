@@ -19,6 +19,7 @@ def heap_texts(
     length: np.ndarray,
     data: np.ndarray,
 ) -> int: ...
+def first_broken(heap: np.ndarray, begin: np.ndarray, end: np.ndarray) -> int: ...
 def number_texts(
     data: np.ndarray,
     length: np.ndarray,

@@ -19,6 +19,7 @@ import numpy as np
 from annbatch._shared.collection_format import SOURCE_DTYPE
 from annbatch.collection.building.fields import ROW_BYTES, Array, Field, Ragged
 from annbatch.storage.documents import read_by_anndata
+from annbatch.storage.hdf5_heap import check_attributes
 from annbatch.storage.opening import check_not_empty
 
 from .obs import FrameObs, Obs, ObsRows, StoredObs, in_memory
@@ -311,6 +312,8 @@ def input_of_group(label: str, group: Any, *, owned: bool, scratch: Path | None 
     """Input of an open h5py or Zarr group; ``owned``: closing the input closes its file."""
     from annbatch import storage
 
+    if not owned and hasattr(group, "file"):
+        check_attributes(group, skip=(b"uns", b"obsp", b"varp"))
     if "obs" not in group or "var" not in group:
         msg = f"{label} is no AnnData file: it has no obs or no var"
         raise ValueError(msg)

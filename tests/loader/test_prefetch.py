@@ -220,6 +220,19 @@ def test_a_thread_that_comes_while_another_one_closes_learns_of_the_end(monkeypa
     assert n_threads() == 0
 
 
+def test_of_a_pass_that_a_fork_inherits_nothing_is_touched(monkeypatch):
+    """A thread of the parent may have held its locks, which nobody gives back here."""
+    told = []
+    ahead = ReadAhead(iter(Loads(3)), 1, lambda: told.append("stop"))
+    next(ahead)
+    with monkeypatch.context() as there:
+        there.setattr(os, "getpid", lambda: -1)
+        ahead.close()
+        assert list(ahead) == told == []
+    ahead._channel.stop()  # as in the parent
+    assert wait_until(lambda: n_threads() == 0)
+
+
 def test_a_thread_that_comes_while_another_one_has_the_end_in_hand_learns_of_the_end():
     """Between its taking the end out and putting it back, it was told that there was no memory left."""
     ahead = ReadAhead(iter([[0]]), 1)

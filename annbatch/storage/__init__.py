@@ -17,14 +17,13 @@ from .far.needs import Needs
 from .far.opening import far_groups, fetched_ahead, find_datasets, is_far_place, is_url
 from .far.options import FarOptions
 from .frames import read_frame
-from .local_zarr import public_type
 from .opening import home_of, is_store, open_datasets, open_group, open_groups
 from .pool import BufferPool
 from .reading.request import CSRBlock, Part, read_csr, read_dense
 from .reading.scale import Scale
 from .reading.totals import row_totals
 from .shared_arrays import packed_state, reduced, shared, unpacked_state
-from .sources import DenseSource, SparseSource, open_matrix
+from .sources import DenseSource, SparseSource, open_matrix, public_type
 
 __all__ = [
     "BufferPool",

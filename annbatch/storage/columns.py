@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -310,6 +310,7 @@ def _taken(values: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
     return taken.copy(deep=True) if len(rows) == len(values) else taken
 
 
+@cache
 def natural_text_dtype() -> Any:
     """Return the dtype that pandas gives to text: object, or str from pandas 3 on."""
     return pd.Series(np.array(["a"], dtype=object)).dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from .local_hdf5 import plain_hdf5
 from .local_zarr import DOCUMENTS, LocalGroup
 from .manifest import check_document, parsed_document
 
@@ -12,7 +13,7 @@ __all__ = ["check_documents", "read_by_anndata"]
 
 
 def read_by_anndata(group: Any) -> Any:
-    """Read what is below a group of any kind as anndata does, which knows the groups of zarr-python and h5py only.
+    """Read what is below a group of any kind as anndata does, which knows those of zarr-python and h5py by their very types only.
 
     Raises
     ------
@@ -31,7 +32,7 @@ def read_by_anndata(group: Any) -> Any:
     if isinstance(group, LocalGroup):
         check_documents(f"{group.store.root}/{group.path}")
         group = group.plain()
-    return read_elem(group)
+    return read_elem(plain_hdf5(group))
 
 
 def check_documents(folder: str | os.PathLike[str], *, parse: bool = True) -> None:

@@ -17,7 +17,8 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
 import h5py
 import numpy as np
@@ -38,6 +39,7 @@ from .documents import read_by_anndata
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
 from .local_zarr import location_of
+from .pages import is_worth_pages, own_pages
 from .text import TextSource, TextWriter, numbered, packed
 
 if TYPE_CHECKING:
@@ -49,7 +51,11 @@ __all__ = ["FrameReader", "Labels", "read_frame"]
 
 # Text is turned into codes in pieces, so that a column of many rows never exists as that many Python strings.
 _ROWS_AT_ONCE = 1 << 16
+# Texts of which others are looked for that are the same.
+_MOST_ALIKE = 1 << 17
 _ALL = slice(None)
+
+T = TypeVar("T")
 
 
 class Labels(NamedTuple):
@@ -60,12 +66,12 @@ class Labels(NamedTuple):
     codes
         One signed integer per row, of the smallest type that fits, -1 where the value is missing.
     categories
-        The distinct values that the codes number: object (str), bool or numeric. The categories of a categorical column
+        The distinct values that the codes number: text, bool or numeric. The categories of a categorical column
         come in their stored order and include those that no row uses; values of any other column are sorted.
     """
 
     codes: np.ndarray
-    categories: np.ndarray
+    categories: np.ndarray | pd.Index[Any]
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,11 @@ class _StoredColumn:
         values = self.values
         if self.field is not None or not _may_be_text(self):
             return None
-        if isinstance(values, TextSource):
-            return values
-        return HeapTexts.of(values) if isinstance(values, h5py.Dataset) else TextChunks.of(values)
+        if isinstance(values, h5py.Dataset):
+            return HeapTexts.of(values)
+        if isinstance(values, zarr.Array):
+            return TextChunks.of(values)
+        return values if isinstance(values, TextSource) else None
 
 
 class FrameReader:
@@ -172,7 +180,12 @@ class FrameReader:
         Index
             The names as stored: usually text.
         """
-        names: pd.Index[Any] = pd.Index(self._read(self._index_key, rows), name=self.index_name)
+        column = self._column(self._index_key)
+        is_plain = column.categories is None and column.mask is None
+        with self._naming(self._index_key):
+            pair = _read_texts_of(column, rows) if is_plain else None
+        values = self._read(self._index_key, rows) if pair is None else _one_of_alike(_texts, pair, lambda texts: texts)
+        names: pd.Index[Any] = pd.Index(values, name=self.index_name)
         return names
 
     def column(self, name: str, rows: slice = _ALL) -> Any:
@@ -293,26 +306,22 @@ class FrameReader:
             is_missing = is_missing if is_missing.any() else None
         with self._naming(name):
             found: dict[str, int] = {}
-            pieces: list[np.ndarray] = []
-            n_numbered = 0
+            codes = _Codes(self.n_rows)
             for _, pair in _packed_text(column):
                 if pair is None:
                     return None
-                codes, texts_here = numbered(*pair)
-                numbers = [found.setdefault(text, len(found)) for text in texts_here]
-                pieces.append(np.array(numbers, dtype=code_dtype(len(found)))[codes])
-                n_numbered += len(codes)
-                if not are_few(len(found), n_numbered):
+                codes.write(*numbered(*pair), found)
+                if not are_few(len(found), codes.n_written):
                     break
             texts = np.empty(len(found), dtype=object)
             texts[:] = list(found)
-            codes = np.concatenate(pieces, dtype=code_dtype(len(found))) if pieces else np.empty(0, np.int8)
+            n_numbered = codes.n_written
             if n_numbered == self.n_rows and are_few(len(found), n_numbered):
                 if is_missing is not None:
-                    codes[is_missing] = -1
-                return CodedText(read_only(codes), texts, missing, dtype)
-            begun = CodedText(codes, texts, missing, dtype).write_to(TextWriter(self.n_rows))
-            del found, texts, pieces, codes
+                    codes.values[is_missing] = -1
+                return CodedText(read_only(codes.values), texts, missing, dtype)
+            begun = CodedText(codes.values[:n_numbered], texts, missing, dtype).write_to(TextWriter(self.n_rows))
+            del found, texts, codes
             writer = _write_text(column, begun, n_numbered)
         return None if writer is None else LongText(writer.written(), is_missing, missing, dtype)
 
@@ -479,7 +488,7 @@ class FrameReader:
             categories = self._categories(column, name)
             codes = _read_raw(column, rows)
             self._check_codes(codes, categories, name)
-            return pd.Categorical.from_codes(codes, pd.Index(categories), ordered=column.ordered)
+            return pd.Categorical.from_codes(codes, categories, ordered=column.ordered)
         if _is_group(column.values):
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
             with damage_named(_location(column.values)):
@@ -490,10 +499,16 @@ class FrameReader:
             return values
         return _masked(values, _read_raw(_StoredColumn(column.mask), rows).astype(bool), na_is_nan=column.na_is_nan)
 
-    def _categories(self, column: _StoredColumn, name: str) -> np.ndarray:
+    def _categories(self, column: _StoredColumn, name: str) -> pd.Index[Any]:
         with self._naming(name):
-            categories = _read_decoded(_StoredColumn(column.categories)).reshape(-1)
-        if not pd.Index(categories).is_unique:
+            stored = _StoredColumn(column.categories)
+            pair = _read_texts_of(stored)
+            categories = (
+                pd.Index(_decoded(_read_raw(stored)).reshape(-1))
+                if pair is None
+                else _one_of_alike(_indexes, pair, pd.Index)
+            )
+        if not categories.is_unique:
             msg = f"column {name!r} of {_location(self._elem)} has categories that are the same: the file is damaged"
             raise CorruptDataError(msg)
         return categories
@@ -511,7 +526,7 @@ class FrameReader:
             )
             raise CorruptDataError(msg) from error
 
-    def _check_codes(self, codes: np.ndarray, categories: np.ndarray, name: str) -> None:
+    def _check_codes(self, codes: np.ndarray, categories: pd.Index[Any], name: str) -> None:
         if _number(codes, len(categories)):
             return
         raise CorruptDataError(self._bad_codes(codes, len(categories), name))
@@ -647,6 +662,12 @@ def _read_unchecked(column: _StoredColumn, rows: slice | tuple[()]) -> np.ndarra
                 return straight
         if hasattr(values, "store_path"):
             check_folder(values)  # the engine, and what reads text, look at each file themselves
+        if isinstance(values, h5py.Dataset) and len(values.shape) == 1:
+            start, stop, _ = (rows or _ALL).indices(values.shape[0])
+            if is_worth_pages(stop - start, values.dtype):
+                read = own_pages(stop - start, values.dtype)
+                column.readable.read_direct(read, np.s_[start:stop])
+                return read
         return np.asarray(column.readable[rows])
     if isinstance(values, h5py.Dataset):
         return np.asarray(column.readable.fields(column.field)[rows])
@@ -658,6 +679,27 @@ def _pieces(column: _StoredColumn, first: int = 0) -> Iterator[slice]:
     n_rows, chunks = column.values.shape[0], getattr(column.values, "chunks", None)
     at_once = -(-_ROWS_AT_ONCE // chunks[0]) * chunks[0] if chunks and chunks[0] else _ROWS_AT_ONCE
     return (slice(start, min(start + at_once, n_rows)) for start in range(first, n_rows, at_once))
+
+
+class _Codes:
+    """Codes of the rows of a column, written some at a time; of the smallest type that fits those up to now."""
+
+    def __init__(self, n_rows: int) -> None:
+        self.values = own_pages(n_rows, np.int8)
+        self.n_written = 0
+
+    def write(self, codes: np.ndarray, values: list[Any], found: dict[Any, int]) -> np.ndarray:
+        """Append rows: codes (-1: missing) that number `values`, which get their numbers among all found. Return the new codes."""
+        numbers = [found.setdefault(value, len(found)) for value in values]
+        dtype = code_dtype(len(found))
+        if dtype != self.values.dtype:
+            wider = own_pages(len(self.values), dtype)
+            wider[: self.n_written] = self.values[: self.n_written]
+            self.values = wider
+        here: np.ndarray = self.values[self.n_written : self.n_written + len(codes)]
+        np.take(np.array([*numbers, -1], dtype=dtype), codes, out=here, mode="wrap")  # of code -1 the last
+        self.n_written += len(codes)
+        return here
 
 
 def _packed_text(column: _StoredColumn, first: int = 0) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray] | None]]:
@@ -695,14 +737,42 @@ def _damaged_chunk(column: _StoredColumn, rows: slice | tuple[()]) -> int | None
 
 def _read_decoded(column: _StoredColumn, rows: slice | tuple[()] = ()) -> np.ndarray:
     """Read values as :func:`_read_raw` does, but text as an object array of str."""
-    start, stop, _ = (0, 0, 1) if column.texts is None else (rows or _ALL).indices(column.values.shape[0])
-    pair = _read_texts(column, start, stop)
-    if pair is None:
-        return _decoded(_read_raw(column, rows))
-    data, lengths = pair
-    texts = np.empty(stop - start, dtype=object)
+    pair = _read_texts_of(column, rows)
+    return _decoded(_read_raw(column, rows)) if pair is None else _texts_of(*pair)
+
+
+# Names and categories that are in memory, by their bytes: thousands of files have the same ones, which are made once then.
+_Alike: TypeAlias = "WeakValueDictionary[tuple[bytes, bytes], T]"
+_texts: _Alike[np.ndarray] = WeakValueDictionary()
+_indexes: _Alike[pd.Index[Any]] = WeakValueDictionary()
+
+
+def _one_of_alike(known: _Alike[T], pair: tuple[np.ndarray, np.ndarray], make: Callable[[np.ndarray], T]) -> T:
+    """Return what is made of the same texts already, or make it of an object array of them that cannot be written to."""
+    if len(pair[1]) > _MOST_ALIKE:
+        return make(_texts_of(*pair))
+    key = pair[0].tobytes(), pair[1].tobytes()
+    found = known.get(key)
+    if found is None:
+        texts = _texts_of(*pair)
+        texts.flags.writeable = False
+        found = known[key] = make(texts)
+    return found
+
+
+def _texts_of(data: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return texts, whose UTF-8 bytes (uint8) lie below each other, as an object array of str."""
+    texts = np.empty(len(lengths), dtype=object)
     decode_texts(data, starts_of(lengths)[:-1], lengths, texts)
     return texts
+
+
+def _read_texts_of(column: _StoredColumn, rows: slice | tuple[()] = ()) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return what :func:`_read_texts` does of rows; ``rows=()``: of all."""
+    if column.texts is None:
+        return None
+    start, stop, _ = (rows or _ALL).indices(column.values.shape[0])
+    return _read_texts(column, start, stop)
 
 
 def _read_texts(column: _StoredColumn, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -779,25 +849,23 @@ def _factorize_numbers(values: np.ndarray, mask: np.ndarray | None) -> Labels:
 
 def _factorize_text(column: _StoredColumn) -> Labels:
     found: dict[str, int] = {}
-    pieces: list[np.ndarray] = []
+    codes = _Codes(column.values.shape[0])
     for rows, pair in _packed_text(column):
-        values: list[Any]
         if pair is None:  # not only text
-            codes, distinct = pd.factorize(_read_raw(column, rows))
-            values = _decoded(np.asarray(distinct)).tolist()
+            here, distinct = pd.factorize(_read_raw(column, rows))
+            written = codes.write(here, _decoded(np.asarray(distinct)).tolist(), found)
         else:
-            codes, values = numbered(*pair)
-        numbers = [found.setdefault(value, len(found)) for value in values]
-        piece = np.array(numbers, dtype=code_dtype(len(found)))[codes]
+            written = codes.write(*numbered(*pair), found)
         if column.mask is not None:
-            piece[np.asarray(column.mask[rows], dtype=bool)] = -1
-        pieces.append(piece)
+            written[np.asarray(column.mask[rows], dtype=bool)] = -1
     if column.mask is not None:
         # What stands under the mask is no value, so it may be no category either.
-        used = set(np.unique(np.concatenate(pieces)).tolist()) if pieces else set()
+        used = set(np.unique(codes.values).tolist())
         found = {value: number for value, number in found.items() if number in used}
     categories = sorted(found)
     rank = np.full(max(found.values(), default=-1) + 2, -1, dtype=code_dtype(len(found)))
     rank[[found[value] for value in categories]] = np.arange(len(categories))
-    codes = np.concatenate([rank[piece] for piece in pieces]) if pieces else np.empty(0, np.int8)
-    return Labels(codes, np.array(categories, dtype=object))
+    for start in range(0, len(codes.values), _ROWS_AT_ONCE):
+        piece = codes.values[start : start + _ROWS_AT_ONCE]
+        piece[:] = rank[piece]  # of code -1 the last
+    return Labels(codes.values.astype(rank.dtype, copy=False), np.array(categories, dtype=object))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["DOCUMENTS", "LocalArray", "LocalGroup", "is_version_3", "location_of", "open_local_group", "public_type"]
+__all__ = ["DOCUMENTS", "LocalArray", "LocalGroup", "is_version_3", "location_of", "open_local_group"]
 
 # Names of metadata documents, the likeliest first.
 DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
@@ -181,11 +181,6 @@ def is_version_3(array: Any) -> bool:
 def location_of(elem: Any) -> str:
     """Name the place of an array or group of a Zarr store: str(elem.store_path), but quickly."""
     return elem.location if isinstance(elem, _Node) else str(elem.store_path)
-
-
-def public_type(elem: Any) -> type:
-    """Return the type of a matrix by which its library knows it."""
-    return zarr.Array if isinstance(elem, LocalArray) else type(elem)
 
 
 def _is_plain(path: str) -> bool:

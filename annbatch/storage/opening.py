@@ -89,7 +89,8 @@ def open_group(
     far
         How it is read where it is far; None: as is usual.
     quick
-        Whether a Zarr group may be one of storage/local_zarr.py, which anndata does not know; for a group that is not handed on.
+        Whether it may be a group of storage/local_zarr.py or storage/local_hdf5.py, which anndata does not know; for one that is not
+        handed on.
 
     Returns
     -------
@@ -121,13 +122,19 @@ def open_group(
         return open_far([path], far)[0]  # type: ignore[list-item]
     check_not_empty(path)
     path = Path(str(path).removeprefix("file://"))
-    if not path.exists():
+    is_file = path.is_file()
+    if not is_file and not path.exists():
         msg = f"no such file or folder: {path}"
         raise FileNotFoundError(msg)
+    if is_file:
+        with damage_named(str(path)):
+            try:
+                return open_hdf5(path, quick=quick)
+            except OSError:
+                check_is_store(path)
+                raise
     check_is_store(path)
     with damage_named(str(path)):
-        if not path.is_dir():
-            return open_hdf5(path)
         if quick:
             check_dataset(path)  # without a manifest, documents are looked at as they are read
             return open_local_group(path.absolute())
@@ -136,13 +143,14 @@ def open_group(
         return zarr.open_group(path, mode="r", use_consolidated=False)
 
 
-def open_hdf5(path: Path, skip: Collection[bytes] = _NOT_READ) -> h5py.File:
+def open_hdf5(path: Path, skip: Collection[bytes] = _NOT_READ, *, quick: bool = False) -> h5py.File:
     """Open a local file for reading, and see that HDF5 can read the attributes of what is in it but for some members of its root."""
     import h5py
 
     from .hdf5_heap import check_attributes
+    from .local_hdf5 import open_local_file
 
-    file = h5py.File(path, "r")
+    file = open_local_file(str(path)) if quick else h5py.File(path, "r")
     try:
         check_attributes(file, skip)
     except BaseException:

@@ -11,6 +11,7 @@ from annbatch._shared.running_sum import starts_of
 
 from .engine._ragged import BLOCK_ROWS, check_pointers, find_extents, keep_lengths
 from .errors import CorruptDataError
+from .pages import own_pages
 from .shared_arrays import is_settled, kept, shared
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class RowPointers:
             It does not start at 0, decreases, or leads beyond the ``n_values`` stored values.
         """
         n_rows = stored.shape[0] - 1
-        lengths = np.empty(n_rows, np.uint8)
+        lengths = own_pages(n_rows, np.uint8)
         block_start = np.empty(-(-n_rows // BLOCK_ROWS), np.int64)
         longest = np.zeros(1, np.int64)
         last = 0

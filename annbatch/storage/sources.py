@@ -5,15 +5,19 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any
 
+import h5py
+import zarr
+
 from .chunks.arrays import MemoryArray, StoredArray, stored_array
 from .errors import CorruptDataError, damage_named
-from .local_zarr import LocalGroup
+from .local_hdf5 import LocalDataset
+from .local_zarr import LocalArray
 from .row_pointers import RowPointers
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["DenseSource", "MatrixSource", "SparseSource", "open_matrix"]
+__all__ = ["DenseSource", "MatrixSource", "SparseSource", "open_matrix", "public_type"]
 
 _CSR_KEYS = ("data", "indices", "indptr")
 
@@ -217,6 +221,14 @@ def open_matrix(elem: Any, *, direct: bool = True) -> SparseSource | DenseSource
     return _sparse_source(arrays, shape, location, direct=direct)
 
 
+def public_type(elem: Any) -> type:
+    """Return the type of a matrix by which its library knows it."""
+    if isinstance(elem, LocalDataset):
+        known: type = h5py.Dataset
+        return known
+    return zarr.Array if isinstance(elem, LocalArray) else type(elem)
+
+
 def _in_memory(matrix: Any, *, direct: bool) -> SparseSource:
     if matrix.format != "csr":
         raise TypeError(_not_csr(f"a scipy {matrix.format} matrix", matrix.format))
@@ -234,10 +246,9 @@ def _sparse_source(
 
 def _encoded_group(elem: Any) -> Any:
     """Return the group that holds an encoded sparse matrix, or None for anything else."""
-    module = type(elem).__module__.partition(".")[0]
-    if module == "anndata" and hasattr(elem, "group"):
+    if type(elem).__module__.partition(".")[0] == "anndata" and hasattr(elem, "group"):
         return elem.group
-    return elem if (module in ("h5py", "zarr") or isinstance(elem, LocalGroup)) and hasattr(elem, "keys") else None
+    return elem if isinstance(elem, h5py.Group | zarr.Group) else None
 
 
 def _csr_shape(group: Any, location: str) -> tuple[int, ...]:

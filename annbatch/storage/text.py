@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from .engine._ragged import decode_texts, number_texts
+from .pages import own_pages
 from .row_pointers import RowPointers
 from .shared_arrays import shared
 
@@ -103,7 +104,7 @@ class TextWriter:
     def __init__(self, n_rows: int) -> None:
         self._n_rows = n_rows
         self._data = np.empty(0, np.uint8)
-        self._lengths = np.empty(n_rows, np.uint8)
+        self._lengths = own_pages(n_rows, np.uint8)
         self._n_bytes = self._n_written = 0
 
     def write(self, data: np.ndarray, lengths: np.ndarray) -> None:

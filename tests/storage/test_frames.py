@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
+from annbatch._shared.labels import code_dtype
 from annbatch.storage import CorruptDataError, frames
 from annbatch.storage.frames import FrameReader, read_frame
 from tests.cells import write
@@ -372,3 +375,19 @@ def test_text_that_is_not_utf8_is_named(tmp_path, kind):
         if kind != "index":
             with pytest.raises(CorruptDataError, match=match):
                 FrameReader(obs).labels("x")
+
+
+@given(st.lists(st.lists(st.integers(-1, 300), max_size=40), max_size=6))
+def test_codes_that_are_written_in_pieces_are_those_of_all_rows(pieces):
+    found: dict[int, int] = {}
+    codes = frames._Codes(sum(map(len, pieces)))
+    for piece in pieces:
+        here, values = pd.factorize(np.array([np.nan if number < 0 else number for number in piece], dtype=float))
+        written = codes.write(here, [int(value) for value in values], found)
+        assert len(written) == len(piece)
+    flat = [number for piece in pieces for number in piece]
+    expected, labels = pd.factorize(np.array([np.nan if number < 0 else number for number in flat], dtype=float))
+    assert list(found) == labels.tolist()
+    np.testing.assert_array_equal(codes.values, expected)
+    assert codes.values.dtype == code_dtype(len(found))
+    assert codes.n_written == len(flat)

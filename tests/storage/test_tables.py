@@ -129,7 +129,7 @@ def test_running_out_of_file_handles_is_no_damage(many, monkeypatch):
     def no_more(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(h5py, "File", no_more)
+    monkeypatch.setattr(arrays, "open_local_file", no_more)
     with pytest.raises(OSError, match="Too many open files") as caught:
         list(loader)
     assert not isinstance(caught.value, ValueError)

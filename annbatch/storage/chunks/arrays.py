@@ -10,23 +10,22 @@ from collections import deque
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import h5py
 import numpy as np
+import zarr
 
 from annbatch.storage.claims import check_chunk_shape, check_claim, check_folder
 from annbatch.storage.dtypes import flat_bytes, native
 from annbatch.storage.engine._plan import SPAN
 from annbatch.storage.errors import CorruptDataError, damage_named, system_error
 from annbatch.storage.far.hdf5 import far_file_of
-from annbatch.storage.local_zarr import LocalArray, is_version_3
+from annbatch.storage.local_hdf5 import open_local_file
+from annbatch.storage.local_zarr import is_version_3
 
 from .hdf5_chunks import check_chunks
 from .tables import ChunkTable
-
-if TYPE_CHECKING:
-    import h5py
-    import zarr
 
 __all__ = ["Hdf5Array", "MemoryArray", "StoredArray", "ZarrArray", "stored_array"]
 
@@ -223,11 +222,9 @@ class Hdf5Array(StoredArray):
     def dataset(self) -> h5py.Dataset:
         """The open dataset."""
         if self._dataset is None or not self._dataset or self._pid != os.getpid():
-            import h5py
-
             self._check_unchanged()
             try:
-                own_file = h5py.File(self.path, "r") if self._far is None else self._far.open()
+                own_file = open_local_file(self.path) if self._far is None else self._far.open()
                 dataset = own_file[self.name]
             except (ConnectionError, PermissionError, TimeoutError):
                 raise
@@ -432,24 +429,16 @@ def stored_array(elem: Any, location: str | None = None) -> StoredArray:
         raise TypeError(msg)
     if isinstance(elem, np.ndarray):
         return MemoryArray(elem, location or "array in memory")
-    module = type(elem).__module__.partition(".")[0]
-    if module == "h5py":
-        import h5py
-
-        if isinstance(elem, h5py.Dataset):
-            return Hdf5Array(elem)
-    if module == "zarr" or isinstance(elem, LocalArray):
-        import zarr
-
-        if isinstance(elem, zarr.Array):
-            return ZarrArray(elem)
+    if isinstance(elem, h5py.Dataset):
+        return Hdf5Array(elem)
+    if isinstance(elem, zarr.Array):
+        return ZarrArray(elem)
     msg = f"expected a numpy.ndarray, h5py.Dataset or zarr.Array, got {type(elem).__module__}.{type(elem).__qualname__}"
     raise TypeError(msg)
 
 
 def _at_absolute_path(array: zarr.Array[Any]) -> zarr.Array[Any]:
     """Return the array by a path that stays right when the process, or a worker of it, changes its folder."""
-    import zarr
     from zarr.storage import LocalStore
 
     store = array.store

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import h5py
+
 from .hdf5_table import filters_of, hdf5_obstacle
 from .zarr_table import described_table, zarr_obstacle, zarr_steps
 
 if TYPE_CHECKING:
-    import h5py
     import zarr
 
 __all__ = ["Storage", "storage_of"]
@@ -32,7 +33,7 @@ class Storage(NamedTuple):
 
 def storage_of(array: h5py.Dataset | zarr.Array[Any]) -> Storage:
     """Look at the metadata of an array; no chunk and no index of chunks is read."""
-    if type(array).__module__.partition(".")[0] == "h5py":
+    if isinstance(array, h5py.Dataset):
         return Storage(tuple(name for name, _ in filters_of(array)), hdf5_obstacle(array))
     _, document = document_of(array)
     obstacle = None if described_table(array, document, array.path) is not None else zarr_obstacle(document, array)

@@ -17,6 +17,7 @@ from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes, sizes_are_usual
 from annbatch.storage.hdf5_heap import TEXT_PLACE
+from annbatch.storage.local_hdf5 import remembered
 
 from .decoders import decoder
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
@@ -141,7 +142,7 @@ def _obstacle_around(dataset: h5py.Dataset) -> str | None:
         return "the file has a user block"
     if dataset.is_virtual or dataset.external:
         return "it lies in other files"
-    if dataset.id.get_create_plist().get_layout() not in (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS):
+    if not dataset.chunks and dataset.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
         return "it lies among the metadata (compact layout)"
     if _places_are_mixed_up(dataset):
         return "HDF5 tells wrong places of its chunks, as a single axis may grow and it is not the first"
@@ -158,8 +159,10 @@ def _places_are_mixed_up(dataset: h5py.Dataset) -> bool:
     Seen of HDF5 2.0: an index for a single axis that may grow (extensible array) numbers chunks with that axis first, and the numbers are
     taken apart as if it stood where it stands.
     """
+    if not dataset.chunks or len(dataset.shape) == 1:
+        return False
     growing = [axis for axis, n in enumerate(dataset.maxshape) if n is None]
-    if not dataset.chunks or len(growing) != 1 or growing == [0]:
+    if len(growing) != 1 or growing == [0]:
         return False
     try:
         message = layout_message(dataset, _peek(dataset))
@@ -175,6 +178,7 @@ def _peek(dataset: h5py.Dataset) -> Callable[[int, int], bytes | bytearray]:
     return local_bytes(file) if far is None else far.peek
 
 
+@remembered
 def _stamp(file: h5py.File) -> np.ndarray | None:
     """Return size, time and inode of the file that HDF5 has open; None when its path now leads to another one."""
     try:
@@ -189,7 +193,7 @@ def _stamp(file: h5py.File) -> np.ndarray | None:
 
 def edges_are_bare(dataset: h5py.Dataset) -> bool | None:
     """Whether a dataset has filters, and chunks that reach beyond its end are stored without them; None where it cannot be told."""
-    if not dataset.chunks or not dataset.id.get_create_plist().get_nfilters():
+    if not dataset.chunks or not filters_of(dataset):
         return False
     if all(n % c == 0 for n, c in zip(dataset.shape, dataset.chunks, strict=True)):
         return False
@@ -230,6 +234,7 @@ def _chunk_places(dataset: h5py.Dataset, grid: tuple[int, ...]) -> tuple[np.ndar
     return offset, length, mask
 
 
+@remembered
 def filters_of(dataset: h5py.Dataset) -> list[tuple[str, Codec | None]]:
     """Return the name of each filter and the engine's codec for it, or None where there is none, in the order of encoding."""
     settings = dataset.id.get_create_plist()

@@ -14,6 +14,7 @@ from annbatch.storage.cpus import available_cpus
 from annbatch.storage.dtypes import type_code
 from annbatch.storage.engine import _engine
 from annbatch.storage.engine._plan import PIECE, TASK, EngineJob, Placing, Plan
+from annbatch.storage.pages import own_pages
 
 if TYPE_CHECKING:
     from .tables import ChunkTable
@@ -39,7 +40,7 @@ def read_straight(table: ChunkTable, dtype: np.dtype, start: int, stop: int) -> 
         The index of a shard is damaged.
     """
     (rows,) = table.chunk_shape
-    values = np.empty(stop - start, dtype)
+    values = own_pages(stop - start, dtype)
     placing = Placing(type_code(dtype), type_code(dtype), dtype.itemsize, dtype.itemsize)
     end = -(-stop // rows)
     for first in range(start // rows, end if stop > start else 0, _CHUNKS_AT_ONCE):

@@ -85,6 +85,8 @@ class _Channel:
 
     #: Who makes the items, once it does.
     thread: threading.Thread | None = None
+    #: Whether the end, or what went wrong, is among the items: noted once it is, as there may be no memory for it.
+    ended = False
 
     def __init__(self, n_loads: int, consumer: object) -> None:
         self.items: SimpleQueue[Any] = SimpleQueue()
@@ -211,9 +213,13 @@ class ReadAhead(Iterator[T], Generic[T]):
             try:
                 return channel.items.get(timeout=_LOOK_S if is_alive else 0)
             except Empty:
-                if not is_alive:
+                if is_alive:
+                    continue
+                if not (channel.ended or channel.stopped):
                     msg = "the thread that reads ahead had no memory left to say what went wrong; pass prefetch=0"
                     raise MemoryError(msg) from None
+                # Another thread of the consumer has the end in hand, and has not yet put it back for the others.
+                return _ALL_DONE
 
     def _is_alive(self, channel: _Channel) -> bool:
         """Whether items may still come."""
@@ -225,6 +231,10 @@ class ReadAhead(Iterator[T], Generic[T]):
     def close(self, timeout_s: float | None = None) -> None:
         """Stop the thread, wait for it (at most `timeout_s`), and drop what it has read."""
         if self._closed:
+            return
+        if self._process != os.getpid():
+            # The thread is the parent's. What it shares with this object may be locked here for ever.
+            self._closed = True
             return
         # Noted after it is done: Ctrl-C may come between any two of these steps, and the destructor then does them again.
         channel = self._channel
@@ -277,8 +287,10 @@ def _make_items(place: list[Iterator[Iterable[Any]]], channel: _Channel) -> None
             item = load = None
             channel.items.put(_LOAD_DONE)
         channel.items.put(_ALL_DONE)
+        channel.ended = True
     except BaseException as error:  # noqa: BLE001 (raised in the consumer)
         channel.items.put(_Failure(error))
+        channel.ended = True
     finally:
         _close(loads)
 

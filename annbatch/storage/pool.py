@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from collections import deque
@@ -47,6 +48,11 @@ class BufferPool:
             msg = f"max_bytes must be >= 0 or None, got {max_bytes}"
             raise ValueError(msg)
         self._max_bytes = max_bytes
+        self._begin()
+        _pools.add(self)
+
+    def _begin(self) -> None:
+        """Open empty books."""
         self._free: dict[int, list[np.ndarray]] = {}
         self._free_bytes = 0
         self._used_bytes = 0
@@ -150,6 +156,19 @@ class BufferPool:
             size = max(size for size, blocks in self._free.items() if blocks)
             self._free[size].pop()
             self._free_bytes -= size
+
+
+_pools: weakref.WeakSet[BufferPool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Forget what a thread that the fork has not may have been in the middle of changing, and the lock that it held."""
+    for pool in list(_pools):
+        pool._begin()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _rounded(n_bytes: int) -> int:

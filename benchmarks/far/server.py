@@ -96,8 +96,8 @@ class RangeServer:
     tags, dates
         Whether answers carry an ETag and a Last-Modified.
     hold, n_rounds
-        Answer nothing before no request has come for `hold` seconds, then all of them: how often that was. It is how often the
-        client had to wait for answers before it could ask on.
+        Answer nothing before no request has come for `hold` seconds, and no other thread of this process has anything to do,
+        then all of them: how often that was. It is how often the client had to wait for answers before it could ask on.
     faults
         What shall go wrong. May be changed at any time.
     requests
@@ -157,6 +157,10 @@ class RangeServer:
             self.loop.run_forever()
         finally:
             server.close()
+            # Whoever was just coming in has no connection yet that could be ended.
+            coming = asyncio.all_tasks(self.loop)
+            if coming:
+                self.loop.run_until_complete(asyncio.wait(coming))
             for connection in list(self.connections):
                 connection.transport.abort()
             self.loop.run_until_complete(asyncio.sleep(0))
@@ -197,6 +201,9 @@ class RangeServer:
         self._release = self.loop.call_later(self.hold, self._answer_held)
 
     def _answer_held(self) -> None:
+        if _others_run():  # silent for want of a processor
+            self._release = self.loop.call_later(self.hold, self._answer_held)
+            return
         held, self._held = self._held, []
         self.n_rounds += 1
         for connection, request in held:
@@ -349,6 +356,20 @@ class _Connection(asyncio.Protocol):
     def done(self) -> None:
         self.busy = False
         self.server.n_open -= 1
+
+
+def _others_run() -> bool:
+    """Whether another thread of this process runs, or would if it had a processor; False where the system does not say."""
+    own = str(threading.get_native_id())
+    try:
+        threads = [thread for thread in Path("/proc/self/task").iterdir() if thread.name != own]
+    except OSError:
+        return False
+    for thread in threads:
+        with contextlib.suppress(OSError):  # it has ended
+            if (thread / "stat").read_text().rpartition(")")[2].split()[0] in "RD":
+                return True
+    return False
 
 
 @contextlib.contextmanager

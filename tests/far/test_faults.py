@@ -40,9 +40,26 @@ TRANSIENT = {
 DATA = {"cells.zarr": "X/(data|indices)/c/", "cells_0.h5ad": "h5ad"}
 
 
-@pytest.fixture(autouse=True)
-def short_timeout(monkeypatch):
-    monkeypatch.setattr(http, "TIMEOUT_S", 0.3)
+@pytest.fixture
+def misbehave(server, monkeypatch):
+    """Let the server misbehave. What gets no answer is given up soon, but only for as long as there are faults left."""
+
+    def begin(fault):
+        server.faults.append(fault)
+        if fault.kind not in ("hang", "stall"):
+            return
+        monkeypatch.setattr(http, "TIMEOUT_S", 0.3)
+        give_up = http.HttpClient._check
+
+        def give_up_and_look(*args):
+            give_up(*args)
+            # What stalled is looked at twice, the second time perhaps when no faults are left.
+            if fault.kind == "hang" and not any(other.times > 0 for other in server.faults):
+                http.TIMEOUT_S = 30.0  # an answer may take its time on a busy machine
+
+        monkeypatch.setattr(http.HttpClient, "_check", give_up_and_look)
+
+    return begin
 
 
 @pytest.fixture
@@ -55,10 +72,10 @@ def own_folder(folder, tmp_path):
 
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("fault", TRANSIENT)
-def test_what_goes_away_is_tried_again(fault, name, server, folder):
+def test_what_goes_away_is_tried_again(fault, name, server, folder, misbehave):
     far = loader_at(f"{server.url}/{name}")
     before = fetch.counts["retries"]
-    server.faults.append(Fault(pattern=DATA[name], times=3, **TRANSIENT[fault]))
+    misbehave(Fault(pattern=DATA[name], times=3, **TRANSIENT[fault]))
     check(far, loader_at(folder / name))
     if fault != "reset":  # an idle connection that has ended is replaced without a word
         assert fetch.counts["retries"] - before >= 3
@@ -110,9 +127,9 @@ def test_who_must_not_read_learns_it_at_opening_through_other_clients_too(client
 
 
 @pytest.mark.parametrize("fault", ["503", "cut", "hang", "whole", "short"])
-def test_what_stays_is_an_error_with_object_range_and_cause(fault, server):
+def test_what_stays_is_an_error_with_object_range_and_cause(fault, server, misbehave, monkeypatch):
     far = loader_at(f"{server.url}/cells_0.h5ad")
-    server.faults.append(Fault(pattern="h5ad", times=10**6, **TRANSIENT[fault]))
+    misbehave(Fault(pattern="h5ad", times=10**6, **TRANSIENT[fault]))
     cause = {
         "503": "status 503",
         "cut": "cut in the middle of the answer",
@@ -124,13 +141,15 @@ def test_what_stays_is_an_error_with_object_range_and_cause(fault, server):
         list(far)
     # Nothing is left behind that would harm the next pass.
     server.faults.clear()
+    monkeypatch.setattr(http, "TIMEOUT_S", 30.0)
     assert len(list(far)) == len(far)
 
 
 @pytest.mark.parametrize("fault", ["500", "cut", "hang"])
-def test_opening_is_tried_again_too(fault, server, folder):
+def test_opening_is_tried_again_too(fault, server, folder, misbehave):
     for name in DATA:
-        server.faults[:] = [Fault(times=5, **TRANSIENT[fault])]
+        server.faults.clear()
+        misbehave(Fault(times=5, **TRANSIENT[fault]))
         check(loader_at(f"{server.url}/{name}"), loader_at(folder / name))
         assert server.faults[0].times == 0
 
@@ -252,20 +271,21 @@ def test_nobody_at_home():
 def test_a_pass_that_is_left_ends_at_once(prefetch, server, monkeypatch):
     far = loader_at(f"{server.url}/cells.zarr", chunk_size=1, preload_nchunks=100, prefetch=prefetch)
     list(far)  # the shard indexes are known, the connections open
-    monkeypatch.setattr(http, "TIMEOUT_S", 60)
+    before_it = set(threading.enumerate())
+    monkeypatch.setattr(http, "TIMEOUT_S", 240)
     server.faults.append(Fault("hang", times=10**6))
     server.most_open = 0
     far = iter(far)
     waiting = threading.Thread(target=lambda: next(far, None), daemon=True)
     waiting.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while server.most_open < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.most_open >= 4
     before = time.monotonic()
     far.close()
-    assert time.monotonic() - before < 20  # far less than a single time-out, also on a busy machine
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("annbatch-")]
+    assert time.monotonic() - before < 100  # less than a single time-out, also on a busy machine
+    assert not [thread for thread in set(threading.enumerate()) - before_it if thread.name.startswith("annbatch-")]
 
 
 SCRIPT = """
@@ -273,7 +293,7 @@ import functools, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are started with it ignored
 from annbatch import Loader
 from annbatch.storage.far import http, reading
-http.TIMEOUT_S = 60
+http.TIMEOUT_S = 240
 reading.merged = functools.partial(reading.merged, gap=-1)  # a request for every chunk
 loader = Loader(chunk_size=1, preload_nchunks=300, batch_size=50, prefetch=int(sys.argv[2]), max_requests=128)
 loader.use_collection(sys.argv[1])
@@ -302,15 +322,15 @@ def test_ctrl_c_ends_at_once(prefetch, server):
         server.most_open = 0
         child.stdin.write("go\n")
         child.stdin.flush()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while server.most_open < 128 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.most_open == 128
         before = time.monotonic()
         child.send_signal(signal.SIGINT)
-        out, _ = child.communicate(timeout=30)
+        out, _ = child.communicate(timeout=100)
         assert out == "interrupted\n"
-        assert time.monotonic() - before < 20  # far less than the time-out, also on a busy machine
+        assert time.monotonic() - before < 100  # less than the time-out, also on a busy machine
         assert child.returncode == 0
     finally:
         child.kill()

@@ -24,8 +24,8 @@ pytest.importorskip("aiohttp", reason="aiohttp, which fsspec asks HTTP servers w
 def rounds(folder: Path, act: Callable[[str], object], at_most: int) -> int:
     """Return how often `act`, given a URL, waits for answers before it can ask on.
 
-    The server takes a silence for waiting. On a busy machine a client may be silent because it is busy, so what looks like
-    too many rounds is counted again with longer silences.
+    The server takes a silence for waiting. Where the system does not say that the client is silent because it is busy, what
+    looks like too many rounds is counted again with longer silences.
     """
     for hold in (0.3, 1.0, 3.0):
         with RangeServer(folder, hold=hold) as server:

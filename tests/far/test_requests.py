@@ -91,8 +91,8 @@ def test_decoding_starts_while_others_are_on_their_way(tmp_path, monkeypatch):
         batches = iter(far)
         waiting = threading.Thread(target=lambda: next(batches, None), daemon=True)
         waiting.start()
-        is_decoded = decoded.wait(30)
+        is_decoded = decoded.wait(100)
         batches.close()
-        waiting.join(30)
+        waiting.join(100)
         assert not waiting.is_alive()
     assert is_decoded

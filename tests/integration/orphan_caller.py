@@ -2,7 +2,7 @@
 
     python orphan_caller.py PLACE KIND INPUT...      KIND: fork, forkserver, spawn, dask
 
-Says "task" when a task begins, and "done". Every task takes a while, as those of real inputs do.
+Says "task" when a task begins, and "done", and then waits to be killed. Every task takes a while, as those of real inputs do.
 """
 
 import importlib
@@ -68,6 +68,8 @@ def main(place, kind, inputs):
         executor = ProcessPoolExecutor(2, mp_context=get_context(kind))
     DatasetCollection(place).add_adatas(inputs, executor=executor, rng=np.random.default_rng(3), **options())
     os.write(1, b"done\n")
+    # Whoever is late to kill this finds it, and its workers, all the same.
+    time.sleep(600)
 
 
 if __name__ == "__main__":

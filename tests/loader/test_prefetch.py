@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 import weakref
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,11 +32,22 @@ from .loaders import small_loader
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*' option is deprecated")
 
 
+@pytest.fixture(autouse=True)
+def _threads_of_others():
+    """What another test has left does not count."""
+    _others.update(threading.enumerate())
+    yield
+    _others.clear()
+
+
+_others: set[threading.Thread] = set()
+
+
 def n_threads():
-    return sum(thread.name == "annbatch-read-ahead" for thread in threading.enumerate())
+    return sum(thread.name == "annbatch-read-ahead" and thread not in _others for thread in threading.enumerate())
 
 
-def wait_until(condition, seconds=5.0):
+def wait_until(condition, seconds=60.0):
     stop = time.monotonic() + seconds
     while not condition() and time.monotonic() < stop:
         time.sleep(0.001)
@@ -164,7 +176,7 @@ def test_all_threads_that_wait_for_an_item_learn_of_the_end(end):
 
     def loads():
         yield [0, 1]
-        may_end.wait(10)
+        may_end.wait(60)
         if end == "failure":
             raise ZeroDivisionError
 
@@ -183,7 +195,7 @@ def test_all_threads_that_wait_for_an_item_learn_of_the_end(end):
     if end == "close":
         ahead.close()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert n_threads() == 0
 
@@ -202,10 +214,33 @@ def test_a_thread_that_comes_while_another_one_closes_learns_of_the_end(monkeypa
     monkeypatch.setattr(os, "getpid", close_first)
     late = threading.Thread(target=lambda: got.extend(ahead), daemon=True)
     late.start()
-    late.join(10)
+    late.join(60)
     assert not late.is_alive()
     assert got == []
     assert n_threads() == 0
+
+
+def test_of_a_pass_that_a_fork_inherits_nothing_is_touched(monkeypatch):
+    """A thread of the parent may have held its locks, which nobody gives back here."""
+    told = []
+    ahead = ReadAhead(iter(Loads(3)), 1, lambda: told.append("stop"))
+    next(ahead)
+    with monkeypatch.context() as there:
+        there.setattr(os, "getpid", lambda: -1)
+        ahead.close()
+        assert list(ahead) == told == []
+    ahead._channel.stop()  # as in the parent
+    assert wait_until(lambda: n_threads() == 0)
+
+
+def test_a_thread_that_comes_while_another_one_has_the_end_in_hand_learns_of_the_end():
+    """Between its taking the end out and putting it back, it was told that there was no memory left."""
+    ahead = ReadAhead(iter([[0]]), 1)
+    assert next(ahead) == 0
+    assert wait_until(lambda: n_threads() == 0)
+    while ahead._channel.items.get(timeout=60) is not read_ahead._ALL_DONE:
+        pass
+    assert list(ahead) == []
 
 
 def test_dropped_by_its_own_thread():
@@ -439,13 +474,14 @@ def test_abandoned_passes_leave_nothing(tmp_path, suffix, n_passes):
         for _ in range(n):
             next(iter(loader))
         gc.collect()
-        return threading.active_count(), open_files(), resident_bytes()
+        return set(threading.enumerate()), Counter(open_files()), resident_bytes()
 
     abandon(50)
     threads, files, resident = abandon(50)
     threads_after, files_after, resident_after = abandon(n_passes)
-    assert threads_after == threads
-    assert files_after == files
+    # Fewer where a thread of an earlier test was still ending, or closed a connection of its own.
+    assert threads_after <= threads
+    assert files_after <= files
     # A pass holds about 5 kB of rows, and its thread 8 MB of stack: a leak of either would show.
     assert resident_after - resident < 4_000_000
 
@@ -483,7 +519,7 @@ next(more)
 
 def test_interpreter_exits_with_a_pass_open():
     process = run("batches = iter(loader); next(batches)")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert (process.returncode, out, err) == (0, "", "")
 
 
@@ -505,18 +541,22 @@ def test_interpreters_exit_in_many_ways_with_a_pass_open():
                 print(end, status)
         """
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert (process.returncode, out, err) == (0, "", "")
 
 
 def test_ctrl_c_while_waiting_for_a_batch():
     process = run(
         """
-        import signal, threading, time
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that a shell runs in the background ignore it
+        import signal, threading
+        came = threading.Event()
+        def interrupt(*_):
+            came.set()
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, interrupt)
         def slow(batch):
             print("waiting", flush=True)
-            time.sleep(1.0)
+            came.wait(60)
         loader = Loader(batch_size=2, chunk_size=2, preload_nchunks=1, transform=slow).add_dataset(np.zeros((1000, 3)))
         batches = iter(loader)
         try:
@@ -526,9 +566,8 @@ def test_ctrl_c_while_waiting_for_a_batch():
         """
     )
     assert process.stdout.readline() == "waiting\n"
-    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert (process.returncode, out.splitlines()[-1], err) == (0, "1 []", "")
 
 
@@ -553,7 +592,7 @@ def test_a_fork_in_mid_pass():
         print(len(list(batches)))
         """
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert out.splitlines() == [
         "a pass must be continued in the process that started it: this process is a fork; start a new pass in it",
         "1004 502",

@@ -23,7 +23,7 @@ LAYOUTS = {
 
 
 class Patient(WrapperStore):
-    """Answers nothing before `n_wanted` requests were in flight at once; gives up after some seconds."""
+    """Answers nothing before `n_wanted` requests were in flight at once; gives up after a minute."""
 
     n_wanted = 0
     most = 0
@@ -38,7 +38,7 @@ class Patient(WrapperStore):
         self.most = max(self.most, len(self.in_flight))
         self.arrays_together.add(frozenset(name.split("/")[1] for name in self.in_flight if "/c/" in name))
         try:
-            for _ in range(500):
+            for _ in range(6000):
                 if self.most >= self.n_wanted:
                     break
                 await asyncio.sleep(0.01)

@@ -137,8 +137,9 @@ def test_hundreds_of_datasets_need_few_handles_and_no_objects_of_zarr_python(suf
     loader = Loader(preload_to_gpu=False, batch_size=32, chunk_size=1, preload_nchunks=960, shuffle=True)
     loader.add_paths(paths)
     assert len(made) < 30  # one for each kind of array, not for each array
+    before = len(list(Path("/proc/self/fd").iterdir()))
     open_now = []
     for batch in loader:
         assert batch["X"].shape == (32, 12) or len(open_now) == 120 * 60 // 32
         open_now.append(len(list(Path("/proc/self/fd").iterdir())))
-    assert max(open_now) < 100
+    assert max(open_now) - before < 80

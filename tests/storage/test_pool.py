@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import signal
 import threading
 
 import numpy as np
@@ -122,3 +124,34 @@ def test_threads_never_share_an_array():
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_does_not_wait_for_a_thread_of_its_parent():
+    """A worker of a DataLoader that was forked while the books were being changed waited for ever."""
+    pool = BufferPool()
+    kept = pool.empty(N, "float32")
+    del kept
+    held, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        with pool._books:
+            held.set()
+            may_end.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)  # ends one that waits
+            whole = pool.empty(N, "float32").nbytes == 4 * N and pool.free_bytes + pool.used_bytes < 8 * N
+            os._exit(0 if whole else 1)
+    finally:
+        may_end.set()
+        thread.join(60)
+    assert os.waitpid(child, 0)[1] == 0
+    assert pool.free_bytes > 0

@@ -45,7 +45,7 @@ def test_a_source_reads_in_another_process(method, form, direct, used, tmp_path)
     queue = context.Queue()
     child = context.Process(target=send, args=(source, queue))
     child.start()
-    assert (queue.get(timeout=60) != MATRIX[ROWS]).nnz == 0
+    assert (queue.get(timeout=200) != MATRIX[ROWS]).nnz == 0
     child.join(60)
     assert child.exitcode == 0
     assert (read(source) != MATRIX[ROWS]).nnz == 0

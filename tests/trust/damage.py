@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 QUIET = {"progress": False}
 # A try takes some 50 ms.
-HANG_SECONDS = 30
+HANG_SECONDS = 100
 # What can become of a try. "same": all values came as they were written.
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 # A process that takes more address space than this ends by a MemoryError, which is another error.
@@ -451,7 +451,7 @@ class Prover:
             target=_work, args=(self._folder / "c.zarr", self._read, self._tasks, self._results), daemon=True
         )
         self._process.start()
-        assert self._results.get(timeout=120)[0] == "ready"
+        assert self._results.get(timeout=240)[0] == "ready"
 
     def __call__(self, damage: Damage) -> tuple[str, str]:
         self._tasks.put(damage)
@@ -562,7 +562,7 @@ def main() -> None:
             if is_hdf5:
                 parts[form] = parts_of_h5ad(root / "s.h5ad")
             # HDF5 loops for ever over some damage: see docs/trust.md.
-            prover = Prover(root, values_of_stranger, HANG_SECONDS / 3 if is_hdf5 else HANG_SECONDS)
+            prover = Prover(root, values_of_stranger, HANG_SECONDS / 10 if is_hdf5 else HANG_SECONDS)
             plans[form] = prover, _planned(root, options.scale / every[form], options.seed)
         n_planned = sum(len(planned) for _, planned in plans.values())
         for turn in range(max(len(planned) * every[name] for name, (_, planned) in plans.items())):

@@ -101,7 +101,7 @@ def test_what_is_no_regular_file_is_not_opened(kind, what, store):
     start = time.monotonic()
     with pytest.raises(storage.CorruptDataError):
         read_all(store)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # at once, also on a busy machine
     if kind == "pipe":
         assert not verify(store, progress=False).is_sound
 
@@ -252,7 +252,7 @@ def test_another_type_of_another_size_is_refused(name, store):
 )
 def test_what_cannot_be_is_refused(name, changes, store):
     change(store / name / "zarr.json", **changes)
-    with pytest.raises(storage.CorruptDataError, match="holds nothing|claims to hold"):
+    with pytest.raises(storage.CorruptDataError, match="holds nothing|claims to hold|chunk sizes must be"):
         read_all(store)
 
 
@@ -269,7 +269,7 @@ def test_a_document_that_zarr_python_does_not_take_is_damage(name, store):
     group = zarr.open_group(store)
     for part, key in (("layers", "counts"), ("obsm", "pca")):
         with ad.settings.override(auto_shard_zarr_v3=False):
-            ad.io.write_elem(group, f"{part}/{key}", np.ones((60, 12)))
+            ad.io.write_elem(group.require_group(part), key, np.ones((60, 12)))
     change(store / name / "zarr.json", node_type="row")
     with pytest.raises(storage.CorruptDataError, match=name.partition("/")[2]):
         Loader(layers=["counts"], obsm=["pca"], preload_to_gpu=False).add_paths([store])
@@ -319,6 +319,8 @@ def test_another_order_of_bytes_of_values_is_the_format_s_word(sound, store):
 )
 def test_other_names_of_chunks_than_there_are_is_refused(name, key, store):
     """Zarr would take all of them as absent, and give fill values."""
+    if (store / name / "values").is_dir():  # text, as newer versions of anndata write it
+        name += "/values"
     change(store / name / "zarr.json", chunk_key_encoding=key)
     with pytest.raises(storage.CorruptDataError, match=rf"{name}.*holds 'c', but chunks are named like"):
         read_all(store)
@@ -465,11 +467,12 @@ assert collection.verify(progress=False).is_sound
 resource.setrlimit(resource.RLIMIT_NOFILE, before)
 print("files")
 
-read_ahead._START_PATIENCE_S = 0.5
+patience = read_ahead._START_PATIENCE_S
 for prefetch in map(int, prefetches):
     loader = Loader(**settings, prefetch=prefetch, num_threads=1, dense=True).use_collection(collection)
     assert sum(batch["X"].shape[0] for batch in loader) == 400
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    read_ahead._START_PATIENCE_S = 0.5
     for more in range(0, 2**22, 2**18):
         resource.setrlimit(resource.RLIMIT_AS, (used + more, infinite))
         try:
@@ -478,6 +481,7 @@ for prefetch in map(int, prefetches):
         except MemoryError:
             pass
     resource.setrlimit(resource.RLIMIT_AS, (infinite, infinite))
+    read_ahead._START_PATIENCE_S = patience
     assert sum(batch["X"].shape[0] for batch in loader) == 400
     print("memory", prefetch)
 """

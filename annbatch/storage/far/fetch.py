@@ -60,31 +60,27 @@ class _Awaited:
 class Cancel:
     """Says that nobody wants the bytes any more. Set once, from any thread."""
 
+    # Without a lock: it is set in destructors, which run where they like, and in forked processes, where a thread of the
+    # parent would hold the lock for ever. Who watches does so before looking, who sets says so before looking.
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._orders: set[Order | _Awaited] = set()
         self.is_set = False
 
     def set(self) -> None:
         """Give up all orders, and those to come."""
-        with self._lock:
-            self.is_set = True
-            orders = list(self._orders)
-        for order in orders:
+        self.is_set = True
+        for order in self._orders.copy():
             order.abandon()
 
     def watch(self, order: Order | _Awaited) -> None:
         """Give `order` up, too, when it comes to that."""
-        with self._lock:
-            self._orders.add(order)
-            late = self.is_set
-        if late:
+        self._orders.add(order)
+        if self.is_set:
             order.abandon()
 
     def forget(self, order: Order | _Awaited) -> None:
         """Watch an order no longer."""
-        with self._lock:
-            self._orders.discard(order)
+        self._orders.discard(order)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cancel, ()

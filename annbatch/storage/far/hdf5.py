@@ -45,6 +45,15 @@ _open_files: weakref.WeakValueDictionary[str, FarFile] = weakref.WeakValueDictio
 _lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class FarFile(io.RawIOBase):
     """An object as a file for h5py: reads slabs and keeps some.
 

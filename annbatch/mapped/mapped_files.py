@@ -106,16 +106,16 @@ def open_files(
         for path in tqdm(paths, desc="Opening files", unit="file", delay=1, leave=False):
             with _opened(path, far, next(opened) if is_far_place(path) else None) as group:
                 with damage_named(str(path)):
-                    missing = [name for name in ("obs", "var") if name not in group]
-                    is_collection = bool(missing) and is_marked(group.attrs)
-                if missing:
-                    msg = f"path_list: {path} is no AnnData file: it has no {missing[0]}"
+                    lacking = [name for name in ("obs", "var") if name not in group]
+                    is_collection = bool(lacking) and is_marked(group.attrs)
+                if lacking:
+                    msg = f"path_list: {path} is no AnnData file: it has no {lacking[0]}"
                     if is_collection:
                         msg += ". It is a collection: pass the paths of its datasets (dataset_0, dataset_1, ...)"
                     raise ValueError(msg)
                 with damage_named(str(path)):
-                    obs = group["obs"]
-                reader = FrameReader(obs)
+                    table = group["obs"]
+                reader = FrameReader(table)
                 columns.update(reader.columns)
                 file = _names_and_rows(path, group, reader, obs_filter, far)
                 if files and file.var_names.equals(files[-1].var_names):

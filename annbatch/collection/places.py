@@ -147,10 +147,11 @@ class Place(ABC):
 
     def check_all_there(self) -> None:
         """Raise CorruptDataError when a dataset is missing of those that the collection lists."""
-        Listing.of(self.attributes(), self).check_all_there(self._is_there)
+        Listing.of(self.attributes(), self).check_all_there(set(self._stored()).__contains__)
 
-    def _is_there(self, name: str) -> bool:
-        return name in self.members()
+    def _stored(self) -> list[str]:
+        """Names of all that is there, and of what is not to be seen yet."""
+        return self.members()
 
     def names(self) -> list[str]:
         """Names of the datasets, in the order of their numbers."""
@@ -230,17 +231,22 @@ class LocalZarr(_Folder):
 
     # What tells the root's metadata document, as it was read last, from others; and what it says.
     _known: tuple[tuple[int, ...], dict[str, Any]] = (), {}
+    # Metadata, and the listing in it.
+    _listed: tuple[dict[str, Any], Listing] = {}, Listing("", {})
 
     def attributes(self) -> dict[str, Any]:
         """Attributes in its zarr.json."""
         return dict(self._metadata().get("attributes", {}))
 
     def _listing(self) -> Listing:
-        return Listing.of(self._metadata().get("attributes", {}), self.root)
+        metadata = self._metadata()
+        if self._listed[0] is not metadata:
+            self._listed = metadata, Listing.of(metadata.get("attributes", {}), self.root)
+        return self._listed[1]
 
-    def _is_there(self, name: str) -> bool:
+    def _stored(self) -> list[str]:
         # Those, too, that are hidden as long as the journal lists them: they may be in the listing already.
-        return (self.root / name / _DOCUMENT).exists()
+        return [path.name for path in self.root.iterdir()] if self.root.exists() else []
 
     def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
@@ -339,7 +345,7 @@ class LocalZarr(_Folder):
         """
         root = self._metadata() or {"zarr_format": 3, "node_type": "group"}
         # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
-        names = [name for name in sorted_datasets(path.name for path in self.root.iterdir()) if self._is_there(name)]
+        names = [name for name in sorted_datasets(self._stored()) if (self.root / name / _DOCUMENT).exists()]
         new = {name: manifest_digest(f"{self.root}/{name}") or "" for name in names if name not in listed}
         attributes = {**root.get("attributes", {}), **MARKER, LISTING: {**listed, **new}}
         changed = root | {"attributes": attributes}

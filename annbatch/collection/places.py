@@ -21,7 +21,7 @@ from annbatch._shared.collection_format import (
 )
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
-from annbatch.storage.listing import LISTING, Listing
+from annbatch.storage.listing import LISTING, Listing, check_format
 from annbatch.storage.manifest import MANIFEST, listed_documents, manifest_digest, parsed_document, read_document
 from annbatch.storage.opening import check_not_empty, check_store, open_group, open_hdf5
 
@@ -139,7 +139,7 @@ class Place(ABC):
         if not is_marked(self.attributes()):
             members = self.members()
             if members and all(dataset_number(name, self._suffix) is not None for name in members):
-                msg = f"{self} holds datasets of a collection, but nothing says that it is one: zarr.json is missing or damaged"
+                msg = f"{self} holds datasets of a collection, but nothing says that it is one: zarr.json is missing or damaged; copy that file again from where the collection came from"
                 raise CorruptDataError(msg)
             if members:
                 msg = f"{self} exists and is no collection: it holds {', '.join(sorted(members)[:5])}; choose another place"
@@ -251,6 +251,7 @@ class LocalZarr(_Folder):
     def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
 
+        check_format(self.root, name)
         check_store(self.root / name)
         self._listing().check(name)
         with damage_named(f"{self}/{name}"):

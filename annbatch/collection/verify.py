@@ -22,7 +22,7 @@ from annbatch.storage.chunks.zarr_table import zarr_steps
 from annbatch.storage.documents import check_documents
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
-from annbatch.storage.listing import Listing
+from annbatch.storage.listing import Listing, check_format
 from annbatch.storage.manifest import dataset_damage, has_manifest, is_set_aside, missing_files, set_aside
 from annbatch.storage.opening import check_is_store, open_hdf5
 from annbatch.storage.reading.proving import prove
@@ -31,7 +31,7 @@ from .manifest import write_manifest
 from .places import LocalZarr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import zarr
 
@@ -227,6 +227,7 @@ def _datasets(path: Path, report: Report) -> Iterator[Path]:
         return
     if folders:
         _verify_root(path, report)
+        _verify_formats(path, folders, report)
     yield from (path / name for name in (*folders, *files))
 
 
@@ -244,6 +245,17 @@ def _verify_root(path: Path, report: Report) -> None:
         report.damage.append(Damage(str(document), "", None, None, str(error)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         report.damage.append(Damage(str(document), "", None, None, f"cannot be read: {error!r}"))
+
+
+def _verify_formats(path: Path, names: Iterable[str], report: Report) -> None:
+    """See that no dataset is in another format than the collection, unless that was said already."""
+    said = {damage.what for damage in report.damage}
+    for name in names:
+        try:
+            check_format(path, name)
+        except CorruptDataError as error:
+            if str(error) not in said:
+                report.damage.append(Damage(str(path), "", None, None, str(error)))
 
 
 def _verify_dataset(path: Path, report: Report, read: Callable[[int], object], num_threads: int) -> None:

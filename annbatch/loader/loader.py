@@ -6,6 +6,7 @@ import copy
 import sys
 import warnings
 import weakref
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -931,4 +932,8 @@ _SENT_TOGETHER = ("_batch_sampler", "_chosen", "_position", "_resume")
 
 
 def _name_of(group: Any) -> str:
-    return f"{group.file.filename if hasattr(group, 'file') else group.name.strip('/')} of the collection"
+    if hasattr(group, "file"):
+        return f"{group.file.filename} of the collection"
+    # A dataset that was opened by itself is the root of its store.
+    name = group.name.strip("/") or PurePath(str(getattr(group.store, "root", group.store))).name
+    return f"{name} of the collection"

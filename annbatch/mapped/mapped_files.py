@@ -15,6 +15,7 @@ from annbatch._shared.args import levels_to_user
 from annbatch._shared.collection_format import is_marked
 from annbatch._shared.row_filter import Found, filtered
 from annbatch.storage import Needs, fetched_ahead, is_far_place, is_store, open_group, open_groups, open_matrix
+from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader, Labels
 
 if TYPE_CHECKING:
@@ -104,13 +105,17 @@ def open_files(
     with fetched_ahead(far_groups, needs):
         for path in tqdm(paths, desc="Opening files", unit="file", delay=1, leave=False):
             with _opened(path, far, next(opened) if is_far_place(path) else None) as group:
-                for name in ("obs", "var"):
-                    if name not in group:
-                        msg = f"path_list: {path} is no AnnData file: it has no {name}"
-                        if is_marked(group.attrs):
-                            msg += ". It is a collection: pass the paths of its datasets (dataset_0, dataset_1, ...)"
-                        raise ValueError(msg)
-                reader = FrameReader(group["obs"])
+                with damage_named(str(path)):
+                    lacking = [name for name in ("obs", "var") if name not in group]
+                    is_collection = bool(lacking) and is_marked(group.attrs)
+                if lacking:
+                    msg = f"path_list: {path} is no AnnData file: it has no {lacking[0]}"
+                    if is_collection:
+                        msg += ". It is a collection: pass the paths of its datasets (dataset_0, dataset_1, ...)"
+                    raise ValueError(msg)
+                with damage_named(str(path)):
+                    table = group["obs"]
+                reader = FrameReader(table)
                 columns.update(reader.columns)
                 file = _names_and_rows(path, group, reader, obs_filter, far)
                 if files and file.var_names.equals(files[-1].var_names):

@@ -7,6 +7,7 @@ noticed. One that is not listed was added by someone else, and is as welcome as 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from annbatch._shared.collection_format import dataset_number
@@ -18,10 +19,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Self
 
-__all__ = ["LISTING", "Listing"]
+__all__ = ["LISTING", "Listing", "check_format"]
 
 LISTING = "annbatch-datasets"
 _ON_PURPOSE = "if that was on purpose, `annbatch verify PATH --accept` takes the collection as it is now"
+
+
+def check_format(collection: object, name: str) -> None:
+    """Raise CorruptDataError when a dataset in a local folder is a group of Zarr format 2.
+
+    anndata 0.12 writes that unless it is told otherwise, also over a dataset that was read for a change. Readers of the collection,
+    which is of format 3, would leave it out.
+    """
+    folder = Path(str(collection), name)
+    if (folder / ".zgroup").exists() and not (folder / "zarr.json").exists():
+        msg = (
+            f"{collection}/{name} was written in Zarr format 2, and readers of a collection, which has format 3, leave it out; read it with "
+            "anndata, set `anndata.settings.zarr_write_format = 3`, and write it again"
+        )
+        raise CorruptDataError(msg)
 
 
 class Listing(NamedTuple):
@@ -58,6 +74,7 @@ class Listing(NamedTuple):
         """Raise CorruptDataError when a dataset is missing."""
         for name in self.digests:
             if not is_there(name):
+                check_format(self.place, name)
                 raise self._missing(name)
 
     def check(self, name: str) -> None:
@@ -68,6 +85,7 @@ class Listing(NamedTuple):
         try:
             found = manifest_digest(f"{self.place}/{name}")
         except (FileNotFoundError, NotADirectoryError):
+            check_format(self.place, name)
             raise self._missing(name) from None
         if found is not None and found != expected:
             msg = f"{self.place}/{name} is not the dataset that was written there: it has another manifest, or none; {_ON_PURPOSE}"

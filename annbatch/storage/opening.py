@@ -9,7 +9,7 @@ from annbatch._shared.collection_format import sorted_datasets
 
 from .documents import check_documents
 from .errors import CorruptDataError, damage_named
-from .listing import Listing
+from .listing import Listing, check_format
 from .manifest import check_dataset
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 def check_is_store(path: Path) -> None:
     """Raise CorruptDataError when a path is no store."""
     if not is_store(path):
+        if path.is_dir() and sorted_datasets(child.name for child in path.iterdir()):
+            msg = f"{path} holds datasets of a collection, but its zarr.json is missing; copy that file again from where the collection came from"
+            raise CorruptDataError(msg)
         msg = f"{path} is neither an HDF5 file nor a Zarr group; it may be empty, cut short, or of another kind"
         raise CorruptDataError(msg)
 
@@ -165,7 +168,7 @@ def open_datasets(collection: zarr.Group) -> list[Any]:
     Raises
     ------
     CorruptDataError
-        A dataset is missing, or another one than the collection lists, or damaged.
+        A dataset is missing, another one than the collection lists, of Zarr format 2, or damaged.
     """
     from zarr.storage import LocalStore
 
@@ -176,6 +179,10 @@ def open_datasets(collection: zarr.Group) -> list[Any]:
     found = set(find_datasets(collection))
     listing = Listing.of(collection.attrs, folder or location_of(collection))
     listing.check_all_there(found.__contains__)
+    if folder is not None:
+        # Of all that are in the folder: zarr-python sees none of format 2, or an old copy of its metadata in the root.
+        for name in sorted_datasets(child.name for child in folder.iterdir()):
+            check_format(folder, name)
     groups = []
     for name in sorted_datasets(found):
         if folder is not None:

@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse as sp
 
 from annbatch import MappedCollection
+from annbatch.storage import CorruptDataError
 from annbatch.storage.chunks.arrays import StoredArray
 from tests.cells import as_array, cells, write
 
@@ -815,3 +816,11 @@ def test_grain_reads_a_batch_at_once(two):
         np.testing.assert_array_equal(m.collate_numpy(samples)["X"], expected["X"])
         shuffled = grain.MapDataset.range(len(m)).shuffle(seed=0).batch(4).map(m.read_batch)
         assert sorted(np.concatenate([batch["_store_idx"] for batch in shuffled]).tolist()) == [0] * 5 + [1] * 3
+
+
+def test_a_damaged_list_of_members_names_the_file(tmp_path):
+    path = write(cells(3), tmp_path / "a.h5ad")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"HEAP", b"LOST", 1))  # the names of what is in the root
+    with pytest.raises(CorruptDataError, match="a.h5ad"):
+        MappedCollection([path])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
+import anndata as ad
 import numpy as np
 import pytest
 import zarr
@@ -92,6 +94,49 @@ def test_verify_says_so_and_accepts_it(change, root, capsys):
     root_document = json.loads((root / "zarr.json").read_text())
     for name, copy in root_document["consolidated_metadata"]["metadata"].items():
         assert copy == json.loads((root / name / "zarr.json").read_text())
+
+
+@pytest.mark.filterwarnings("ignore:Object at dataset_1")
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_dataset_of_zarr_format_2_is_refused_and_not_left_out(listed, root):
+    if not listed:  # as in collections of others
+        edit(root / "zarr.json", lambda attributes: attributes.pop(LISTING))
+    rewritten(root, zarr_format=2)
+    for reader in READERS.values():
+        with pytest.raises(CorruptDataError, match="dataset_1 was written in Zarr format 2.*zarr_write_format = 3"):
+            reader(root)
+
+
+@pytest.mark.filterwarnings("ignore:Object at dataset_1")
+def test_a_dataset_of_zarr_format_2_is_accepted_once_it_is_of_format_3(root, capsys):
+    rewritten(root, zarr_format=2)
+    for arguments in (["verify"], ["verify", "--accept"]):
+        assert main([*arguments, str(root), "--quiet"]) == 1
+        assert capsys.readouterr().out.count("written in Zarr format 2") == 1
+    rewritten(root, zarr_format=3)
+    assert main(["verify", "--accept", str(root), "--quiet"]) == 0
+    with pytest.warns(
+        UserWarning, match="uint8 in dataset_1 of the collection"
+    ):  # anndata keeps no note of the dtype there was
+        assert n_rows(root) == 60
+
+
+def rewritten(root, zarr_format):
+    """What anndata makes of a dataset that it read, after a column was added."""
+    adata = ad.read_zarr(root / "dataset_1")
+    adata.obs["mine"] = 1.0
+    with ad.settings.override(zarr_write_format=zarr_format), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what anndata is going to change
+        adata.write_zarr(root / "dataset_1")
+
+
+def test_a_root_without_its_document_says_what_to_copy(root):
+    (root / "zarr.json").unlink()
+    for reader in ("a path", "a collection"):
+        with pytest.raises(
+            CorruptDataError, match=r"c.zarr holds datasets .* zarr.json is missing.*copy that file again"
+        ):
+            READERS[reader](root)
 
 
 def test_what_is_missing_is_found_before_anything_is_added(root):

@@ -33,7 +33,7 @@ from .building.schema import SRC_PATH
 from .building.warn import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from os import PathLike
 
@@ -317,8 +317,8 @@ class LocalZarr(_Folder):
     def _mark(self) -> None:
         self._write_root(self._listing().digests)
 
-    def relist(self) -> None:
-        """Take the datasets that are there now for all that belong here, as they are.
+    def relist(self, names: Collection[str] | None = None) -> None:
+        """Take datasets as they are now for those that belong here; None: all that are there, and no others.
 
         Raises
         ------
@@ -326,7 +326,8 @@ class LocalZarr(_Folder):
             Another process is writing.
         """
         with WorkFolder(self.root):
-            self._write_root({})
+            kept = {} if names is None else self._listing().digests
+            self._write_root({name: digest for name, digest in kept.items() if name not in (names or ())})
 
     def _write_root(self, listed: Mapping[str, str]) -> None:
         """Write what the root says of the collection, beside what others made it say.

@@ -36,6 +36,7 @@ from .chunks.zarr_text import TextChunks
 from .claims import check_chunk_shape, check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
 from .documents import read_by_anndata
+from .dtypes import native
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
 from .local_zarr import location_of
@@ -838,6 +839,7 @@ def _masked(values: np.ndarray, mask: np.ndarray, *, na_is_nan: bool) -> Any:
 
 
 def _factorize_numbers(values: np.ndarray, mask: np.ndarray | None) -> Labels:
+    values = values.astype(native(values.dtype), copy=False)  # pandas numbers no others
     if mask is None:
         codes, categories = pd.factorize(values, sort=True)
     else:

@@ -489,7 +489,8 @@ class FrameReader:
             categories = self._categories(column, name)
             codes = _read_raw(column, rows)
             self._check_codes(codes, categories, name)
-            return pd.Categorical.from_codes(codes, categories, ordered=column.ordered)
+            # Its name may be set: not that of the categories which other tables share.
+            return pd.Categorical.from_codes(codes, categories.view(), ordered=column.ordered)
         if _is_group(column.values):
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
             with damage_named(_location(column.values)):

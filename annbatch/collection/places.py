@@ -33,7 +33,7 @@ from .building.schema import SRC_PATH
 from .building.warn import warn_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from os import PathLike
 
@@ -246,7 +246,7 @@ class LocalZarr(_Folder):
 
     def _stored(self) -> list[str]:
         # Those, too, that are hidden as long as the journal lists them: they may be in the listing already.
-        return [path.name for path in self.root.iterdir()] if self.root.exists() else []
+        return [path.parent.name for path in self.root.glob(f"*/{_DOCUMENT}")]
 
     def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
@@ -324,8 +324,8 @@ class LocalZarr(_Folder):
     def _mark(self) -> None:
         self._write_root(self._listing().digests)
 
-    def relist(self) -> None:
-        """Take the datasets that are there now for all that belong here, as they are.
+    def relist(self, names: Collection[str] | None = None) -> None:
+        """Take datasets as they are now for those that belong here; None: all that are there, and no others.
 
         Raises
         ------
@@ -333,7 +333,8 @@ class LocalZarr(_Folder):
             Another process is writing.
         """
         with WorkFolder(self.root):
-            self._write_root({})
+            kept = {} if names is None else self._listing().digests
+            self._write_root({name: digest for name, digest in kept.items() if name not in (names or ())})
 
     def _write_root(self, listed: Mapping[str, str]) -> None:
         """Write what the root says of the collection, beside what others made it say.
@@ -345,7 +346,7 @@ class LocalZarr(_Folder):
         """
         root = self._metadata() or {"zarr_format": 3, "node_type": "group"}
         # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
-        names = [name for name in sorted_datasets(self._stored()) if (self.root / name / _DOCUMENT).exists()]
+        names = sorted_datasets(self._stored())
         new = {name: manifest_digest(f"{self.root}/{name}") or "" for name in names if name not in listed}
         attributes = {**root.get("attributes", {}), **MARKER, LISTING: {**listed, **new}}
         changed = root | {"attributes": attributes}

@@ -31,7 +31,7 @@ from .manifest import write_manifest
 from .places import LocalZarr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     import zarr
 
@@ -179,9 +179,25 @@ def accept(path: str | os.PathLike[str], *, progress: bool = True) -> Report:
     if report.is_sound:
         for folder in folders:
             write_manifest(folder, add_checksums=False)
-        if folders and path not in folders:
-            LocalZarr(path).relist()
+        _relist(path, folders)
     return report
+
+
+def _relist(path: Path, folders: Collection[Path]) -> None:
+    """Have a collection list its datasets as they are now; `path` is the collection, or one of the datasets that it lists."""
+    whole = Path(os.path.abspath(path))  # noqa: PTH100 (links stay)
+    if whole.name in _listed(whole.parent):
+        LocalZarr(whole.parent).relist([whole.name])
+    elif _listed(path) or (folders and path not in folders):
+        LocalZarr(path).relist()
+
+
+def _listed(folder: Path) -> Collection[str]:
+    """Names of the datasets that a folder lists; none where it is no collection."""
+    try:
+        return Listing.of(LocalZarr(folder).attributes(), folder).digests
+    except (ValueError, OSError):
+        return ()
 
 
 def _local(path: str | os.PathLike[str]) -> Path:
@@ -222,10 +238,10 @@ def _datasets(path: Path, report: Report) -> Iterator[Path]:
         return
     found = {child.name for child in path.iterdir()}
     folders, files = sorted_datasets(found), sorted_datasets(found, H5AD_SUFFIX)
-    if not folders and not files:
+    if not folders and not files and not _listed(path):
         yield path
         return
-    if folders:
+    if folders or not files:
         _verify_root(path, report)
         _verify_formats(path, folders, report)
     yield from (path / name for name in (*folders, *files))

@@ -36,6 +36,7 @@ from .chunks.zarr_text import TextChunks
 from .claims import check_chunk_shape, check_claim, check_folder
 from .columns import CodedText, CompactFrame, LongText, are_few, natural_text_dtype, read_only, row_names
 from .documents import read_by_anndata
+from .dtypes import native
 from .engine._ragged import decode_texts
 from .errors import CorruptDataError, damage_named
 from .local_zarr import location_of
@@ -211,7 +212,7 @@ class FrameReader:
             If the column is listed but not stored, has not one value per row, or a code numbers no category.
         """
         self._check_name(name)
-        return self._read(name, rows)
+        return self._read(name, rows, may_share=False)
 
     def texts(self, name: str | None, rows: slice = _ALL) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Read a column of text, or row names, without a Python object per row.
@@ -482,12 +483,14 @@ class FrameReader:
         found = parent["uns"][key]
         return found if _all_number(_StoredColumn(self._elem, name), int(np.prod(found.shape))) else None
 
-    def _read(self, name: str, rows: slice) -> Any:
+    def _read(self, name: str, rows: slice, *, may_share: bool = True) -> Any:
+        """Read a column; `may_share`: with the very categories of other tables, whose name must not be set."""
         column = self._column(name)
         if column.categories is not None:
             categories = self._categories(column, name)
             codes = _read_raw(column, rows)
             self._check_codes(codes, categories, name)
+            categories = categories if may_share else categories.view()
             return pd.Categorical.from_codes(codes, categories, ordered=column.ordered)
         if _is_group(column.values):
             # Not an encoding of this module: whatever it is, anndata knows it or says why not.
@@ -838,6 +841,7 @@ def _masked(values: np.ndarray, mask: np.ndarray, *, na_is_nan: bool) -> Any:
 
 
 def _factorize_numbers(values: np.ndarray, mask: np.ndarray | None) -> Labels:
+    values = values.astype(native(values.dtype), copy=False)  # pandas numbers no others
     if mask is None:
         codes, categories = pd.factorize(values, sort=True)
     else:

@@ -35,7 +35,7 @@ _OBJECT = struct.Struct("<HHIQ")
 _GAP = 1 << 13
 # Of a larger collection, so much is read at a time.
 _WINDOW = 1 << 20
-# Class of a datatype, and within it whether items are text (1).
+# Class of a datatype: text, or sequences, of any length.
 _ANY_LENGTH, _CLASS = 9, 0x0F
 
 
@@ -283,7 +283,7 @@ def _headers(group: h5py.h5g.GroupID, path: str, skip: Collection[bytes]) -> Ite
 
 
 def _text_places(message: bytes) -> bytes:
-    """Return where the texts of an attribute lie (items of TEXT_PLACE); none where its items are of another kind, or not understood."""
+    """Return where the texts, or sequences, of an attribute lie (items of TEXT_PLACE); none of other kinds, or not understood ones."""
     if len(message) < 8 or message[0] not in (1, 2, 3):
         return b""
     version, flags, name_size, type_size, space_size = struct.unpack_from("<BBHHH", message)
@@ -296,7 +296,7 @@ def _text_places(message: bytes) -> bytes:
     at += -(-type_size // width) * width
     space = message[at : at + space_size]
     at += -(-space_size // width) * width
-    if len(kind) < 8 or kind[0] & _CLASS != _ANY_LENGTH or kind[4:8] != b"\x10\0\0\0" or kind[1] & _CLASS != 1:
+    if len(kind) < 8 or kind[0] & _CLASS != _ANY_LENGTH or kind[4:8] != b"\x10\0\0\0":
         return b""
     data = message[at : at + _n_items(space) * TEXT_PLACE.itemsize]
     return data[: len(data) // TEXT_PLACE.itemsize * TEXT_PLACE.itemsize]

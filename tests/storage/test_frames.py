@@ -391,3 +391,23 @@ def test_codes_that_are_written_in_pieces_are_those_of_all_rows(pieces):
     np.testing.assert_array_equal(codes.values, expected)
     assert codes.values.dtype == code_dtype(len(found))
     assert codes.n_written == len(flat)
+
+
+def test_numbers_in_the_other_byte_order_have_labels(tmp_path):
+    obs = pd.DataFrame(
+        {"n": COUNTS.astype(">i8"), "score": np.array([1, 0, 1, 2, 0, 5], ">f4")}, index=NAMES.astype(object)
+    )
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        ad.io.write_elem(file, "obs", obs)
+        reader = FrameReader(file["obs"])
+        assert labels_as_list(reader.labels("n")) == COUNTS.tolist()
+        assert labels_as_list(reader.labels("score")) == obs["score"].tolist()
+
+
+def test_a_name_for_categories_is_not_given_to_those_of_other_tables(tmp_path):
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        for name in ("one", "two"):
+            ad.io.write_elem(file, name, pd.DataFrame({"kind": pd.Categorical(["b", "a"])}, index=["x", "y"]))
+        one = read_frame(file["one"])
+        one["kind"].cat.categories.name = "mine"
+        assert read_frame(file["two"])["kind"].cat.categories.name is None

@@ -242,3 +242,52 @@ def test_a_datatype_in_place_of_a_column_is_damage(sound, tmp_path):
             FrameReader(file["obs"]).frame()
         with pytest.raises(storage.CorruptDataError, match=r"b\.h5ad :: /X: expected .* h5py.Dataset"):
             storage.open_matrix(file["X"])
+
+
+def compact(group):
+    """Texts whose places lie in the header."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_layout(h5py.h5d.COMPACT)
+    kind = h5py.h5t.py_create(h5py.string_dtype(), logical=True)
+    made = h5py.h5d.create(group.id, b"x", kind, h5py.h5s.create_simple((2,)), settings)
+    h5py.Dataset(made)[:] = ["c" * 9000, "d"]
+
+
+def test_single_texts_tables_of_texts_and_sequences_are_looked_at(tmp_path):
+    path = tmp_path / "a.h5ad"
+    ad.AnnData(np.ones((2, 2), "f4")).write_h5ad(path)
+    sequence = np.empty(1, object)
+    sequence[0] = np.arange(2000, dtype="i4")
+    made = {
+        "single": lambda uns: uns.create_dataset("x", data="s" * 9000),
+        "table": lambda uns: uns.create_dataset("x", data=np.array([["t" * 9000, ""], ["a", "b"]], dtype=object)),
+        "compact": compact,
+        "sequence": lambda uns: uns.attrs.create("x", sequence, (1,), h5py.vlen_dtype("i4")),
+    }
+    paths = []
+    for name, make in made.items():
+        paths.append(tmp_path / f"{name}.h5ad")
+        paths[-1].write_bytes(path.read_bytes())
+        with h5py.File(paths[-1], "r+") as file:
+            make(file["uns"])
+        assert verify(paths[-1], progress=False).is_sound
+        data = bytearray(paths[-1].read_bytes())
+        at = data.rindex(b"GCOL")  # the new one: too much for the others
+        data[at + 16 : at + 32] = bytes(16)
+        paths[-1].write_bytes(data)
+    command = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+        from annbatch.collection.verify import verify
+        for path in sys.argv[1:]:
+            print(*verify(path, progress=False).damage)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(command), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    said = done.stdout.splitlines()
+    assert ["an object says that it has 0 bytes" in line for line in said] == [True] * 4, said

@@ -139,6 +139,39 @@ def test_a_root_without_its_document_says_what_to_copy(root):
             READERS[reader](root)
 
 
+def test_a_dataset_that_is_accepted_by_its_own_path_is_listed_anew(root, monkeypatch):
+    """An error about a document of it names its path, so that is what is passed."""
+    zarr.open_group(root / "dataset_1", mode="r+", use_consolidated=False).attrs["lab"] = "ours"
+    lose_another = root / "dataset_2"
+    monkeypatch.chdir(root / "dataset_1")
+    assert accept(".", progress=False).is_sound
+    assert n_rows(root) == 60
+    assert verify(root, progress=False).is_sound
+    shutil.rmtree(lose_another)
+    assert accept("../dataset_1/", progress=False).is_sound
+    with pytest.raises(CorruptDataError, match="dataset_2 is missing"):
+        n_rows(root)
+
+
+def test_accepted_where_no_manifest_is_left(root):
+    lose(root)
+    for name in ("dataset_0", "dataset_2"):
+        edit(root / name / "zarr.json", lambda attributes: attributes.pop(MANIFEST))
+    assert accept(root, progress=False).is_sound
+    assert verify(root, progress=False).is_sound
+    assert n_rows(root) == len(DatasetCollection(root).obs()) == 40
+
+
+def test_accepted_where_no_dataset_is_left(root):
+    for number in range(3):
+        shutil.rmtree(root / f"dataset_{number}")
+    assert len(verify(root, progress=False).damage) == 3
+    assert accept(root, progress=False).is_sound
+    assert DatasetCollection(root).is_empty
+    DatasetCollection(root).add_adatas([cells(10, seed=2)], **QUIET)
+    assert n_rows(root) == 10
+
+
 def test_what_is_missing_is_found_before_anything_is_added(root):
     lose(root)
     with pytest.raises(CorruptDataError, match="dataset_1 is missing"):

@@ -78,6 +78,15 @@ def test_files_of_anyone(form, tmp_path):
     assert len(names) == (0 if form == "gzip" else 3)
 
 
+def test_a_null_in_an_h5ad(tmp_path):
+    """As anndata writes None in uns."""
+    path = tmp_path / "a.h5ad"
+    cells(10).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        file["uns"].create_dataset("nothing", data=h5py.Empty("f4"))
+    assert verify(path, progress=False).is_sound
+
+
 def test_damage_in_an_h5ad(tmp_path):
     cells(200, 30).write_h5ad(tmp_path / "a.h5ad", compression="gzip")
     with h5py.File(tmp_path / "a.h5ad") as file:

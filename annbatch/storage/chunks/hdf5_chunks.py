@@ -19,7 +19,7 @@ from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.hdf5_heap import TEXT_PLACE, LocalHeap, places_in_use
 
 from .decoders import decoder, with_room
-from .hdf5_table import FILTERS, text_table
+from .hdf5_table import FILTERS, text_table, unchunked_places
 from .straight import read_straight
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     CorruptDataError
         A chunk claims to be far larger than the dataset, or unpacks to more than a chunk is, there is more text than file, or text that is damaged.
     """
-    if not dataset.shape or 0 in dataset.shape:
+    if dataset.shape is None or 0 in dataset.shape:
         return
     file = dataset.file
     where, itemsize = f"{file.filename} :: {dataset.name}", _itemsize(dataset)
@@ -59,6 +59,11 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     places = text_table(dataset) if is_local else None
     if places is not None:
         _check_text(dataset, places, where)
+        return
+    texts = unchunked_places(dataset) if is_local else None
+    if texts is not None:
+        _check_claim(dataset, int(texts["n_bytes"].sum(dtype=np.int64)), where)
+        LocalHeap(file, where).check(places_in_use(texts))
 
 
 def _itemsize(dataset: h5py.Dataset) -> int | None:
@@ -120,7 +125,7 @@ def _unpacked(name: str, raw: Any, limit: int) -> Any:
 
 def _check_text(dataset: h5py.Dataset, places: ChunkTable, where: str) -> None:
     """Refuse text that HDF5 would not come to the end of, or of more bytes than the file has: of a usual file, every text lies in it once."""
-    n_rows, n_bytes, size = dataset.shape[0], 0, dataset.file.id.get_filesize()
+    n_rows, n_bytes = dataset.shape[0], 0
     used = [np.empty(0, np.uint64)]
     at_once = -(-_ROWS_AT_ONCE // places.chunk_shape[0]) * places.chunk_shape[0]
     for start in range(0, n_rows, at_once):
@@ -128,10 +133,15 @@ def _check_text(dataset: h5py.Dataset, places: ChunkTable, where: str) -> None:
         for piece in _whole_chunks(places, start, min(start + at_once, n_rows)) if found is None else [found]:
             n_bytes += int(piece["n_bytes"].sum(dtype=np.int64))
             used.append(places_in_use(piece))
-        if n_bytes > max(_HARMLESS_BYTES, size):
-            msg = f"{where}: its text claims {n_bytes} bytes or more, in a file of {size}: the file is damaged"
-            raise CorruptDataError(msg)
+        _check_claim(dataset, n_bytes, where)
     LocalHeap(dataset.file, where).check(np.unique(np.concatenate(used)))
+
+
+def _check_claim(dataset: h5py.Dataset, n_bytes: int, where: str) -> None:
+    size = dataset.file.id.get_filesize()
+    if n_bytes > max(_HARMLESS_BYTES, size):
+        msg = f"{where}: its text claims {n_bytes} bytes or more, in a file of {size}: the file is damaged"
+        raise CorruptDataError(msg)
 
 
 def _whole_chunks(places: ChunkTable, start: int, stop: int) -> Iterator[np.ndarray]:

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
     import h5py
 
-__all__ = ["FILTERS", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table", "text_table"]
+__all__ = ["FILTERS", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table", "text_table", "unchunked_places"]
 
 # Of layout messages with a version of at most this, chunks are found through a B-tree that all versions of HDF5 read right.
 _OLD_LAYOUT = 3
+# Of those with one of these, data that lie in them begin behind four bytes: version, class 0, size.
+_WITH_COMPACT = (3, 4)
 # Items of a contiguous dataset that one task reads at most: enough for one read, few enough to share the work.
 _CONTIGUOUS_CHUNK = 1 << 16
 
@@ -97,15 +99,33 @@ def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTabl
 
 def text_table(dataset: h5py.Dataset) -> ChunkTable | None:
     """Return the chunk table of the places (TEXT_PLACE) at which the texts of a column lie in its file; None where only HDF5 can tell."""
+    return hdf5_table(dataset, TEXT_PLACE) if dataset.ndim == 1 and _has_places(dataset) else None
+
+
+def unchunked_places(dataset: h5py.Dataset) -> np.ndarray | None:
+    """Return the places (TEXT_PLACE) of the texts of a dataset without chunks, with any number of axes; None as :func:`text_table`."""
+    if dataset.chunks or not _engine.can_read_files or dataset.file.mode != "r" or not _has_places(dataset):
+        return None
+    if dataset.is_virtual or dataset.external:
+        return None
+    n_bytes, start, peek = prod(dataset.shape) * TEXT_PLACE.itemsize, dataset.id.get_offset(), _peek(dataset)
+    if start is None:
+        message = layout_message(dataset, peek) or b""
+        found = message[4:] if message[1:2] == b"\0" and message[0] in _WITH_COMPACT else b""
+    else:
+        found = bytes(peek(start, min(n_bytes, dataset.file.id.get_filesize())))
+    return np.frombuffer(found[:n_bytes], TEXT_PLACE) if len(found) >= n_bytes else None
+
+
+def _has_places(dataset: h5py.Dataset) -> bool:
+    """Whether it is text of any length in a file of the usual form."""
     import h5py
 
     text = h5py.check_string_dtype(dataset.dtype)
-    if text is None or text.length is not None or dataset.ndim != 1 or sys.byteorder != "little":
-        return None
+    if text is None or text.length is not None or sys.byteorder != "little":
+        return False
     file = dataset.file
-    if file.driver != "sec2" or not sizes_are_usual(local_bytes(file)(0, 64)):
-        return None
-    return hdf5_table(dataset, TEXT_PLACE)
+    return file.driver == "sec2" and sizes_are_usual(local_bytes(file)(0, 64))
 
 
 def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:

@@ -24,7 +24,7 @@ def write_manifest(folder: Path, *, add_checksums: bool = True) -> None:
     be reading it, and each document is the old or the new one, also after a power cut.
     """
     documents = {}
-    for name, document in list(_nodes(folder)):
+    for name, document in list(_nodes(folder, "", (manifest.place_of_folder(folder.parent),))):
         if document["node_type"] == "array":
             if add_checksums:
                 _add_checksums(folder / name, document)
@@ -50,9 +50,12 @@ def _replace(path: Path, document: dict[str, Any], *, sync: bool) -> None:
     part.replace(path)
 
 
-def _nodes(folder: Path, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and metadata of every group and array."""
+def _nodes(folder: Path, name: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and metadata of every group and array, but where a link leads back to a folder `above`."""
     document = json.loads((folder / name / "zarr.json").read_text())
+    here = manifest.place_of_folder(folder / name)
+    if here in above:
+        return
     yield name, document
     if document["node_type"] == "array":
         return
@@ -61,7 +64,7 @@ def _nodes(folder: Path, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]
     for each in below:
         path = f"{name}/{each}" if name else each
         if (folder / path / "zarr.json").is_file():
-            yield from _nodes(folder, path)
+            yield from _nodes(folder, path, (*above, here))
 
 
 def _add_checksums(folder: Path, document: dict[str, Any]) -> None:

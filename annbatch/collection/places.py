@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from annbatch._shared.collection_format import (
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
 from annbatch.storage.listing import LISTING, Listing, check_format
+from annbatch.storage.local_zarr import check_zarr_format
 from annbatch.storage.manifest import manifest_digest
 from annbatch.storage.opening import check_not_empty, check_store, open_group, open_hdf5
 
@@ -315,6 +316,7 @@ class LocalZarr(_Folder):
         if kind != "group":
             msg = f"{self.root} is a Zarr {kind}, not a group; choose another place"
             raise ValueError(msg)
+        check_zarr_format(self.root, root.document)
         self._known = stamp, root
         return root
 
@@ -346,7 +348,11 @@ class LocalZarr(_Folder):
             root = Root({"zarr_format": 3, "node_type": "group"})
         # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
         names = sorted_datasets(self._stored())
-        new = {name: manifest_digest(f"{self.root}/{name}") or "" for name in names if name not in listed}
+        new = {}
+        for name in names:
+            if name not in listed:
+                with suppress(CorruptDataError):  # said to whoever reads it; another addition may list it
+                    new[name] = manifest_digest(f"{self.root}/{name}") or ""
         text = root_text(self.root, root, {**root.attributes, **MARKER, LISTING: {**listed, **new}}, names)
         if text is not None:
             # In one place, in the write that publishes: through a network, looking at each node would take long.

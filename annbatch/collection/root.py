@@ -1,8 +1,8 @@
 """The root document of a collection in a local folder, with copies of all documents below it.
 
 Whoever opens the collection reads those copies (zarr-python: consolidated metadata) in place of a document for each array. Of a
-hundred datasets they are megabytes. So they stand last, the attribute ``annbatch-copies`` has the digest of their text, and as long
-as that is true an addition puts its own behind them and parses none of the others.
+hundred datasets they are megabytes. So they stand last, the attribute ``annbatch-copies`` has the digest of their text and of
+the names of the datasets, and as long as that is true an addition puts its own behind them and parses none of the others.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from annbatch.storage import CorruptDataError
 from annbatch.storage.listing import LISTING
-from annbatch.storage.manifest import digest, parsed_document, read_document
+from annbatch.storage.manifest import digest, parsed_document, place_of_folder, read_document
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
 __all__ = ["DOCUMENT", "Root", "read_root", "root_text"]
@@ -64,7 +65,7 @@ def read_root(path: Path) -> Root:
         copies = rest.removesuffix(_END)
         try:
             root = Root(json.loads(head + begin + _END), copies, modified)
-            if root.attributes[_COPIES] == digest(copies):
+            if root.attributes[_COPIES] == _copies_digest(copies, root.attributes[LISTING]):
                 return root
         except (ValueError, RecursionError, KeyError, TypeError):
             pass  # someone else's
@@ -94,16 +95,28 @@ def root_text(folder: Path, root: Root, attributes: Mapping[str, Any], names: Co
     copies = None
     # Once they were left out, they stay out: to count them again would take longer than all else.
     if _CONSOLIDATED in root.document or LISTING not in root.attributes:
-        copies = _copies(folder, root, attributes[LISTING], names)
-        if len(copies) > MOST_BYTES:
+        try:
+            copies = _copies(folder, root, attributes[LISTING], names)
+        except (CorruptDataError, RecursionError):
+            # Whoever reads that dataset is told; what was added is no less there. With this the next addition tries again.
+            document[_CONSOLIDATED] = None
+        if copies is not None and len(copies) > MOST_BYTES:
             copies = None
-    if copies is not None and attributes[LISTING].keys() <= set(names):
-        kept[_COPIES] = digest(copies)
-    if copies == root.copies and kept == root.attributes:
+    if copies is not None and attributes[LISTING].keys() == set(names):
+        kept[_COPIES] = _copies_digest(copies, attributes[LISTING])
+    if copies == root.copies and kept == root.attributes and (copies is not None or document == root.document):
         return None
-    # Without indent: with it json is ten times as slow, which tells where there are many datasets.
-    text = json.dumps(document)
+    try:
+        # Without indent: with it json is ten times as slow, which tells where there are many datasets.
+        text = json.dumps(document)
+    except RecursionError:
+        msg = f"{folder}/{DOCUMENT} cannot be written anew: an attribute is nested too deeply; remove that one"
+        raise CorruptDataError(msg) from None
     return text if copies is None else b"".join((text[:-1].encode(), b", ", _BEGIN, copies, _END)).decode()
+
+
+def _copies_digest(copies: bytes, names: Iterable[str]) -> str:
+    return digest(json.dumps(sorted(names)).encode() + copies)
 
 
 def _copies(folder: Path, root: Root, listed: Mapping[str, str], names: Collection[str]) -> bytes:
@@ -113,8 +126,9 @@ def _copies(folder: Path, root: Root, listed: Mapping[str, str], names: Collecti
     if root.copies is not None and isinstance(before, dict) and _are_true(folder, root, before, listed, names):
         kept, new = root.copies, [name for name in names if name not in before]
     nodes: dict[str, Any] = {}
+    above = (place_of_folder(folder),)
     for name in new:
-        _note_documents(f"{folder}/{name}", name, nodes)
+        _note_documents(f"{folder}/{name}", name, nodes, above)
     return b", ".join(part for part in (kept, json.dumps(nodes)[1:-1].encode()) if part)
 
 
@@ -130,18 +144,20 @@ def _are_true(
     )
 
 
-def _note_documents(folder: str, key: str, nodes: dict[str, Any]) -> None:
+def _note_documents(folder: str, key: str, nodes: dict[str, Any], above: tuple[tuple[int, int], ...]) -> None:
     """Note the document of a node and of all below it, by their keys; nothing where there is no node.
 
-    With plain strings and one call for each document: a collection of hundreds of datasets has thousands.
+    Links that lead back to a folder `above` are left out. With plain strings and one call for each document: a collection of hundreds of datasets has thousands.
     """
     try:
         document = parsed_document(f"{folder}/{DOCUMENT}")
     except (FileNotFoundError, NotADirectoryError):
         return
-    nodes[key] = document
-    if document.get("node_type") == "group":  # what lies below an array are chunks
+    if document.get("node_type") != "group":  # what lies below an array are chunks
+        nodes[key] = document
+    elif (here := place_of_folder(folder)) not in above:
+        nodes[key] = document
         with os.scandir(folder) as entries:
             below = sorted(entry.name for entry in entries if entry.is_dir())
         for name in below:
-            _note_documents(f"{folder}/{name}", f"{key}/{name}", nodes)
+            _note_documents(f"{folder}/{name}", f"{key}/{name}", nodes, (*above, here))

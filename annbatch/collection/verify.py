@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -23,7 +22,15 @@ from annbatch.storage.documents import check_documents
 from annbatch.storage.errors import damage_named
 from annbatch.storage.frames import FrameReader
 from annbatch.storage.listing import Listing, check_format
-from annbatch.storage.manifest import dataset_damage, has_manifest, is_set_aside, missing_files, set_aside
+from annbatch.storage.local_zarr import check_zarr_format
+from annbatch.storage.manifest import (
+    dataset_damage,
+    has_manifest,
+    is_set_aside,
+    missing_files,
+    parsed_document,
+    set_aside,
+)
 from annbatch.storage.opening import check_is_store, open_hdf5
 from annbatch.storage.reading.proving import prove
 
@@ -251,7 +258,9 @@ def _verify_root(path: Path, report: Report) -> None:
     """See that a collection says that it is one, and that its datasets are those that it lists."""
     document = path / "zarr.json"
     try:
-        attributes = json.loads(document.read_bytes())["attributes"]
+        root = parsed_document(document)
+        check_zarr_format(path, root)
+        attributes = root["attributes"]
         if not is_marked(attributes):
             report.damage.append(Damage(str(document), "", None, None, "does not say that this is a collection"))
         if not is_set_aside(path):
@@ -410,9 +419,13 @@ def _verify_frames(path: Path, group: Any, report: Report) -> None:
     """See that codes number categories and columns are as long as their table."""
     named = {damage.array for damage in report.damage if damage.file == str(path)}
     for part in ("obs", "var", "raw/var"):
-        if part not in group or any(array == part or array.startswith(f"{part}/") for array in named):
+        if any(array == part or array.startswith(f"{part}/") for array in named):
             continue
         try:
+            with damage_named(f"{path} :: {part}"):
+                is_there = part in group
+            if not is_there:
+                continue
             reader = FrameReader(group[part])
             for name in reader.columns:
                 reader.check(name)

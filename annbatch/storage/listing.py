@@ -7,19 +7,20 @@ noticed. One that is not listed was added by someone else, and is as welcome as 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from annbatch._shared.collection_format import dataset_number
+from annbatch._shared.collection_format import WORK_FOLDER, dataset_number
 
 from .errors import CorruptDataError
-from .manifest import is_set_aside, manifest_digest
+from .manifest import is_set_aside, manifest_digest, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Self
 
-__all__ = ["LISTING", "Listing", "check_format"]
+__all__ = ["LISTING", "Listing", "being_put_in_place", "check_format"]
 
 LISTING = "annbatch-datasets"
 _ON_PURPOSE = "if that was on purpose, `annbatch verify PATH --accept` takes the collection as it is now"
@@ -38,6 +39,24 @@ def check_format(collection: object, name: str) -> None:
             "anndata, set `anndata.settings.zarr_write_format = 3`, and write it again"
         )
         raise CorruptDataError(msg)
+
+
+def being_put_in_place(folder: Path) -> frozenset[str]:
+    """Names of datasets that an addition to a collection in a local folder has not put in place yet, all of them.
+
+    Raises
+    ------
+    CorruptDataError
+        What says so (collection/building/journal.py) is damaged.
+    """
+    path = folder / WORK_FOLDER / "journal.json"
+    try:
+        return frozenset(json.loads(read_document(path)).get("names", ()))
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        msg = f"{path} is damaged; remove {path.parent}, and run the call that wrote it again"
+        raise CorruptDataError(msg) from None
 
 
 class Listing(NamedTuple):

@@ -20,11 +20,20 @@ from .errors import CorruptDataError, damage_named
 from .manifest import check_document, parsed_document
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy as np
 
-__all__ = ["DOCUMENTS", "LocalArray", "LocalGroup", "is_version_3", "location_of", "open_local_group"]
+__all__ = [
+    "DOCUMENTS",
+    "LocalArray",
+    "LocalGroup",
+    "check_zarr_format",
+    "is_version_3",
+    "location_of",
+    "open_local_group",
+]
 
 # Names of metadata documents, the likeliest first.
 DOCUMENTS = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
@@ -113,6 +122,10 @@ class LocalGroup(_Node, zarr.Group):
         with os.scandir(f"{self._store.root}/{self._path}") as entries:
             return iter([entry.name for entry in entries if entry.name in self])
 
+    def __len__(self) -> int:
+        """Return the number of members; list() asks for it."""
+        return sum(1 for _ in self)
+
     def plain(self) -> zarr.Group:
         """Return the group as zarr-python has it, for libraries that look at the type."""
         return zarr.Group(self._async_group)
@@ -173,6 +186,13 @@ def open_local_group(folder: Path) -> zarr.Group:
     return zarr.open_group(folder, mode="r", use_consolidated=False)
 
 
+def check_zarr_format(folder: object, document: Mapping[str, Any]) -> None:
+    """Raise CorruptDataError when the zarr.json of a folder does not say that it is one."""
+    if document.get("zarr_format") != 3:
+        msg = f"{folder}/zarr.json is damaged: zarr_format must be 3 there, got {document.get('zarr_format')!r}"
+        raise CorruptDataError(msg)
+
+
 def is_version_3(array: Any) -> bool:
     """Whether an array of a Zarr store is of format 3."""
     return isinstance(array, LocalArray) or array.metadata.zarr_format == 3
@@ -204,6 +224,8 @@ def _node(store: LocalStore, path: str, zarr_format: int) -> Any:
             if traits is not None:
                 return LocalArray(store, path, document, traits)
             return zarr.Array(zarr.AsyncArray.from_dict(StorePath(store, path), document))
+        if zarr_format == 3:
+            check_zarr_format(f"{store.root}/{path}" if path else store.root, document)
         group = LocalGroup(store, path, document)
         if zarr_format != 3 or document.keys() - {"attributes"} != {"zarr_format", "node_type"}:
             _ = group._async_group  # noqa: SLF001 (ours; zarr-python says whether it is one)

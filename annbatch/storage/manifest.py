@@ -61,6 +61,7 @@ __all__ = [
     "manifest_in",
     "missing_files",
     "parsed_document",
+    "place_of_folder",
     "read_document",
     "read_mark",
     "root_digest",
@@ -164,6 +165,12 @@ def root_digest(document: Mapping[str, Any]) -> str:
     attributes[MANIFEST] = {key: value for key, value in attributes[MANIFEST].items() if key != "digest"}
     kept = {key: value for key, value in document.items() if key != "consolidated_metadata"}
     return digest(json.dumps({**kept, "attributes": attributes}, sort_keys=True, separators=(",", ":")).encode())
+
+
+def place_of_folder(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    """What is the same for every path that leads to a folder."""
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def is_sharded(document: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from annbatch._shared.collection_format import sorted_datasets
 
 from .documents import check_documents
 from .errors import CorruptDataError, damage_named
-from .listing import Listing, check_format
+from .listing import Listing, being_put_in_place, check_format
 from .manifest import check_dataset
 
 if TYPE_CHECKING:
@@ -183,6 +183,8 @@ def open_datasets(collection: zarr.Group) -> list[Any]:
         # Of all that are in the folder: zarr-python sees none of format 2, or an old copy of its metadata in the root.
         for name in sorted_datasets(child.name for child in folder.iterdir()):
             check_format(folder, name)
+        # They stay unseen until all are there, as docs/collections.md promises.
+        found -= being_put_in_place(folder)
     groups = []
     for name in sorted_datasets(found):
         if folder is not None:

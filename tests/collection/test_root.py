@@ -186,6 +186,53 @@ def test_a_listing_that_is_none_is_replaced(listed, published):
     published.check()
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_dataset_that_others_took_off_the_listing_is_not_among_old_copies(is_gone, published):
+    """By hand, in a text that is else as it was written here."""
+    published.edit(lambda document: document["attributes"][LISTING].pop("dataset_1"))
+    published.add(3)
+    if is_gone:
+        published.remove(1)
+        del published.listed["dataset_1"]
+    published.publish()
+    published.check()
+
+
+@pytest.mark.parametrize("target", ["..", "."])
+def test_links_that_lead_back_are_left_out(target, published):
+    for name in ("one", "two"):  # with two, each doubles what all before it lead to
+        (published.path / "dataset_1" / name).symlink_to(target)
+    published.tick(published.path / "dataset_1/zarr.json")
+    published.add(3)
+    published.publish()
+    published.check()
+
+
+def test_of_documents_that_cannot_be_read_there_are_no_copies_until_they_can(published):
+    damaged = published.path / "dataset_1/X/zarr.json"
+    text = damaged.read_text()
+    damaged.write_text("{")
+    published.tick(published.path / "dataset_1/zarr.json")
+    published.add(3)
+    published.publish()
+    root = json.loads((published.path / "zarr.json").read_text())
+    assert root["consolidated_metadata"] is None  # zarr-python's word for none
+    assert COPIES not in root["attributes"]
+    assert root["attributes"][LISTING] == published.listed
+    assert not published.publish()
+    damaged.write_text(text)
+    published.publish()
+    published.check()
+
+
+def test_old_copies_of_others_do_not_stay_where_copies_are_too_large(published, monkeypatch):
+    monkeypatch.setattr(root_module, "MOST_BYTES", 100)
+    published.publish()
+    published.edit(lambda document: document.update(consolidated_metadata={"metadata": {}, "kind": "inline"}))
+    assert published.publish()
+    assert "consolidated_metadata" not in json.loads((published.path / "zarr.json").read_text())
+
+
 def test_copies_are_left_out_for_good_where_they_are_too_large(published, monkeypatch):
     copies = read_root(published.path / "zarr.json").copies
     monkeypatch.setattr(root_module, "MOST_BYTES", len(copies))

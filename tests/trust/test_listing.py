@@ -16,6 +16,7 @@ from annbatch.cli import main
 from annbatch.collection import root as collection_root
 from annbatch.collection.building import journal
 from annbatch.collection.building.journal import BusyError, WorkFolder
+from annbatch.collection.places import LocalZarr
 from annbatch.collection.verify import accept, verify
 from annbatch.storage import CorruptDataError
 from annbatch.storage.listing import LISTING
@@ -209,6 +210,82 @@ def test_of_a_dataset_without_manifest_it_is_known_that_it_was_there(root):
     lose(root)
     with pytest.raises(CorruptDataError, match="dataset_1 is missing"):
         n_rows(root)
+
+
+@pytest.mark.filterwarnings("ignore:Object at .annbatch")
+@pytest.mark.parametrize("reader", ["a path", "a group", "a collection", "obs"])
+def test_datasets_that_are_being_put_in_place_are_not_seen_before_all_are(reader, root, monkeypatch):
+    """By no reader, whether the root lists them or not: the call may have been killed at any moment."""
+    collection, mark = DatasetCollection(root), LocalZarr._mark
+
+    def die(place, *, listed):
+        if listed:
+            mark(place)
+        raise KeyboardInterrupt
+
+    seen = []
+    for listed in (False, True):
+        monkeypatch.setattr(LocalZarr, "_mark", lambda place, listed=listed: die(place, listed=listed))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the call before
+            with pytest.raises(KeyboardInterrupt):
+                collection.add_adatas([cells(20, seed=2)], dataset_size=10, **QUIET)
+        assert (root / "dataset_4").exists()
+        seen.append(READERS[reader](root))
+    monkeypatch.undo()
+    assert [n if isinstance(n, int) else len(n) for n in seen] == [60, 60]
+    with pytest.warns(UserWarning, match="finished an interrupted call"):
+        collection.add_adatas([cells(20, seed=2)], dataset_size=10, **QUIET)
+    assert len(collection.obs()) >= 80
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"names": 3}'])
+def test_a_journal_that_is_none_is_damage(text, root):
+    (root / ".annbatch").mkdir()
+    (root / ".annbatch/journal.json").write_text(text)
+    with pytest.raises(CorruptDataError, match=r"journal.json is damaged; remove .*\.annbatch"):
+        n_rows(root)
+
+
+def test_an_addition_is_not_held_up_by_another_dataset_that_is_damaged(root):
+    damaged = root / "dataset_1/zarr.json"
+    damaged.write_text(damaged.read_text()[:-3])
+    DatasetCollection(root).add_adatas([cells(10, seed=2)], **QUIET)
+    assert not (root / ".annbatch").exists()
+    assert json.loads((root / "zarr.json").read_text())["attributes"][LISTING].keys() >= {"dataset_1", "dataset_3"}
+    for reader in ("a path", "a collection", "obs"):
+        with pytest.raises(CorruptDataError, match="dataset_1/zarr.json is damaged"):
+            READERS[reader](root)
+
+
+def test_links_that_lead_back_are_accepted(root):
+    for name in ("one", "two"):
+        (root / "dataset_1" / name).symlink_to("..")
+    edit(root / "dataset_1/zarr.json", lambda attributes: attributes.update(lab="ours"))
+    assert accept(root, progress=False).is_sound
+    assert n_rows(root) == 60
+    assert verify(root, progress=False).is_sound
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "dataset_1/obs/zarr.json"])
+@pytest.mark.parametrize("text", ["{", '{"attributes": null}', '{"attributes": {}, "node_type": "group"}'])
+def test_verify_reports_a_document_that_is_none(text, name, root):
+    (root / name).write_text(text)
+    place = "c.zarr/zarr.json" if name == "zarr.json" else "obs"
+    for look in (verify, accept):
+        assert any(place in str(damage) for damage in look(root, progress=False).damage)
+    with pytest.raises((CorruptDataError, ValueError), match=r"zarr\.json|encoding-type"):
+        n_rows(root)
+
+
+@pytest.mark.parametrize("zarr_format", [None, 2, "3"])
+def test_a_root_of_another_format_is_damage(zarr_format, root):
+    document = json.loads((root / "zarr.json").read_text())
+    (root / "zarr.json").write_text(json.dumps({**document, "zarr_format": zarr_format}))
+    for reader in ("a path", "a collection"):
+        with pytest.raises(CorruptDataError, match="zarr_format must be 3"):
+            READERS[reader](root)
+    assert not verify(root, progress=False).is_sound
 
 
 def test_one_of_a_later_annbatch_is_not_compared(root):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .tables import ChunkTable
 
-__all__ = ["check_chunks"]
+__all__ = ["check_chunks", "text_places"]
 
 # What a chunk may unpack to without a look, and what a stored byte becomes at most. (Of other codecs: any number.)
 _HARMLESS_BYTES = 64 * 2**20
@@ -139,15 +139,29 @@ def _check_texts(dataset: h5py.Dataset) -> None:
     item, fill = _items_of(dataset)
     assert item is not None
     n_bytes, used = 0, [np.empty(0, np.uint64)]
-    stored = _chunk_items(dataset, item.item_bytes) if dataset.chunks else unchunked_items(dataset, item.item_bytes)
-    for items in stored:
-        places = item.places(items)
+    if len(fill) == item.item_bytes:
+        used.append(places_in_use(item.places(fill).reshape(-1)))
+    for places in text_places(dataset, item):
         n_bytes += int((places["n_bytes"].astype(np.int64) * item.units).sum())
         used.append(places_in_use(places.reshape(-1)))
         _check_claim(dataset, n_bytes, where)
-    if len(fill) == item.item_bytes:
-        used.append(places_in_use(item.places(fill).reshape(-1)))
     LocalHeap(dataset.file, where).check(np.unique(np.concatenate(used)))
+
+
+def text_places(dataset: h5py.Dataset, item: ItemPlaces) -> Iterator[np.ndarray]:
+    """Yield the places of the texts in a dataset of a local file of the usual form: for some items at a time, one row for each.
+
+    Nothing of chunks that were never written, and nothing of what only HDF5 can read.
+
+    Parameters
+    ----------
+    dataset
+        Of a file that cannot change.
+    item
+        Where they lie in each item.
+    """
+    stored = _chunk_items(dataset, item.item_bytes) if dataset.chunks else unchunked_items(dataset, item.item_bytes)
+    return map(item.places, stored)
 
 
 def _chunk_items(dataset: h5py.Dataset, itemsize: int) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +19,6 @@ __all__ = [
     "CHUNKED",
     "DATATYPE",
     "FILL_VALUE",
-    "Message",
     "committed_datatype",
     "edges_are_unfiltered",
     "header_address",
@@ -41,24 +40,6 @@ _WITH_FLAGS, _EDGES_UNFILTERED, _KNOWN_FLAGS = (4, 5), 1, 3
 # Bytes and areas of one object header at most. Real ones are far smaller.
 _MOST_HEADER_BYTES = 1 << 24
 _MOST_HEADER_AREAS = 1 << 10
-
-
-class Message(NamedTuple):
-    """A message of an object header.
-
-    Attributes
-    ----------
-    kind
-        What it is about, as DATATYPE.
-    content
-        Its bytes.
-    is_elsewhere
-        Whether its content only says where the message stands.
-    """
-
-    kind: int
-    content: bytes
-    is_elsewhere: bool
 
 
 def edges_are_unfiltered(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | bytearray]) -> bool | None:
@@ -105,8 +86,7 @@ def layout_message(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | byt
     if not sizes_are_usual(bytes(peek(0, 64))):
         return None
     # (h5py.h5o.get_info walks the tree of chunks, to tell how large it is.)
-    header = messages(peek, header_address(h5py.h5g.get_objinfo(dataset.id, b".")))
-    return next((found.content for found in header if found.kind == _LAYOUT and not found.is_elsewhere), None)
+    return _content(peek, header_address(h5py.h5g.get_objinfo(dataset.id, b".")), _LAYOUT)
 
 
 def header_address(info: h5py.h5g.GroupStat) -> int:
@@ -124,8 +104,7 @@ def committed_datatype(peek: Callable[[int, int], bytes | bytearray], content: b
     if len(content) < 10 or content[0] not in (1, 2, 3) or (content[0] == 3 and content[1] != _IN_HEADER):
         return b""
     address = int.from_bytes(content[8:16] if content[0] == 1 else content[2:10], "little")
-    header = messages(peek, address)
-    return next((found.content for found in header if found.kind == DATATYPE and not found.is_elsewhere), b"")
+    return _content(peek, address, DATATYPE) or b""
 
 
 def sizes_are_usual(start: bytes) -> bool:
@@ -136,15 +115,23 @@ def sizes_are_usual(start: bytes) -> bool:
     return sizes == b"\x08\x08" and start[base : base + 8] == bytes(8)
 
 
-def messages(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[Message]:
-    """Yield the messages of the object header at an address, in a file of usual sizes, as far as they are understood."""
+def messages(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield the messages of the object header at an address, in a file of usual sizes, as far as they are understood.
+
+    Of each, what it is about (as DATATYPE), its content, and whether that only says where the message stands.
+    """
     try:
         yield from _walk(peek, address)
     except (struct.error, IndexError, OverflowError):
         return
 
 
-def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[Message]:
+def _content(peek: Callable[[int, int], bytes | bytearray], address: int, wanted: int) -> bytes | None:
+    """Return the first message about something that stands in a header; None: there is none."""
+    return next((content for kind, content, away in messages(peek, address) if kind == wanted and not away), None)
+
+
+def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[tuple[int, bytes, bool]]:
     head = bytes(peek(address, 64))
     if head[:4] == b"OHDR":
         flags = head[5]
@@ -169,7 +156,7 @@ def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterat
             at += prefix.size + order
             message = data[at : at + size]
             at += size
-            yield Message(kind, message, bool(flags & _SHARED))
+            yield kind, message, bool(flags & _SHARED)
             if kind == _CONTINUATION and not flags & _SHARED:
                 more, length = struct.unpack_from("<QQ", message)
                 # Newer areas have a signature before and a checksum behind their messages.

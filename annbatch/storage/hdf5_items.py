@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +32,8 @@ _OPAQUE, _COMPOUND, _ENUMERATION, _ANY_LENGTH, _ARRAY, _COMPLEX = 5, 6, 8, 9, 10
 _PROPERTIES = {0: 4, 1: 12, 2: 2, 3: 0, 4: 4, 7: 0}
 # A head: class and version, 24 bits that mean something else in each class, and the bytes of an item.
 _HEAD = struct.Struct("<BHxI")
+# Version and flags, and the bytes of name, datatype and dataspace.
+_ATTRIBUTE_HEAD = struct.Struct("<BBHHH")
 # Types inside of types, and places in an item, at most.
 _MOST_DEPTH, _MOST_PLACES = 16, 1 << 16
 _NOWHERE = np.empty(0, np.int64)
@@ -89,11 +90,11 @@ def stored_items(peek: Peek, address: int) -> tuple[ItemPlaces | None, bytes]:
         As of :func:`places_in_header`.
     """
     kind = fill = b""
-    for message in messages(peek, address):
-        if message.kind == DATATYPE:
-            kind = committed_datatype(peek, message.content) if message.is_elsewhere else message.content
-        elif message.kind == FILL_VALUE and not message.is_elsewhere:
-            fill = _fill_value(message.content)
+    for what, content, is_elsewhere in messages(peek, address):
+        if what == DATATYPE:
+            kind = committed_datatype(peek, content) if is_elsewhere else content
+        elif what == FILL_VALUE and not is_elsewhere:
+            fill = _fill_value(content)
     return ItemPlaces.of(kind), fill
 
 
@@ -108,10 +109,13 @@ def places_in_header(peek: Peek, address: int) -> Iterator[bytes]:
         Where the header begins.
     """
     has_fill = False
-    for message in messages(peek, address):
-        if message.kind == ATTRIBUTE and not message.is_elsewhere:
-            yield _attribute_places(peek, message.content)
-        has_fill |= message.kind == FILL_VALUE and len(_fill_value(message.content)) >= TEXT_PLACE.itemsize
+    for what, content, is_elsewhere in messages(peek, address):
+        if is_elsewhere:
+            continue
+        if what == ATTRIBUTE:
+            yield _attribute_places(peek, content)
+        elif what == FILL_VALUE and len(content) > TEXT_PLACE.itemsize:
+            has_fill = True
     if has_fill:
         item, fill = stored_items(peek, address)
         if item is not None and len(fill) == item.item_bytes:
@@ -121,23 +125,24 @@ def places_in_header(peek: Peek, address: int) -> Iterator[bytes]:
 def _attribute_places(peek: Peek, message: bytes) -> bytes:
     if len(message) < 8 or message[0] not in (1, 2, 3):
         return b""
-    version, flags, name_size, type_size, space_size = struct.unpack_from("<BBHHH", message)
-    width = 8 if version == 1 else 1
-    begin = 8 if version < 3 else 9
-    sizes = (name_size, type_size, space_size)
-    edges = [begin + sum(_up(size, width) for size in sizes[:n]) for n in range(4)]
-    _, kind, space = (message[low : low + size] for (low, _), size in zip(pairwise(edges), sizes, strict=True))
+    version, flags, name_size, type_size, space_size = _ATTRIBUTE_HEAD.unpack_from(message)
+    width, at = 8 if version == 1 else 1, 8 if version < 3 else 9
+    at += _up(name_size, width)
+    kind = message[at : at + type_size]
+    at += _up(type_size, width)
     if version > 1 and flags & 1:
         kind = committed_datatype(peek, kind)
     # Most are of numbers or texts.
     if not kind or kind[0] & 0x0F in _PROPERTIES:
         return b""
-    item = ItemPlaces.of(kind)
+    item = _item_places(kind)
     if item is None or not len(item.offsets):
         return b""
-    data = message[edges[-1] :]
-    n_items = min(_n_items(space), len(data) // item.item_bytes)
-    return item.places(data[: n_items * item.item_bytes]).tobytes()
+    n_items = _n_items(message[at : at + space_size])
+    at += _up(space_size, width)
+    n_items = min(n_items, (len(message) - at) // item.item_bytes)
+    data = message[at : at + n_items * item.item_bytes]
+    return data if item.item_bytes == TEXT_PLACE.itemsize else item.places(data).tobytes()
 
 
 def _fill_value(message: bytes) -> bytes:

@@ -16,13 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from annbatch.collection.verify import verify
 from annbatch.storage.chunks.hdf5_chunks import check_chunks, text_places
-from annbatch.storage.errors import CorruptDataError
-from annbatch.storage.frames import read_frame
 from annbatch.storage.hdf5_headers import header_address, local_bytes
 from annbatch.storage.hdf5_heap import check_attributes
-from annbatch.storage.hdf5_items import ItemPlaces, places_in_header, stored_items
+from annbatch.storage.hdf5_items import places_in_header, stored_items
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files are read by h5py alone there")
 

@@ -38,7 +38,11 @@ def check_format(collection: object, name: str) -> None:
     """
     folder = Path(str(collection), name)
     if (folder / ".zgroup").exists() and not (folder / "zarr.json").exists():
-        raise CorruptDataError(f"{collection}/{name} {OF_FORMAT_2}")
+        raise _of_format_2(collection, name)
+
+
+def _of_format_2(collection: object, name: str) -> CorruptDataError:
+    return CorruptDataError(f"{collection}/{name} {OF_FORMAT_2}")
 
 
 class Listing(NamedTuple):
@@ -86,7 +90,7 @@ class Listing(NamedTuple):
                 if holds is None:
                     check_format(self.place, name)
                 elif holds(f"{name}/.zgroup"):
-                    raise CorruptDataError(f"{self.place}/{name} {OF_FORMAT_2}")
+                    raise _of_format_2(self.place, name)
                 raise self._missing(name)
 
     def check(self, name: str) -> None:

@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.checksums`` makes both collections of thinned real cells, reads the same rows of each by turns, and prints for
 each way of choosing rows the median, and the lowest and highest quarter, of the ratios of processor time of a pair (with, divided by
-without). Processor time, because what else the machine does changes it less; one thread of the engine, then the whole Loader.
+without). Processor time, because what else the machine does changes it less; one thread of the engine, then the whole Loader. At last the
+engine reads the one with checksums, and the same files again while it passes over these: what checking alone takes.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
@@ -19,7 +21,7 @@ import numpy as np
 from benchmarks.paired import ratios
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WAYS = {"32 x 256": (32, 256), "1 x 8192": (1, 8192)}
 BATCH = 4096
@@ -87,6 +89,33 @@ def by_loader(place: Path, chunk_size: int, n_chunks: int) -> Callable[[int], No
     return read
 
 
+@contextmanager
+def passing_over() -> Iterator[None]:
+    """Within, arrays that are opened take the checksum behind each chunk for nothing that belongs to it."""
+    from annbatch.storage.chunks import zarr_table
+
+    codecs, note = zarr_table._codecs, zarr_table.ShardIndexes.note  # noqa: SLF001
+
+    def others(steps: list[tuple[str, dict[str, Any]]], itemsize: int) -> Any:
+        kept = [step for step in steps if step[0] != "crc32c"]
+        return codecs(kept or steps, itemsize)  # the index of a shard is checked
+
+    def note_shorter(self: Any, file: int, offset: np.ndarray, length: np.ndarray) -> None:
+        note(self, file, offset, np.where(length > 4, length - 4, length).astype(length.dtype))
+
+    with (
+        mock.patch.object(zarr_table, "_codecs", others),
+        mock.patch.object(zarr_table.ShardIndexes, "note", note_shorter),
+    ):
+        yield
+
+
+def show(name: str, way: str, found: np.ndarray) -> None:
+    """Print a row of the table."""
+    low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
+    print(f"| {name} | {way} | **{median:.3f}** | {low:.3f} to {high:.3f} |", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checksums", description=__doc__)
     parser.add_argument("--cells", type=int, default=30_000)
@@ -104,9 +133,13 @@ def main() -> int:
             ("Loader", by_loader, -(-options.rounds // 3)),
         ):
             for way, (chunk_size, n_chunks) in WAYS.items():
-                found = ratios([make(place, chunk_size, n_chunks) for place in places], n_rounds)
-                low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
-                print(f"| {name} | {way} | **{median:.3f}** | {low:.3f} to {high:.3f} |", flush=True)
+                show(name, way, ratios([make(place, chunk_size, n_chunks) for place in places], n_rounds))
+        for way, (chunk_size, n_chunks) in WAYS.items():
+            checked, unchecked = (by_engine(places[0], chunk_size, n_chunks) for _ in range(2))
+            with passing_over():
+                for number in range(options.rounds):  # all shards that are touched
+                    unchecked(number)
+            show("engine, checked or not", way, ratios([checked, unchecked], options.rounds))
     return 0
 
 

@@ -23,7 +23,7 @@ from annbatch._shared.collection_format import (
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
 from annbatch.storage.listing import LISTING, Listing, check_format
-from annbatch.storage.manifest import MANIFEST, listed_documents, manifest_digest, parsed_document, read_document
+from annbatch.storage.manifest import manifest_digest
 from annbatch.storage.opening import check_not_empty, check_store, holds, open_group, open_hdf5
 
 from .building.files import replace_text
@@ -32,6 +32,7 @@ from .building.known import NOTE, noted_sources
 from .building.options import Target
 from .building.schema import SRC_PATH
 from .building.warn import warn_user
+from .root import DOCUMENT, Root, read_root, root_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,11 +44,6 @@ if TYPE_CHECKING:
 
     from .building.inputs.inputs import Input
 
-_DOCUMENT = "zarr.json"
-_CONSOLIDATED = "consolidated_metadata"
-# A root with copies of the documents below it has at most this size: one of twice the size is refused, see storage/manifest.py,
-# and readers far away fetch it first of all.
-_MOST_ROOT_BYTES = 32 * 2**20
 # Attribute of a collection that is no folder: datasets that are being copied to it.
 _UNPUBLISHED = "annbatch-unpublished"
 
@@ -231,23 +227,23 @@ class LocalZarr(_Folder):
     """A Zarr group in a local folder."""
 
     # What tells the root's metadata document, as it was read last, from others; and what it says.
-    _known: tuple[tuple[int, ...], dict[str, Any]] = (), {}
-    # Metadata, and the listing in it.
-    _listed: tuple[dict[str, Any], Listing] = {}, Listing("", {})
+    _known: tuple[tuple[int, ...], Root] = (), Root({})
+    # The document, and the listing in it.
+    _listed: tuple[Root, Listing] = Root({}), Listing("", {})
 
     def attributes(self) -> dict[str, Any]:
         """Attributes in its zarr.json."""
-        return dict(self._metadata().get("attributes", {}))
+        return dict(self._root().attributes)
 
     def _listing(self) -> Listing:
-        metadata = self._metadata()
-        if self._listed[0] is not metadata:
-            self._listed = metadata, Listing.of(metadata.get("attributes", {}), self.root)
+        root = self._root()
+        if self._listed[0] is not root:
+            self._listed = root, Listing.of(root.attributes, self.root)
         return self._listed[1]
 
     def _stored(self) -> list[str]:
         # Those, too, that are hidden as long as the journal lists them: they may be in the listing already.
-        return [path.parent.name for path in self.root.glob(f"*/{_DOCUMENT}")]
+        return [path.parent.name for path in self.root.glob(f"*/{DOCUMENT}")]
 
     def _open(self, name: str, *, writable: bool) -> zarr.Group:
         import zarr
@@ -302,25 +298,26 @@ class LocalZarr(_Folder):
         """
         return path.name in (".zgroup", ".zarray") or not (path.name.startswith(".") or path.name == "zarr.json")
 
-    def _metadata(self) -> dict[str, Any]:
-        path = self.root / "zarr.json"
+    def _root(self) -> Root:
+        path = self.root / DOCUMENT
         try:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
-            return {}
+            return Root({})
         # Of many datasets it is megabytes, and a call asks for it several times.
         stamp = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
         if stamp == self._known[0]:
             return self._known[1]
-        metadata = parsed_document(path)
-        if metadata.get("node_type") not in ("group", "array"):
+        root = read_root(path)
+        kind = root.document.get("node_type")
+        if kind not in ("group", "array"):
             msg = f"{path} is damaged: it is neither of a group nor of an array"
             raise CorruptDataError(msg)
-        if metadata["node_type"] != "group":
-            msg = f"{self.root} is a Zarr {metadata.get('node_type')}, not a group; choose another place"
+        if kind != "group":
+            msg = f"{self.root} is a Zarr {kind}, not a group; choose another place"
             raise ValueError(msg)
-        self._known = stamp, metadata
-        return metadata
+        self._known = stamp, root
+        return root
 
     def _mark(self) -> None:
         self._write_root(self._listing().digests)
@@ -345,98 +342,16 @@ class LocalZarr(_Folder):
         listed
             Digests of datasets that are not to be asked for theirs.
         """
-        root = self._metadata() or {"zarr_format": 3, "node_type": "group"}
+        root = self._root()
+        if not root.document:
+            root = Root({"zarr_format": 3, "node_type": "group"})
         # Of those, too, that are hidden as long as the journal lists them: that they belong here is decided.
         names = sorted_datasets(self._stored())
         new = {name: manifest_digest(f"{self.root}/{name}") or "" for name in names if name not in listed}
-        attributes = {**root.get("attributes", {}), **MARKER, LISTING: {**listed, **new}}
-        changed = root | {"attributes": attributes}
-        # Once they were left out, they stay out: to count them again would take longer than all else.
-        if _CONSOLIDATED in root or LISTING not in root.get("attributes", {}):
-            changed[_CONSOLIDATED] = self._all_metadata(root, names)
-        if changed == root:
-            return
-        # Without indent: with it json is ten times as slow, which tells where there are many datasets.
-        text = _extended(self.root / _DOCUMENT, root, changed) or json.dumps(changed)
-        if len(text) > _MOST_ROOT_BYTES:
-            changed.pop(_CONSOLIDATED)
-            text = json.dumps(changed)
-        # In one place, in the write that publishes: through a network, looking at each node would take long.
-        replace_text(self.root / _DOCUMENT, text, self.root / WORK_FOLDER)
-
-    def _all_metadata(self, root: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        """Metadata of all nodes of all datasets, as zarr-python keeps them in that of the root.
-
-        Those of datasets that are as `root` has them are taken from there: an addition reads one document of each, not dozens.
-        """
-        kept: dict[str, dict[str, Any]] = {}
-        for key, document in ((root.get(_CONSOLIDATED) or {}).get("metadata") or {}).items():
-            kept.setdefault(key.partition("/")[0], {})[key] = document
-        nodes: dict[str, Any] = {}
-        for name in names:
-            known = kept.get(name, {})
-            document = _document(f"{self.root}/{name}")
-            # The manifest in it tells all documents below by their digests.
-            if document is not None and document == known.get(name) and _has_all(known, name, document):
-                nodes |= known
-            else:
-                _note_metadata(f"{self.root}/{name}", name, nodes)
-        return {"kind": "inline", "must_understand": False, "metadata": nodes}
-
-
-def _has_all(copies: Mapping[str, Any], name: str, document: Mapping[str, Any]) -> bool:
-    """Whether there are copies of all documents of a dataset: whoever else wrote the root may have left some out."""
-    listed = listed_documents(document.get("attributes", {}).get(MANIFEST))
-    return bool(listed) and copies.keys() == {name, *(f"{name}/{node}" for node in listed)}
-
-
-def _extended(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """JSON of a root to whose copies of documents others came: the text of the file, and theirs; None where it cannot be had so.
-
-    Writing the copies anew takes most of the time of an addition, once there are hundreds of datasets.
-    """
-    before = (old.get(_CONSOLIDATED) or {}).get("metadata") or {}
-    after = (new.get(_CONSOLIDATED) or {}).get("metadata") or {}
-    if not before or any(after.get(key) is not document for key, document in before.items()):
-        return None
-    if [*old][-1] != _CONSOLIDATED or [*old[_CONSOLIDATED]][-1] != "metadata" or [*new][-1] != _CONSOLIDATED:
-        return None
-    text = read_document(path).decode()
-    head = _without_copies(old)
-    if not text.startswith(head) or not text.endswith("}}}"):
-        return None  # written by someone else
-    added = json.dumps({key: document for key, document in after.items() if key not in before})[1:-1]
-    copies = text[len(head) : -3]
-    return _without_copies(new) + (f"{copies}, {added}" if added else copies) + "}}}"
-
-
-def _without_copies(root: Mapping[str, Any]) -> str:
-    """JSON of a root up to where its copies of documents begin."""
-    return json.dumps({**root, _CONSOLIDATED: {**root[_CONSOLIDATED], "metadata": {}}})[:-3]
-
-
-def _document(folder: str) -> dict[str, Any] | None:
-    """The metadata of a node; None where there is none."""
-    try:
-        return parsed_document(f"{folder}/{_DOCUMENT}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _note_metadata(folder: str, key: str, nodes: dict[str, Any]) -> None:
-    """Note the metadata of a node and of all below it, by their keys; nothing where there is no node.
-
-    With plain strings and one call for each document: a collection of hundreds of datasets has thousands.
-    """
-    document = _document(folder)
-    if document is None:
-        return
-    nodes[key] = document
-    if document.get("node_type") == "group":  # what lies below an array are chunks
-        with os.scandir(folder) as entries:
-            below = sorted(entry.name for entry in entries if entry.is_dir())
-        for name in below:
-            _note_metadata(f"{folder}/{name}", f"{key}/{name}", nodes)
+        text = root_text(self.root, root, {**root.attributes, **MARKER, LISTING: {**listed, **new}}, names)
+        if text is not None:
+            # In one place, in the write that publishes: through a network, looking at each node would take long.
+            replace_text(self.root / DOCUMENT, text, self.root / WORK_FOLDER)
 
 
 class OtherZarr(Place):
@@ -526,8 +441,8 @@ class OtherZarr(Place):
         """Copy a finished dataset here, its marker last."""
         prefix = "/".join(part for part in (self._group.path, key or "") if part)
         files = sorted(path for path in dataset.rglob("*") if path.is_file())
-        upwards = sorted((path for path in files if path.name == _DOCUMENT), key=lambda path: -len(path.parts))
-        chunks = [path for path in files if path.name != _DOCUMENT]
+        upwards = sorted((path for path in files if path.name == DOCUMENT), key=lambda path: -len(path.parts))
+        chunks = [path for path in files if path.name != DOCUMENT]
         store = self._given.store
         try:
             _copy_into(store, prefix, dataset, chunks[:1])

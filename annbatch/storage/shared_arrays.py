@@ -84,10 +84,7 @@ def _folder() -> Path | None:
 
 
 def _limit() -> int:
-    try:
-        return as_bytes(SIZE_VARIABLE, os.environ.get(SIZE_VARIABLE, _DEFAULT_SIZE))
-    except (TypeError, ValueError):
-        return as_bytes(SIZE_VARIABLE, _DEFAULT_SIZE)
+    return as_bytes(SIZE_VARIABLE, os.environ.get(SIZE_VARIABLE) or _DEFAULT_SIZE)
 
 
 def _digest(key: str) -> str:

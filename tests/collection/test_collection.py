@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import zarr
 
 from annbatch import DatasetCollection, write_sharded
-from annbatch.collection import places
+from annbatch.storage.manifest import digest
 from tests.cells import as_array, cells, files_below, read_all, write
 
 QUIET = {"progress": False}
@@ -61,7 +61,9 @@ class TestBuild:
         root = zarr.open_group(tmp_path / "c.zarr", mode="r")
         listed = {name: root[name].attrs["annbatch-manifest"]["digest"] for name in ("dataset_0", "dataset_1")}
         marker = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
-        assert dict(root.attrs) == {**marker, "annbatch-datasets": listed}
+        copies = json.loads((tmp_path / "c.zarr" / "zarr.json").read_text())["consolidated_metadata"]["metadata"]
+        noted = digest(json.dumps(copies)[1:-1].encode())
+        assert dict(root.attrs) == {**marker, "annbatch-datasets": listed, "annbatch-copies": noted}
         assert sorted(root.group_keys()) == ["dataset_0", "dataset_1"]
         assert root.metadata.zarr_format == 3
         assert root["dataset_0/X/indices"].dtype == np.uint16
@@ -475,33 +477,6 @@ class TestAdding:
         check_rows(DatasetCollection(place), two[0])
         assert sorted(zarr.open_group(place, mode="r").group_keys()) == ["dataset_0", "dataset_1"]
 
-    def test_the_root_lists_all_documents_and_reads_one_of_each_dataset_that_it_lists(self, tmp_path, two, monkeypatch):
-        place = tmp_path / "c.zarr"
-        DatasetCollection(place).add_adatas(two[1][:1], **QUIET)
-        read = []
-        note = places._note_metadata
-        monkeypatch.setattr(places, "_note_metadata", lambda *args: (read.append(args[1]), note(*args)))
-        DatasetCollection(place).add_adatas(two[1][1:], **QUIET)
-        assert {key.partition("/")[0] for key in read} == {"dataset_1"}
-
-        def listed():
-            return json.loads((place / "zarr.json").read_text())["consolidated_metadata"]["metadata"]
-
-        documents = {
-            path.parent.relative_to(place).as_posix(): json.loads(path.read_text())
-            for path in place.glob("dataset_*/**/zarr.json")
-        }
-        assert listed() == documents
-        text = (place / "zarr.json").read_text()
-        assert text == json.dumps(json.loads(text))  # it was extended, not written anew
-        # A dataset that is another than the root says is gone through whole.
-        document = place / "dataset_0" / "zarr.json"
-        changed = documents["dataset_0"] | {"attributes": documents["dataset_0"]["attributes"] | {"note": 1}}
-        document.write_text(json.dumps(changed))
-        DatasetCollection(place).add_adatas([cells(20, seed=3, prefix="c")], **QUIET)
-        assert "dataset_0/X/data" in read
-        assert listed()["dataset_0"] == changed
-
     def test_varm_of_a_collection_that_is_added_to(self, tmp_path):
         inputs = [cells(10, prefix="a"), cells(10, prefix="b", seed=1)]
         for adata in inputs:
@@ -515,17 +490,6 @@ class TestAdding:
             varm = ad.io.read_elem(group["varm"])
             np.testing.assert_array_equal(varm["loadings"], inputs[0].varm["loadings"])
             pd.testing.assert_frame_equal(varm["table"], inputs[0].varm["table"])
-
-    def test_documents_that_the_root_lacks_are_listed_again(self, tmp_path, two):
-        place = tmp_path / "c.zarr"
-        DatasetCollection(place).add_adatas(two[1][:1], **QUIET)
-        root = json.loads((place / "zarr.json").read_text())
-        before = dict(root["consolidated_metadata"]["metadata"])
-        del root["consolidated_metadata"]["metadata"]["dataset_0/obs"]
-        (place / "zarr.json").write_text(json.dumps(root))
-        DatasetCollection(place).add_adatas(two[1][1:], **QUIET)
-        after = json.loads((place / "zarr.json").read_text())["consolidated_metadata"]["metadata"]
-        assert before.items() <= after.items()
 
     def test_genes_the_collection_lacks(self, tmp_path):
         first, more = cells(10, prefix="a"), cells(10, 15, prefix="b", seed=1)

@@ -232,6 +232,16 @@ def test_a_folder_that_cannot_be_used_is_done_without(folder, stored, monkeypatc
     assert list(folder.parent.rglob("*.arrays")) == list(folder.parent.rglob(".*")) == []
 
 
+@pytest.mark.parametrize("size", ["abc", "0", "-1GB"])
+def test_a_size_that_is_none_is_said(size, folder, monkeypatch):
+    monkeypatch.setenv("ANNBATCH_CACHE_SIZE", size)
+    with pytest.raises(ValueError, match=f"ANNBATCH_CACHE_SIZE must be .*{size}"):
+        shared_arrays.shared(np.zeros(10_000, np.uint8))
+    monkeypatch.setenv("ANNBATCH_CACHE_SIZE", "")
+    shared_arrays.shared(np.zeros(10_000, np.uint8))
+    assert len(files(folder)) == 1
+
+
 def full_disk(*_):
     raise OSError(28, "No space left on device")
 

@@ -13,7 +13,7 @@ import zarr
 
 from annbatch import DatasetCollection, Loader
 from annbatch.cli import main
-from annbatch.collection import places
+from annbatch.collection import root as collection_root
 from annbatch.collection.building import journal
 from annbatch.collection.building.journal import BusyError, WorkFolder
 from annbatch.collection.verify import accept, verify
@@ -252,7 +252,7 @@ def test_what_is_taken_as_it_is_now_is_not_written_under_a_writer(root, monkeypa
 def test_a_root_never_grows_larger_than_what_is_read(root, monkeypatch):
     """Of hundreds of datasets with many columns, copies of all metadata would make a document that readers refuse."""
     expected = DatasetCollection(root).obs()
-    monkeypatch.setattr(places, "_MOST_ROOT_BYTES", (root / "zarr.json").stat().st_size + 1000)
+    monkeypatch.setattr(collection_root, "MOST_BYTES", (root / "zarr.json").stat().st_size + 1000)
     for seed in (2, 3):
         DatasetCollection(root).add_adatas([cells(10, seed=seed)], **QUIET)
         assert (root / "zarr.json").stat().st_size < 1000

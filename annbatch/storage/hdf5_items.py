@@ -77,8 +77,9 @@ def _item_places(datatype: bytes) -> ItemPlaces | None:
         _, found = _parsed(datatype, 0, 0)
     except (struct.error, IndexError, ValueError):
         return None
-    stop = int(found.offsets.max(initial=-TEXT_PLACE.itemsize)) + TEXT_PLACE.itemsize
-    return found if stop <= found.item_bytes else None
+    n_bytes = len(found.offsets) * TEXT_PLACE.itemsize
+    last = int(found.offsets.max(initial=0))
+    return found if not n_bytes or max(n_bytes, last + TEXT_PLACE.itemsize) <= found.item_bytes else None
 
 
 def stored_items(peek: Peek, address: int) -> tuple[ItemPlaces | None, bytes]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from annbatch.storage.chunks.hdf5_chunks import check_chunks, text_places
 from annbatch.storage.hdf5_headers import header_address, local_bytes
 from annbatch.storage.hdf5_heap import check_attributes
-from annbatch.storage.hdf5_items import places_in_header, stored_items
+from annbatch.storage.hdf5_items import TEXT_PLACE, places_in_header, stored_items
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files are read by h5py alone there")
 
@@ -216,7 +216,7 @@ def test_old_tables_are_loaded_or_refused(tmp_path):
             assert f"{path.stem}: the texts at byte" in words
 
 
-# Types of all kinds, and values for them. (A member is a scalar or an array of a few.)
+# Types of all kinds, and values for them.
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9)
 LEAVES = {
     "i2": st.integers(-9, 9),
@@ -232,12 +232,21 @@ SPECIAL = {"enum": h5py.enum_dtype({"no": 0, "a longer name": 1}, basetype="u2")
 
 
 @st.composite
+def member(draw, depth):
+    """What a member of a compound type is, and what draws a value of it: an array of two, perhaps."""
+    dtype, values = draw(types(depth))
+    if dtype.names is None and dtype != NUMBERS and draw(st.booleans()):
+        return (dtype, (2,)), st.lists(values, min_size=2, max_size=2)
+    return (dtype,), values
+
+
+@st.composite
 def types(draw, depth=2):
     """A dtype, and what draws a value of it."""
     if depth and draw(st.booleans()):
         names = draw(st.lists(st.text("aé", min_size=1, max_size=9), min_size=1, max_size=4, unique=True))
-        members = [draw(types(depth - 1)) for _ in names]
-        dtype = np.dtype([(name, kind) for name, (kind, _) in zip(names, members, strict=True)])
+        members = [draw(member(depth - 1)) for _ in names]
+        dtype = np.dtype([(name, *kind) for name, (kind, _) in zip(names, members, strict=True)])
         return dtype, st.tuples(*(values for _, values in members))
     name = draw(st.sampled_from(list(LEAVES)))
     dtype = SPECIAL.get(name, name)
@@ -303,3 +312,38 @@ def test_all_texts_of_a_sound_file_are_found_and_none_is_refused(tmp_path_factor
             read = file["x"][()]
     assert places_found(found) == written
     assert np.array(read).shape == shape
+
+
+@pytest.fixture(scope="module", params=["earliest", "latest"])
+def headers(request, tmp_path_factory):
+    """The bytes of a file with attributes and arrays of many kinds, and where their headers begin."""
+    path = tmp_path_factory.mktemp("headers") / "a.h5"
+    with h5py.File(path, "w", libver=request.param) as file:
+        for name, make in MADE.items():
+            make(file.create_group(name))
+        addresses = []
+        file.visit(lambda name: addresses.append(header_address(h5py.h5g.get_objinfo(file.id, name.encode()))))
+    return path.read_bytes(), addresses
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 99), st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=4))
+def test_headers_of_any_bytes_are_walked_to_an_end(headers, number, damage):
+    """Nothing is raised, and no more is found than there are bytes."""
+    whole, addresses = headers
+    address = addresses[number % len(addresses)]
+    changed = bytearray(whole)
+    for at, value in damage:
+        if address + at < len(changed):
+            changed[address + at] = value
+
+    def peek(start, n_bytes):
+        assert start >= 0
+        assert n_bytes >= 0
+        return bytes(changed[start : start + n_bytes])
+
+    for found in places_in_header(peek, address):
+        assert len(found) % TEXT_PLACE.itemsize == 0
+        assert len(found) < 1 << 17
+    item, _ = stored_items(peek, address)
+    assert item is None or len(item.offsets) * TEXT_PLACE.itemsize <= item.item_bytes

@@ -141,12 +141,11 @@ def unchunked_items(dataset: h5py.Dataset, itemsize: int) -> Iterator[bytes]:
         if len(found) >= n_bytes:
             yield found[:n_bytes]
         return
+    file_bytes = dataset.file.id.get_filesize()
     step = max(1, _PEEK_BYTES // itemsize) * itemsize
-    for at in range(0, n_bytes, step):
-        found = bytes(peek(start + at, min(step, n_bytes - at)))
-        yield found[: len(found) // itemsize * itemsize]
-        if len(found) < min(step, n_bytes - at):  # HDF5 shall say that the file was cut short
-            return
+    for at in range(0, min(n_bytes, file_bytes - start), step):
+        found = bytes(peek(start + at, min(step, n_bytes - at, file_bytes)))
+        yield found[: len(found) // itemsize * itemsize]  # where the file was cut short, HDF5 shall say so
 
 
 def has_usual_places(dataset: h5py.Dataset) -> bool:

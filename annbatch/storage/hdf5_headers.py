@@ -38,7 +38,7 @@ _SHARED, _IN_HEADER = 2, 2
 # Versions of the layout message that have flags, and the flags that there are: edges, and an index of a single chunk.
 _WITH_FLAGS, _EDGES_UNFILTERED, _KNOWN_FLAGS = (4, 5), 1, 3
 # Bytes and areas of one object header at most. Real ones are far smaller.
-_MOST_HEADER_BYTES = 1 << 24
+_MOST_HEADER_BYTES = 1 << 20
 _MOST_HEADER_AREAS = 1 << 10
 
 
@@ -146,9 +146,9 @@ def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterat
         return
     n_left = _MOST_HEADER_BYTES
     for number, (start, n_bytes) in enumerate(areas):  # grows while it is walked
-        n_left -= n_bytes
-        if number >= _MOST_HEADER_AREAS or not 0 <= n_bytes <= n_left + n_bytes:
+        if number >= _MOST_HEADER_AREAS or not 0 <= n_bytes <= n_left:
             return
+        n_left -= n_bytes
         data = bytes(peek(start, n_bytes))
         at = 0
         while at + prefix.size + order <= len(data):

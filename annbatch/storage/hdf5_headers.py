@@ -1,4 +1,4 @@
-"""What the header of an object of HDF5 says that h5py does not hand out: how a dataset lies, and where the texts of attributes are.
+"""What the header of an object of HDF5 says that h5py does not hand out: how a dataset lies, and what leads to its texts.
 
 The words are those of the HDF5 File Format Specification: IV.A (object headers), IV.A.2.i (layout message).
 """
@@ -15,25 +15,31 @@ if TYPE_CHECKING:
     import h5py
 
 __all__ = [
+    "ATTRIBUTE",
     "CHUNKED",
-    "attribute_messages",
+    "DATATYPE",
+    "FILL_VALUE",
+    "committed_datatype",
     "edges_are_unfiltered",
     "header_address",
     "layout_message",
     "local_bytes",
+    "messages",
     "sizes_are_usual",
 ]
 
 CHUNKED = 2
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_LAYOUT_MESSAGE, _ATTRIBUTE_MESSAGE, _CONTINUATION_MESSAGE = 0x08, 0x0C, 0x10
-# Of the flags of a message: it stands elsewhere.
-_SHARED = 2
+# Kinds of messages.
+DATATYPE, FILL_VALUE, ATTRIBUTE = 0x03, 0x05, 0x0C
+_LAYOUT, _CONTINUATION = 0x08, 0x10
+# Of the flags of a message: it stands elsewhere. And of what stands in its place then: in the header of another object.
+_SHARED, _IN_HEADER = 2, 2
 # Versions of the layout message that have flags, and the flags that there are: edges, and an index of a single chunk.
 _WITH_FLAGS, _EDGES_UNFILTERED, _KNOWN_FLAGS = (4, 5), 1, 3
 # Bytes and areas of one object header at most. Real ones are far smaller.
-_MOST_HEADER_BYTES = 1 << 16
-_MOST_HEADER_AREAS = 32
+_MOST_HEADER_BYTES = 1 << 20
+_MOST_HEADER_AREAS = 1 << 10
 
 
 def edges_are_unfiltered(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | bytearray]) -> bool | None:
@@ -80,8 +86,7 @@ def layout_message(dataset: h5py.Dataset, peek: Callable[[int, int], bytes | byt
     if not sizes_are_usual(bytes(peek(0, 64))):
         return None
     # (h5py.h5o.get_info walks the tree of chunks, to tell how large it is.)
-    messages = _messages(peek, header_address(h5py.h5g.get_objinfo(dataset.id, b".")))
-    return next((message for kind, message in messages if kind == _LAYOUT_MESSAGE), None)
+    return _content(peek, header_address(h5py.h5g.get_objinfo(dataset.id, b".")), _LAYOUT)
 
 
 def header_address(info: h5py.h5g.GroupStat) -> int:
@@ -91,9 +96,15 @@ def header_address(info: h5py.h5g.GroupStat) -> int:
     return address
 
 
-def attribute_messages(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[bytes]:
-    """Yield the messages of the header at an address, in a file of usual sizes, that hold an attribute each."""
-    return (message for kind, message in _messages(peek, address) if kind == _ATTRIBUTE_MESSAGE)
+def committed_datatype(peek: Callable[[int, int], bytes | bytearray], content: bytes) -> bytes:
+    """Return the datatype message that the content of a message that stands elsewhere leads to; empty: it is not found.
+
+    A type that has a name, which datasets and attributes share, has a header of its own.
+    """
+    if len(content) < 10 or content[0] not in (1, 2, 3) or (content[0] == 3 and content[1] != _IN_HEADER):
+        return b""
+    address = int.from_bytes(content[8:16] if content[0] == 1 else content[2:10], "little")
+    return _content(peek, address, DATATYPE) or b""
 
 
 def sizes_are_usual(start: bytes) -> bool:
@@ -104,15 +115,23 @@ def sizes_are_usual(start: bytes) -> bool:
     return sizes == b"\x08\x08" and start[base : base + 8] == bytes(8)
 
 
-def _messages(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and content of each message of an object header, as far as they are understood and stand in it."""
+def messages(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield the messages of the object header at an address, in a file of usual sizes, as far as they are understood.
+
+    Of each, what it is about (as DATATYPE), its content, and whether that only says where the message stands.
+    """
     try:
         yield from _walk(peek, address)
     except (struct.error, IndexError, OverflowError):
         return
 
 
-def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[tuple[int, bytes]]:
+def _content(peek: Callable[[int, int], bytes | bytearray], address: int, wanted: int) -> bytes | None:
+    """Return the first message about something that stands in a header; None: there is none."""
+    return next((content for kind, content, away in messages(peek, address) if kind == wanted and not away), None)
+
+
+def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterator[tuple[int, bytes, bool]]:
     head = bytes(peek(address, 64))
     if head[:4] == b"OHDR":
         flags = head[5]
@@ -127,9 +146,9 @@ def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterat
         return
     n_left = _MOST_HEADER_BYTES
     for number, (start, n_bytes) in enumerate(areas):  # grows while it is walked
-        n_left -= n_bytes
-        if number >= _MOST_HEADER_AREAS or n_left < 0:
+        if number >= _MOST_HEADER_AREAS or not 0 <= n_bytes <= n_left:
             return
+        n_left -= n_bytes
         data = bytes(peek(start, n_bytes))
         at = 0
         while at + prefix.size + order <= len(data):
@@ -137,10 +156,8 @@ def _walk(peek: Callable[[int, int], bytes | bytearray], address: int) -> Iterat
             at += prefix.size + order
             message = data[at : at + size]
             at += size
-            if flags & _SHARED:
-                continue
-            yield kind, message
-            if kind == _CONTINUATION_MESSAGE:
+            yield kind, message, bool(flags & _SHARED)
+            if kind == _CONTINUATION and not flags & _SHARED:
                 more, length = struct.unpack_from("<QQ", message)
                 # Newer areas have a signature before and a checksum behind their messages.
                 areas.append((more, length) if is_old else (more + 4, length - 8))

@@ -3,7 +3,7 @@
 Texts of any length, of arrays and of attributes, lie in *collections* of the global heap. Whoever asks for one has HDF5 walk all
 objects of its collection, from one to the next by their sizes: where the head of an object was overwritten with zeros it never gets
 on, with the interpreter's lock held. Each look here passes each byte once. The words are those of the HDF5 File Format
-Specification: III.E (global heap), IV.A.2.m (attribute message).
+Specification: III.E (global heap).
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import numpy as np
 from .engine._engine import can_read_files
 from .engine._ragged import first_broken
 from .errors import CorruptDataError
-from .hdf5_headers import attribute_messages, header_address, local_bytes, sizes_are_usual
+from .hdf5_headers import header_address, local_bytes, sizes_are_usual
+from .hdf5_items import TEXT_PLACE, places_in_header
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-__all__ = ["MOST_BYTES", "TEXT_PLACE", "LocalHeap", "check_attributes", "places_in_use"]
+__all__ = ["MOST_BYTES", "LocalHeap", "check_attributes", "places_in_use"]
 
-# How a text of any length is noted: its length, and where it lies. As in engine/_ragged.pyx. (Specification, IV.A.2.d and III.E.)
-TEXT_PLACE = np.dtype([("n_bytes", "<u4"), ("address", "<u8"), ("number", "<u4")])
 # What collections that are read together take at most.
 MOST_BYTES = 1 << 26
 
@@ -35,8 +34,6 @@ _OBJECT = struct.Struct("<HHIQ")
 _GAP = 1 << 13
 # Of a larger collection, so much is read at a time.
 _WINDOW = 1 << 20
-# Class of a datatype: text, or sequences, of any length.
-_ANY_LENGTH, _CLASS = 9, 0x0F
 
 
 class Collections(NamedTuple):
@@ -210,7 +207,7 @@ class LocalHeap:
 
 def places_in_use(places: np.ndarray) -> np.ndarray:
     """Return the addresses (uint64, ascending, each once) of the collections that places of texts (TEXT_PLACE) lead to."""
-    address = places["address"][places["n_bytes"] > 0]
+    address = places["address"]  # HDF5 goes to that of a text without bytes, too
     turns = np.flatnonzero(address[1:] != address[:-1]) + 1  # most are followed by one in the same
     found = np.unique(address[np.append(0, turns)] if len(address) else address)
     return found[found > 0]
@@ -240,7 +237,7 @@ def check_attributes(group: h5py.Group, skip: Collection[bytes] = ()) -> None:
     peek, path = local_bytes(file), group.name.rstrip("/")
     found: list[tuple[str, bytes]] = []
     for name, address in _headers(group.id, path, skip):
-        found += [(name, places) for message in attribute_messages(peek, address) if (places := _text_places(message))]
+        found += [(name, places) for places in places_in_header(peek, address) if places]
     if not found:
         return
     try:
@@ -280,37 +277,3 @@ def _headers(group: h5py.h5g.GroupID, path: str, skip: Collection[bytes]) -> Ite
                     yield below, address
         except (OSError, RuntimeError, ValueError, KeyError):
             continue
-
-
-def _text_places(message: bytes) -> bytes:
-    """Return where the texts, or sequences, of an attribute lie (items of TEXT_PLACE); none of other kinds, or not understood ones."""
-    if len(message) < 8 or message[0] not in (1, 2, 3):
-        return b""
-    version, flags, name_size, type_size, space_size = struct.unpack_from("<BBHHH", message)
-    if version > 1 and flags:  # its type stands elsewhere
-        return b""
-    width = 8 if version == 1 else 1
-    at = 8 if version < 3 else 9
-    at += -(-name_size // width) * width
-    kind = message[at : at + type_size]
-    at += -(-type_size // width) * width
-    space = message[at : at + space_size]
-    at += -(-space_size // width) * width
-    if len(kind) < 8 or kind[0] & _CLASS != _ANY_LENGTH or kind[4:8] != b"\x10\0\0\0":
-        return b""
-    data = message[at : at + _n_items(space) * TEXT_PLACE.itemsize]
-    return data[: len(data) // TEXT_PLACE.itemsize * TEXT_PLACE.itemsize]
-
-
-def _n_items(space: bytes) -> int:
-    """Return how many items a dataspace message says that there are."""
-    if len(space) < 4 or space[0] not in (1, 2):
-        return 0
-    n_axes = space[1]
-    at = 8 if space[0] == 1 else 4
-    if (space[0] == 2 and space[3] == 2) or len(space) < at + 8 * n_axes:  # null
-        return 0
-    n = 1
-    for size in struct.unpack_from(f"<{n_axes}Q", space, at):
-        n *= size
-    return n

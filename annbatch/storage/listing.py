@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Self
 
-__all__ = ["LISTING", "Listing", "being_put_in_place", "check_format"]
+__all__ = ["LISTING", "OF_FORMAT_2", "Listing", "being_put_in_place", "check_format"]
 
 LISTING = "annbatch-datasets"
+# What is wrong with a dataset of Zarr format 2, and what to do.
+OF_FORMAT_2 = (
+    "was written in Zarr format 2, and readers of a collection, which has format 3, leave it out; read it with anndata, set "
+    "`anndata.settings.zarr_write_format = 3`, and write it again"
+)
 _ON_PURPOSE = "if that was on purpose, `annbatch verify PATH --accept` takes the collection as it is now"
 
 
@@ -34,11 +39,11 @@ def check_format(collection: object, name: str) -> None:
     """
     folder = Path(str(collection), name)
     if (folder / ".zgroup").exists() and not (folder / "zarr.json").exists():
-        msg = (
-            f"{collection}/{name} was written in Zarr format 2, and readers of a collection, which has format 3, leave it out; read it with "
-            "anndata, set `anndata.settings.zarr_write_format = 3`, and write it again"
-        )
-        raise CorruptDataError(msg)
+        raise _of_format_2(collection, name)
+
+
+def _of_format_2(collection: object, name: str) -> CorruptDataError:
+    return CorruptDataError(f"{collection}/{name} {OF_FORMAT_2}")
 
 
 def being_put_in_place(folder: Path) -> frozenset[str]:
@@ -89,11 +94,22 @@ class Listing(NamedTuple):
             raise CorruptDataError(msg)
         return cls(str(place), listed)
 
-    def check_all_there(self, is_there: Callable[[str], bool]) -> None:
-        """Raise CorruptDataError when a dataset is missing."""
+    def check_all_there(self, is_there: Callable[[str], bool], holds: Callable[[str], bool] | None = None) -> None:
+        """Raise CorruptDataError when a dataset is missing.
+
+        Parameters
+        ----------
+        is_there
+            Whether there is a dataset of a name.
+        holds
+            Whether something is stored at a key below a collection that is in no local folder; asked of a missing dataset only.
+        """
         for name in self.digests:
             if not is_there(name):
-                check_format(self.place, name)
+                if holds is None:
+                    check_format(self.place, name)
+                elif holds(f"{name}/.zgroup"):
+                    raise _of_format_2(self.place, name)
                 raise self._missing(name)
 
     def check(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .far.hdf5 import FarFile
     from .far.options import FarOptions
 
-__all__ = ["check_is_store", "home_of", "is_store", "open_datasets", "open_group", "open_groups", "open_hdf5"]
+__all__ = ["check_is_store", "holds", "home_of", "is_store", "open_datasets", "open_group", "open_groups", "open_hdf5"]
 
 # Members of an AnnData that are not read, or by anndata when their turn comes.
 _NOT_READ = (b"uns", b"obsp", b"varp")
@@ -178,7 +179,7 @@ def open_datasets(collection: zarr.Group) -> list[Any]:
     folder = Path(collection.store.root, collection.path) if isinstance(collection.store, LocalStore) else None
     found = set(find_datasets(collection))
     listing = Listing.of(collection.attrs, folder or location_of(collection))
-    listing.check_all_there(found.__contains__)
+    listing.check_all_there(found.__contains__, None if folder is not None else partial(holds, collection))
     if folder is not None:
         # Of all that are in the folder: zarr-python sees none of format 2, or an old copy of its metadata in the root.
         for name in sorted_datasets(child.name for child in folder.iterdir()):
@@ -193,6 +194,14 @@ def open_datasets(collection: zarr.Group) -> list[Any]:
                 check_dataset(folder / name)
         groups.append(collection[name])
     return groups
+
+
+def holds(group: zarr.Group, key: str) -> bool:
+    """Whether something is stored at a key below a Zarr group of any store."""
+    from zarr.core.sync import sync
+
+    is_there: bool = sync((group.store_path / key).exists())
+    return is_there
 
 
 def check_store(folder: Path) -> None:

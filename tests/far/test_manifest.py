@@ -9,9 +9,12 @@ import shutil
 import numpy as np
 import pytest
 import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
-from annbatch import Loader, storage
+from annbatch import DatasetCollection, Loader, storage
 from benchmarks.far.server import RangeServer
+from tests.trust.test_listing import rewritten
 
 from .test_same_batches import SETTINGS, check, loader_at
 
@@ -139,3 +142,30 @@ def test_a_store_that_makes_documents_anew(copy, folder):
 def test_what_is_as_it_was_is_read(copy, folder):
     with RangeServer(copy) as server:
         check(loader_at(f"{server.url}/cells.zarr"), loader_at(folder / "cells.zarr"))
+
+
+def in_memory(path):
+    """The same store in memory, opened for reading."""
+    store = zarr.storage.MemoryStore()
+    for file in path.rglob("*"):
+        if file.is_file():
+            data = default_buffer_prototype().buffer.from_bytes(file.read_bytes())
+            sync(store.set(file.relative_to(path).as_posix(), data))
+    return zarr.open_group(store, mode="r")
+
+
+@pytest.mark.filterwarnings("ignore:Object at dataset_1", "ignore:Writing zarr v2 data")
+@pytest.mark.parametrize("has_copies", [True, False])
+def test_a_dataset_that_was_written_anew_in_zarr_format_2(has_copies, copy):
+    """As anndata 0.12 does; where the collection has copies of its metadata, it is found when it is read."""
+    if not has_copies:
+        without_copies(copy)
+    rewritten(copy / "cells.zarr", zarr_format=2)
+    words = r"dataset_1.* was written in Zarr format 2.*zarr_write_format = 3"
+    with RangeServer(copy) as server, pytest.raises(storage.CorruptDataError, match=words):
+        list(loader_at(f"{server.url}/cells.zarr"))
+    group = in_memory(copy / "cells.zarr")
+    with pytest.raises(storage.CorruptDataError, match=words):
+        list(Loader(rng=np.random.default_rng(0), **SETTINGS).use_collection(group))
+    with pytest.raises(storage.CorruptDataError, match=words):
+        Loader(**SETTINGS).use_collection(DatasetCollection(group))

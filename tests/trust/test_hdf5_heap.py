@@ -21,7 +21,7 @@ from annbatch.collection.verify import verify
 from annbatch.storage.chunks.hdf5_table import text_table
 from annbatch.storage.chunks.straight import read_straight
 from annbatch.storage.frames import FrameReader
-from annbatch.storage.hdf5_heap import TEXT_PLACE
+from annbatch.storage.hdf5_items import TEXT_PLACE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files are read by h5py alone there")
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annbatch.storage.listing import OF_FORMAT_2
+
 from .zarr_table import parse_shard_index
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ def _check_file(array: zarr.Array[Any], key: str) -> None:
     except FileNotFoundError:
         if not sync(document.exists()):
             msg = f"{key} is missing, as is the array's metadata: the store was moved or removed after it was opened"
+            # Where a collection has copies of all metadata, it was opened by these.
+            if array.metadata.zarr_format == 3 and sync((at / ".zarray").exists()):
+                msg = f"the dataset {OF_FORMAT_2}"
             raise ValueError(msg) from None
         return
     if size == 0:

@@ -6,6 +6,7 @@ does text, of which every row may point to the same long one; text that is damag
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -16,26 +17,31 @@ from annbatch.storage.claims import check_chunk_count, check_chunk_size
 from annbatch.storage.engine import _engine
 from annbatch.storage.errors import CorruptDataError
 from annbatch.storage.far.hdf5 import far_file_of
-from annbatch.storage.hdf5_heap import TEXT_PLACE, LocalHeap, places_in_use
+from annbatch.storage.hdf5_headers import header_address, local_bytes
+from annbatch.storage.hdf5_heap import LocalHeap, places_in_use
+from annbatch.storage.hdf5_items import TEXT_PLACE, stored_items
+from annbatch.storage.local_hdf5 import remembered
 
 from .decoders import decoder, with_room
-from .hdf5_table import FILTERS, text_table, unchunked_places
+from .hdf5_table import FILTERS, has_usual_places, hdf5_table, unchunked_items
 from .straight import read_straight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from annbatch.storage.hdf5_items import ItemPlaces
+
     from .tables import ChunkTable
 
-__all__ = ["check_chunks"]
+__all__ = ["check_chunks", "text_places"]
 
 # What a chunk may unpack to without a look, and what a stored byte becomes at most. (Of other codecs: any number.)
 _HARMLESS_BYTES = 64 * 2**20
 _MOST_PER_BYTE = {"zlib": 1032, "lzf": 132, "lz4_hdf5": 255}
 # Filters whose result is as large as what they were given, but for a checksum.
 _SAME_SIZE = {"shuffle", "fletcher32"}
-# Rows of text that are looked at together.
-_ROWS_AT_ONCE = 1 << 20
+# Bytes of items with texts that are looked at together.
+_BYTES_AT_ONCE = 1 << 24
 
 
 def check_chunks(dataset: h5py.Dataset) -> None:
@@ -49,21 +55,24 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     if dataset.shape is None or 0 in dataset.shape:
         return
     file = dataset.file
-    where, itemsize = f"{file.filename} :: {dataset.name}", _itemsize(dataset)
-    is_local = far_file_of(file) is None
+    where, is_local = f"{file.filename} :: {dataset.name}", far_file_of(file) is None
+    item, _ = _items_of(dataset) if is_local and dataset.dtype.hasobject else (None, b"")
+    itemsize = _itemsize(dataset) if item is None else item.item_bytes
     if dataset.chunks and itemsize is not None:
         check_chunk_size(dataset, dataset.chunks, itemsize, where)
         check_chunk_count(dataset, where)
         if is_local:
             _check_unpacked(dataset, prod(dataset.chunks) * itemsize, where)
-    places = text_table(dataset) if is_local else None
-    if places is not None:
-        _check_text(dataset, places, where)
-        return
-    texts = unchunked_places(dataset) if is_local else None
-    if texts is not None:
-        _check_claim(dataset, int(texts["n_bytes"].sum(dtype=np.int64)), where)
-        LocalHeap(file, where).check(places_in_use(texts))
+    if item is not None and len(item.offsets):
+        _check_texts(dataset)
+
+
+@remembered
+def _items_of(dataset: h5py.Dataset) -> tuple[ItemPlaces | None, bytes]:
+    """Return where texts are noted in the items of a dataset, and its fill value; None where only HDF5 can tell."""
+    if not has_usual_places(dataset):
+        return None, b""
+    return stored_items(local_bytes(dataset.file), header_address(h5py.h5g.get_objinfo(dataset.id, b".")))
 
 
 def _itemsize(dataset: h5py.Dataset) -> int | None:
@@ -123,18 +132,73 @@ def _unpacked(name: str, raw: Any, limit: int) -> Any:
     return found
 
 
-def _check_text(dataset: h5py.Dataset, places: ChunkTable, where: str) -> None:
-    """Refuse text that HDF5 would not come to the end of, or of more bytes than the file has: of a usual file, every text lies in it once."""
-    n_rows, n_bytes = dataset.shape[0], 0
-    used = [np.empty(0, np.uint64)]
-    at_once = -(-_ROWS_AT_ONCE // places.chunk_shape[0]) * places.chunk_shape[0]
-    for start in range(0, n_rows, at_once):
-        found = read_straight(places, TEXT_PLACE, start, min(start + at_once, n_rows))
-        for piece in _whole_chunks(places, start, min(start + at_once, n_rows)) if found is None else [found]:
-            n_bytes += int(piece["n_bytes"].sum(dtype=np.int64))
-            used.append(places_in_use(piece))
+@remembered  # each column of a compound array is read by itself
+def _check_texts(dataset: h5py.Dataset) -> None:
+    """Refuse texts that HDF5 would not come to the end of, or of more bytes than the file has: of a usual file, every text lies in it once."""
+    where = f"{dataset.file.filename} :: {dataset.name}"
+    item, fill = _items_of(dataset)
+    assert item is not None
+    n_bytes, used = 0, [np.empty(0, np.uint64)]
+    if len(fill) == item.item_bytes:
+        used.append(places_in_use(item.places(fill).reshape(-1)))
+    for places in text_places(dataset, item):
+        n_bytes += int((places["n_bytes"] * item.units.astype(np.float64)).sum())
+        used.append(places_in_use(places.reshape(-1)))
         _check_claim(dataset, n_bytes, where)
     LocalHeap(dataset.file, where).check(np.unique(np.concatenate(used)))
+
+
+def text_places(dataset: h5py.Dataset, item: ItemPlaces) -> Iterator[np.ndarray]:
+    """Yield the places of the texts in a dataset of a local file of the usual form: for some items at a time, one row for each.
+
+    Nothing of chunks that were never written, and nothing of what only HDF5 can read.
+
+    Parameters
+    ----------
+    dataset
+        Of a file that cannot change.
+    item
+        Where they lie in each item.
+    """
+    stored = _chunk_items(dataset, item.item_bytes) if dataset.chunks else unchunked_items(dataset, item.item_bytes)
+    return map(item.places, stored)
+
+
+def _chunk_items(dataset: h5py.Dataset, itemsize: int) -> Iterator[np.ndarray]:
+    """Yield the items (of so many bytes) of the chunks that are stored and can be read: of the others HDF5 shall say what is wrong."""
+    item = np.dtype((np.void, itemsize))
+    table = hdf5_table(dataset, item)
+    if table is None:
+        return
+    n_items, n_chunks = prod(table.chunk_shape), prod(table.grid)
+    # The items of a chunk lie behind each other.
+    flat = replace(table, chunk_shape=(n_items,), grid=(n_chunks,))
+    stored = np.flatnonzero(table.places_of(np.arange(n_chunks))[1] >= 0)
+    for run in np.split(stored, np.flatnonzero(np.diff(stored) > 1) + 1):
+        for chunks in np.split(run, range(_at_once(table), len(run), _at_once(table))):
+            found = read_straight(flat, item, chunks[0] * n_items, (chunks[-1] + 1) * n_items) if len(chunks) else None
+            if found is not None:
+                yield _inside(found, chunks, table, dataset.shape)
+                continue
+            for chunk in chunks:
+                found = read_straight(flat, item, chunk * n_items, (chunk + 1) * n_items)
+                if found is not None:
+                    yield _inside(found, chunk[None], table, dataset.shape)
+
+
+def _at_once(table: ChunkTable) -> int:
+    """Chunks that are looked at together."""
+    return max(1, _BYTES_AT_ONCE // table.chunk_bytes)
+
+
+def _inside(items: np.ndarray, chunks: np.ndarray, table: ChunkTable, shape: tuple[int, ...]) -> np.ndarray:
+    """Return those items of chunks that are none beyond the end of the array."""
+    is_inside = np.ones((len(chunks), *table.chunk_shape), bool)
+    for axis, at in enumerate(np.unravel_index(chunks, table.grid)):
+        n = table.chunk_shape[axis]
+        along = at[:, None] * n + np.arange(n) < shape[axis]
+        is_inside &= along.reshape(len(chunks), *(n if i == axis else 1 for i in range(len(shape))))
+    return items if is_inside.all() else items[is_inside.reshape(-1)]
 
 
 def _check_claim(dataset: h5py.Dataset, n_bytes: int, where: str) -> None:
@@ -142,12 +206,3 @@ def _check_claim(dataset: h5py.Dataset, n_bytes: int, where: str) -> None:
     if n_bytes > max(_HARMLESS_BYTES, size):
         msg = f"{where}: its text claims {n_bytes} bytes or more, in a file of {size}: the file is damaged"
         raise CorruptDataError(msg)
-
-
-def _whole_chunks(places: ChunkTable, start: int, stop: int) -> Iterator[np.ndarray]:
-    """Yield what the chunks hold that can be read: of the others HDF5 shall say what is wrong."""
-    (rows,) = places.chunk_shape
-    for first in range(start, stop, rows):
-        found = read_straight(places, TEXT_PLACE, first, min(first + rows, stop))
-        if found is not None:
-            yield found

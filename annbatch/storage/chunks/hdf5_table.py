@@ -16,18 +16,27 @@ from annbatch.storage.errors import CorruptDataError, damage_named
 from annbatch.storage.far.hdf5 import far_file_of
 from annbatch.storage.far.hdf5_index import fetch_chunk_indexes
 from annbatch.storage.hdf5_headers import edges_are_unfiltered, layout_message, local_bytes, sizes_are_usual
-from annbatch.storage.hdf5_heap import TEXT_PLACE
+from annbatch.storage.hdf5_items import TEXT_PLACE
 from annbatch.storage.local_hdf5 import remembered
 
 from .decoders import decoder
 from .tables import MAX_CODECS, MAX_DIMS, ChunkTable, Codec, codec, joined_places
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import h5py
 
-__all__ = ["FILTERS", "edges_are_bare", "filters_of", "hdf5_obstacle", "hdf5_table", "text_table", "unchunked_places"]
+__all__ = [
+    "FILTERS",
+    "edges_are_bare",
+    "filters_of",
+    "has_usual_places",
+    "hdf5_obstacle",
+    "hdf5_table",
+    "text_table",
+    "unchunked_items",
+]
 
 # Of layout messages with a version of at most this, chunks are found through a B-tree that all versions of HDF5 read right.
 _OLD_LAYOUT = 3
@@ -35,6 +44,8 @@ _OLD_LAYOUT = 3
 _WITH_COMPACT = (3, 4)
 # Items of a contiguous dataset that one task reads at most: enough for one read, few enough to share the work.
 _CONTIGUOUS_CHUNK = 1 << 16
+# Bytes of items that are looked at together.
+_PEEK_BYTES = 1 << 24
 
 
 def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTable | None:
@@ -43,9 +54,9 @@ def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTabl
     Parameters
     ----------
     dataset
-        Of numbers; with `item` of text.
+        Of numbers; with `item` of anything.
     item
-        What references to text are in the file; they have no fill value: None is returned where a chunk is not stored.
+        What an item is in the file, with references to text; in chunks that are not stored, it is of zeros here.
     """
     obstacle = hdf5_obstacle(dataset) if item is None else _obstacle_around(dataset)
     if obstacle is not None:
@@ -73,8 +84,6 @@ def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTabl
         if are_bare is None:
             return None
         offset, length, mask = _chunk_places(dataset, grid)
-        if item is not None and length.min() < 0:
-            return None
         if are_bare:
             mask[_beyond_the_end(dataset, grid)] = (1 << len(codecs)) - 1
         return ChunkTable(
@@ -98,34 +107,57 @@ def hdf5_table(dataset: h5py.Dataset, item: np.dtype | None = None) -> ChunkTabl
 
 
 def text_table(dataset: h5py.Dataset) -> ChunkTable | None:
-    """Return the chunk table of the places (TEXT_PLACE) at which the texts of a column lie in its file; None where only HDF5 can tell."""
-    return hdf5_table(dataset, TEXT_PLACE) if dataset.ndim == 1 and _has_places(dataset) else None
+    """Return the chunk table of the places (TEXT_PLACE) at which the texts of a column lie in its file.
 
-
-def unchunked_places(dataset: h5py.Dataset) -> np.ndarray | None:
-    """Return the places (TEXT_PLACE) of the texts of a dataset without chunks, with any number of axes; None as :func:`text_table`."""
-    if dataset.chunks or not _engine.can_read_files or dataset.file.mode != "r" or not _has_places(dataset):
-        return None
-    if dataset.is_virtual or dataset.external:
-        return None
-    n_bytes, start, peek = prod(dataset.shape) * TEXT_PLACE.itemsize, dataset.id.get_offset(), _peek(dataset)
-    if start is None:
-        message = layout_message(dataset, peek) or b""
-        found = message[4:] if message[1:2] == b"\0" and message[0] in _WITH_COMPACT else b""
-    else:
-        found = bytes(peek(start, min(n_bytes, dataset.file.id.get_filesize())))
-    return np.frombuffer(found[:n_bytes], TEXT_PLACE) if len(found) >= n_bytes else None
-
-
-def _has_places(dataset: h5py.Dataset) -> bool:
-    """Whether it is text of any length in a file of the usual form."""
+    None where only HDF5 can tell, or a chunk is not stored: its rows have the fill value.
+    """
     import h5py
 
     text = h5py.check_string_dtype(dataset.dtype)
-    if text is None or text.length is not None or sys.byteorder != "little":
-        return False
+    if text is None or text.length is not None or dataset.ndim != 1 or not has_usual_places(dataset):
+        return None
+    table = hdf5_table(dataset, TEXT_PLACE)
+    if table is None or table.places_of(np.arange(prod(table.grid)))[1].min() < 0:
+        return None
+    return table
+
+
+def unchunked_items(dataset: h5py.Dataset, itemsize: int) -> Iterator[bytes]:
+    """Yield the bytes of the items of a dataset without chunks, so many whole items at a time; nothing where only HDF5 can tell.
+
+    Parameters
+    ----------
+    dataset
+        With :func:`has_usual_places`.
+    itemsize
+        Bytes of an item in the file.
+    """
+    if dataset.is_virtual or dataset.external:
+        return
+    n_bytes, start, peek = prod(dataset.shape) * itemsize, dataset.id.get_offset(), _peek(dataset)
+    if start is None:
+        message = layout_message(dataset, peek) or b""
+        found = message[4:] if message[1:2] == b"\0" and message[0] in _WITH_COMPACT else b""
+        if len(found) >= n_bytes:
+            yield found[:n_bytes]
+        return
+    file_bytes = dataset.file.id.get_filesize()
+    step = max(1, _PEEK_BYTES // itemsize) * itemsize
+    for at in range(0, min(n_bytes, file_bytes - start), step):
+        found = bytes(peek(start + at, min(step, n_bytes - at, file_bytes)))
+        yield found[: len(found) // itemsize * itemsize]  # where the file was cut short, HDF5 shall say so
+
+
+def has_usual_places(dataset: h5py.Dataset) -> bool:
+    """Whether places of texts in a dataset's items can be followed past HDF5: a local file of the usual form that cannot change."""
     file = dataset.file
-    return file.driver == "sec2" and sizes_are_usual(local_bytes(file)(0, 64))
+    return (
+        _engine.can_read_files
+        and sys.byteorder == "little"
+        and file.driver == "sec2"
+        and file.mode == "r"
+        and sizes_are_usual(local_bytes(file)(0, 64))
+    )
 
 
 def hdf5_obstacle(dataset: h5py.Dataset) -> str | None:

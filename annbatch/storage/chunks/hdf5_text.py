@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from annbatch.storage.engine._ragged import heap_texts
-from annbatch.storage.hdf5_heap import MOST_BYTES, TEXT_PLACE, LocalHeap, places_in_use
+from annbatch.storage.hdf5_heap import MOST_BYTES, LocalHeap, places_in_use
+from annbatch.storage.hdf5_items import TEXT_PLACE
 from annbatch.storage.text import is_utf8
 
 from .hdf5_table import text_table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -25,6 +26,22 @@ class _OpenInput:
 # Blocks of one input follow each other, and its row pointers are in memory once, however many threads read from it.
 _held: dict[Hashable, _OpenInput] = {}
 _held_lock = threading.Lock()
+_inherited: list[object] = []
+
+
+def _after_fork() -> None:
+    """Forget the inputs of the parent: threads that are not here use them, or were opening them.
+
+    They are not closed: the files, and where each is read, are the parent's, too.
+    """
+    global _held_lock
+    _held_lock = threading.Lock()
+    _inherited.append(dict(_held))
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ anndata writes a column of text as one chunk. It would be decoded, all of it, fo
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,15 @@ LONG_CHUNK_ROWS = 2**14
 # arrays (measured: 150 bytes for 20 letters).
 DECODING_BYTES = 200
 _copying = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _copying
+    _copying = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class SpooledText:

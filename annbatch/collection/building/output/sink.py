@@ -5,6 +5,7 @@ Only the row-aligned arrays grow here; var and other small things are written by
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,23 @@ class Layout:
 
 # Settings of anndata belong to the process: threads that write at a time would undo each other's.
 _settings = threading.Lock()
+# What those were that a thread has changed for now: a process that was forked meanwhile would keep the change.
+_changed: dict[str, Any] = {}
+
+
+def _after_fork() -> None:
+    global _settings
+    _settings = threading.Lock()
+    if _changed:
+        import anndata as ad
+
+        for key in reversed(_changed):  # as anndata itself sets them back
+            setattr(ad.settings, key, _changed[key])
+        _changed.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def write_element(root: Any, name: str, value: Any) -> None:
@@ -91,9 +109,15 @@ def write_element(root: Any, name: str, value: Any) -> None:
     # Whatever the user or the version of anndata prefers: one file each is right for small things, and text with
     # missing values is text.
     chosen = {"auto_shard_zarr_v3": False, "allow_write_nullable_strings": True}
-    with _settings, ad.settings.override(**{key: value for key, value in chosen.items() if key in dir(ad.settings)}):
-        parent, _, key = name.rpartition("/")
-        ad.io.write_elem(root[parent] if parent else root, key, value)
+    known = {key: value for key, value in chosen.items() if key in dir(ad.settings)}
+    with _settings:
+        _changed.update({key: getattr(ad.settings, key) for key in known})
+        try:
+            with ad.settings.override(**known):
+                parent, _, key = name.rpartition("/")
+                ad.io.write_elem(root[parent] if parent else root, key, value)
+        finally:
+            _changed.clear()
 
 
 class Sink(ABC):

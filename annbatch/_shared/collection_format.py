@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "H5AD_SUFFIX",
+    "JOURNAL",
     "MARKER",
     "SOURCE_DTYPE",
     "WORK_FOLDER",
@@ -32,6 +33,8 @@ H5AD_SUFFIX = ".h5ad"
 SOURCE_DTYPE = "annbatch-source-dtype"
 # Folder in a collection that belongs to the call that writes to it.
 WORK_FOLDER = ".annbatch"
+# File in it that says how far that call is.
+JOURNAL = "journal.json"
 
 _NAME = re.compile(r"dataset_(\d+)(\.h5ad)?")
 

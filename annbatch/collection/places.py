@@ -22,13 +22,13 @@ from annbatch._shared.collection_format import (
 )
 from annbatch.storage import CorruptDataError
 from annbatch.storage.errors import damage_named
-from annbatch.storage.listing import LISTING, Listing, check_format
+from annbatch.storage.listing import LISTING, Listing, being_put_in_place, check_format
 from annbatch.storage.local_zarr import check_zarr_format
 from annbatch.storage.manifest import manifest_digest
 from annbatch.storage.opening import check_not_empty, check_store, holds, open_group, open_hdf5
 
 from .building.files import replace_text
-from .building.journal import WorkFolder, unpublished
+from .building.journal import WorkFolder
 from .building.known import NOTE, noted_sources
 from .building.options import Target
 from .building.schema import SRC_PATH
@@ -193,7 +193,7 @@ class _Folder(Place):
         if not self.root.is_dir():
             msg = f"{self.root} exists and is no folder; choose another place"
             raise ValueError(msg)
-        hidden = unpublished(self.root)
+        hidden = being_put_in_place(self.root)
         return [p.name for p in self.root.iterdir() if p.name not in hidden and self._is_member(p)]
 
     def _is_member(self, path: Path) -> bool:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from annbatch._shared.collection_format import WORK_FOLDER, dataset_number
+from annbatch._shared.collection_format import JOURNAL, WORK_FOLDER, dataset_number
 
 from .errors import CorruptDataError
 from .manifest import is_set_aside, manifest_digest, read_document
@@ -54,7 +54,7 @@ def being_put_in_place(folder: Path) -> frozenset[str]:
     CorruptDataError
         What says so (collection/building/journal.py) is damaged.
     """
-    path = folder / WORK_FOLDER / "journal.json"
+    path = folder / WORK_FOLDER / JOURNAL
     try:
         return frozenset(json.loads(read_document(path)).get("names", ()))
     except (FileNotFoundError, NotADirectoryError):

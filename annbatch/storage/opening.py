@@ -177,6 +177,9 @@ def open_datasets(collection: zarr.Group) -> list[Any]:
     from .local_zarr import LocalGroup, location_of
 
     folder = Path(collection.store.root, collection.path) if isinstance(collection.store, LocalStore) else None
+    # Datasets stay unseen until all of an addition are there, as docs/collections.md promises. (Asked before and after: the addition
+    # may begin or end meanwhile.)
+    unseen = frozenset() if folder is None else being_put_in_place(folder)
     found = set(find_datasets(collection))
     listing = Listing.of(collection.attrs, folder or location_of(collection))
     listing.check_all_there(found.__contains__, None if folder is not None else partial(holds, collection))
@@ -184,8 +187,7 @@ def open_datasets(collection: zarr.Group) -> list[Any]:
         # Of all that are in the folder: zarr-python sees none of format 2, or an old copy of its metadata in the root.
         for name in sorted_datasets(child.name for child in folder.iterdir()):
             check_format(folder, name)
-        # They stay unseen until all are there, as docs/collections.md promises.
-        found -= being_put_in_place(folder)
+        found -= unseen | being_put_in_place(folder)
     groups = []
     for name in sorted_datasets(found):
         if folder is not None:

@@ -23,6 +23,7 @@ from annbatch.collection.building.generation import ClosedError, Generation
 from annbatch.collection.building.journal import BusyError, WorkFolder
 from annbatch.collection.building.schema import MatrixType, Schema
 from annbatch.collection.building.schema_file import SchemaFile
+from annbatch.storage import CorruptDataError
 from tests.cells import cells, files_below, write
 
 QUIET = {"progress": False}
@@ -249,7 +250,7 @@ class TestTakingOver:
         work = tmp_path / "c.zarr" / ".annbatch"
         work.mkdir(parents=True)
         (work / "journal.json").write_text(text)
-        with pytest.raises(RuntimeError, match=r"journal.json is damaged; remove .*\.annbatch"):
+        with pytest.raises(CorruptDataError, match=r"journal.json is damaged; remove .*\.annbatch"):
             build(tmp_path / "c.zarr", inputs)
 
     def test_nothing_is_pickled(self, tmp_path, inputs, stop):

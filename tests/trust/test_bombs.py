@@ -446,6 +446,6 @@ def test_bombs_are_refused_and_cost_little(tmp_path):
         assert name in said
         assert not said.startswith(("MemoryError", "read")), said
         assert megabytes < 64, said
-        assert seconds < 10, said  # of processor time: 0.3 at most on a machine of 2026
+        assert seconds < 5, said  # of processor time: 0.3 at most on a machine of 2026 that is busy
         if name in ("blosc.zarr", "text-gzip.zarr", "gzip-fallback.h5ad", "text.h5ad", "huge-chunk.h5ad"):
             assert not verify(tmp_path / name, progress=False).is_sound

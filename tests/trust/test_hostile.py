@@ -368,7 +368,7 @@ def test_claims_beyond_what_is_stored_cost_nothing(sound, tmp_path):
         assert (said == "read") == (name == "claim_values"), said
         assert not said.startswith("MemoryError"), said
         assert megabytes < 64, said
-        assert seconds < 10, said  # of processor time
+        assert seconds < 5, said  # of processor time
 
 
 def test_headers_that_claim_gigabytes(store):

@@ -21,7 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from annbatch._shared.collection_format import H5AD_SUFFIX, WORK_FOLDER, dataset_number
+from annbatch._shared.collection_format import H5AD_SUFFIX, JOURNAL, WORK_FOLDER, dataset_number
+from annbatch.storage.errors import CorruptDataError
 
 from .files import Lock, remove_eventually, replace_text, sync
 from .generation import Generation, generations, is_generation, owner
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 # What is in blocks and journal; an interrupted call is continued by the same version only.
 JOURNAL_VERSION = 3
 _WITHOUT_GENERATIONS = 2
-_JOURNAL = "journal.json"
 _LOCK = "lock"
 # How often a folder that is removed in between is made again.
 _TRIES = 100
@@ -84,7 +84,7 @@ class WorkFolder:
         self.root = root
         self.path = root / WORK_FOLDER
         self.generation = Generation(self.path)
-        self._journal = self.path / _JOURNAL
+        self._journal = self.path / JOURNAL
         self._lock: Lock | None = None
         self._watch: Lock | None = None
         self._made_root = False
@@ -331,7 +331,7 @@ class WorkFolder:
             if generation.name != self.generation.name:
                 generation.close()
         for path in self.path.iterdir():
-            if path.name not in (_LOCK, _JOURNAL, self.generation.name):
+            if path.name not in (_LOCK, JOURNAL, self.generation.name):
                 remove_eventually(path)
 
     def _write(self, journal: dict[str, Any]) -> None:
@@ -353,10 +353,10 @@ def read_journal(root: Path) -> dict[str, Any] | None:
 
     Raises
     ------
-    RuntimeError
+    CorruptDataError
         It is damaged.
     """
-    path = root / WORK_FOLDER / _JOURNAL
+    path = root / WORK_FOLDER / JOURNAL
     try:
         text = path.read_text()
     except (FileNotFoundError, NotADirectoryError):
@@ -374,7 +374,7 @@ def read_journal(root: Path) -> dict[str, Any] | None:
         is_known = False
     if not is_known:
         msg = f"{path} is damaged; remove {path.parent}, and run the call that wrote it again"
-        raise RuntimeError(msg)
+        raise CorruptDataError(msg)
     return dict(journal)
 
 
@@ -383,9 +383,3 @@ def unfinished_call(root: Path) -> str | None:
     if read_journal(root) is None:
         return None
     return "is being written to" if Lock.is_held(root / WORK_FOLDER / _LOCK) else "was interrupted"
-
-
-def unpublished(root: Path) -> frozenset[str]:
-    """Names that may stand in ``root`` but do not belong to the collection yet."""
-    journal = read_journal(root)
-    return frozenset(journal.get("names", ())) if journal else frozenset()

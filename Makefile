@@ -58,7 +58,7 @@ lint: $(VENV)/dev $(VENV)/test  ## ruff, cython-lint, mypy, codespell, the order
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint annbatch
 	$(BIN)/mypy
-	$(BIN)/codespell --skip docs/_build annbatch tests benchmarks docs README.md CHANGELOG.md
+	$(BIN)/codespell annbatch tests benchmarks docs README.md CHANGELOG.md
 	$(BIN)/python -m pytest -q tests/test_house.py
 
 # Without network: whatever the pages need is in the checkout. A dead link inside is an error.
